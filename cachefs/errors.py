@@ -1,0 +1,111 @@
+"""Every error cachefs raises on purpose, each carrying its evidence in fields.
+
+How it works: one base class, so that a boundary catches exactly what we meant and lets a bug through.
+The message is made from the fields, says what, where and what to do, and is what the user sees. None
+of them knows an errno: that is decided once, in a table in `filesystem.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class CachefsError(Exception):
+    """The base of all errors below."""
+
+
+class ConfigError(CachefsError):
+    """A setting, on the command line or in cachefs.toml, that can't be used."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"{where}: {why}")
+        self.where = where
+        self.why = why
+
+
+class CatalogError(CachefsError):
+    """A chain.toml or lock that can't be taken: names the file, and the line or key where known."""
+
+    def __init__(self, path: Path | str, why: str, *, line: int | None = None, key: str | None = None) -> None:
+        at = f"{path}:{line}" if line is not None else str(path)
+        super().__init__(f"{at}: {why}" if key is None else f"{at}: {key!r}: {why}")
+        self.path = path
+        self.why = why
+        self.line = line
+        self.key = key
+
+
+class MetainfoError(CachefsError):
+    """A .torrent that is broken, or not of the one-file shape that snapshots have."""
+
+
+class ContentMismatch(CachefsError):
+    """Metadata whose digest is not the content id it was asked for."""
+
+    def __init__(self, expected: object, got: object, source: str) -> None:
+        super().__init__(f"{source} gave {got}, the lock says {expected}")
+        self.expected = expected
+        self.got = got
+        self.source = source
+
+
+class BlockInvalid(CachefsError):
+    """A block whose bytes do not have the digest its manifest gives."""
+
+    def __init__(self, content: object, index: int, expected: bytes, got: bytes) -> None:
+        super().__init__(f"{content} block {index}: digest {got.hex()}, the manifest says {expected.hex()}")
+        self.content = content
+        self.index = index
+        self.expected = expected
+        self.got = got
+
+
+class MetadataUnavailable(CachefsError):
+    """A name's size isn't known, and no source has told it in time."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: no metadata: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class Unavailable(CachefsError):
+    """Content that no source delivered before the reader's deadline."""
+
+    def __init__(self, what: str, waited: float, reason: str) -> None:
+        super().__init__(f"{what}: nothing after {waited:.1f} s: {reason}")
+        self.what = what
+        self.waited = waited
+        self.reason = reason
+
+
+class StoreFull(CachefsError):
+    """The disk under the store has no room for what was to be written."""
+
+
+class StoreFailed(CachefsError):
+    """The store could not read or write bytes that should be there."""
+
+
+class TooManyWaiting(CachefsError):
+    """More readers wait for bytes than the mount has room for."""
+
+
+class Stopping(CachefsError):
+    """The mount is being taken away; whoever waits is let go."""
+
+    def __init__(self) -> None:
+        super().__init__("the mount is being stopped")
+
+
+class DataDirBusy(CachefsError):
+    """Another daemon works on this data directory."""
+
+    def __init__(self, path: Path, holder: str) -> None:
+        super().__init__(f"{path} is in use by {holder}; stop it first, or choose another --data-dir")
+        self.path = path
+        self.holder = holder
+
+
+class ControlError(CachefsError):
+    """The daemon could not be reached, or answered that it could not do what was asked."""
