@@ -1,0 +1,270 @@
+"""cachefs.toml and the command line, as one frozen `Config`.
+
+How it works: every setting is a field of a section below, with a reader beside it that takes what TOML or the
+command line gave and returns the value, or raises with what it expected. Loading and overriding walk the same
+fields, so both accept the same and say the same. Unknown sections and keys are refused: a misspelt limit that
+is silently ignored is worse than a start that fails. Relative paths are relative to the file they stand in,
+or, from the command line, to the working directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import tomli
+
+from cachefs.config.values import (
+    CHAIN_NAME,
+    Peer,
+    Reader,
+    Version,
+    Wrong,
+    as_chain_file,
+    as_chain_name,
+    as_choice,
+    as_flag,
+    as_list,
+    as_listen,
+    as_path,
+    as_seconds,
+    as_text,
+    as_version,
+    as_whole,
+    show,
+    tracker,
+    web_seed,
+)
+from cachefs.errors import ConfigError
+
+__all__ = [
+    "Config",
+    "Mount",
+    "Peer",
+    "Read",
+    "Snapshots",
+    "Sources",
+    "Torrent",
+    "Version",
+    "load_config",
+    "load_webseed_toml",
+    "web_seed",
+]
+
+_DAY = 86400.0
+_UNLIMITED = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """[mount]: where things are.
+
+    mountpoint: the directory to mount on; data_dir: where fetched bytes, locks and state are kept;
+    allow_other: whether users other than the one who mounts may read (needs user_allow_other in /etc/fuse.conf).
+    """
+
+    mountpoint: Path | None = field(default=None, metadata={"read": as_path})
+    data_dir: Path | None = field(default=None, metadata={"read": as_path})
+    allow_other: bool = field(default=False, metadata={"read": as_flag})
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshots:
+    """[snapshots]: which names are shown.
+
+    chain_toml: path or URL of the chain.toml that a first start makes its lock from, "" for none; chain: the chain's
+    name, "" to take it from that file's; versions: "highest" of each block file's, or "all"; minimum_version and
+    current_version: the bounds within which block files are shown, None for no bound.
+    """
+
+    chain_toml: str = field(default="", metadata={"read": as_chain_file})
+    chain: str = field(default="", metadata={"read": as_chain_name})
+    versions: str = field(default="highest", metadata={"read": as_choice("highest", "all")})
+    minimum_version: Version | None = field(default=None, metadata={"read": as_version})
+    current_version: Version | None = field(default=None, metadata={"read": as_version})
+
+    def __post_init__(self) -> None:
+        low, high = self.minimum_version, self.current_version
+        if low is not None and high is not None and low > high:
+            raise ConfigError("minimum_version", f"{low} is above current_version, {high}: nothing could be shown")
+
+    @property
+    def chain_name(self) -> str | None:
+        """The name given, or else the stem of the file's name (`mainnet.toml`); None where that is just `chain`."""
+        path = urlsplit(self.chain_toml).path if "://" in self.chain_toml else self.chain_toml
+        stem = PurePosixPath(path).stem
+        usable = stem != "chain" and CHAIN_NAME.fullmatch(stem)
+        return self.chain or (stem if usable else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """[sources]: where bytes come from.
+
+    webseeds: base URLs of web seeds, without a slash at the end; peers: BitTorrent peers to connect to; trackers: URLs;
+    torrent_dir: a directory with .torrent files.
+    """
+
+    webseeds: tuple[str, ...] = field(default=(), metadata={"read": as_list(web_seed, "URLs")})
+    peers: tuple[Peer, ...] = field(default=(), metadata={"read": as_list(Peer.parse, '"HOST:PORT"')})
+    trackers: tuple[str, ...] = field(default=(), metadata={"read": as_list(tracker, "URLs")})
+    torrent_dir: Path | None = field(default=None, metadata={"read": as_path})
+
+
+@dataclass(frozen=True, slots=True)
+class Torrent:
+    """[torrent]: the BitTorrent session.
+
+    listen: the address it listens on, port 0 for any free one; seed: whether others are served; dht, lsd, upnp, natpmp,
+    utp, pex: whether each of these protocols is used; download_limit, upload_limit: bytes per second, 0 for none;
+    connections: the most peers at a time; active_torrents: the most torrents in the session at a time;
+    idle_seconds: how long, in seconds, a torrent stays in it unread.
+    """
+
+    listen: Peer = field(default=Peer("0.0.0.0", 42069), metadata={"read": as_listen})
+    seed: bool = field(default=True, metadata={"read": as_flag})
+    dht: bool = field(default=True, metadata={"read": as_flag})
+    lsd: bool = field(default=True, metadata={"read": as_flag})
+    upnp: bool = field(default=True, metadata={"read": as_flag})
+    natpmp: bool = field(default=True, metadata={"read": as_flag})
+    utp: bool = field(default=True, metadata={"read": as_flag})
+    pex: bool = field(default=True, metadata={"read": as_flag})
+    download_limit: int = field(default=0, metadata={"read": as_whole(0, _UNLIMITED, "bytes per second")})
+    upload_limit: int = field(default=0, metadata={"read": as_whole(0, _UNLIMITED, "bytes per second")})
+    connections: int = field(default=500, metadata={"read": as_whole(1, 65535, "connections")})
+    active_torrents: int = field(default=200, metadata={"read": as_whole(1, 100_000, "torrents")})
+    idle_seconds: float = field(default=60.0, metadata={"read": as_seconds(0.1, _DAY)})
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """[read]: how reads behave. Times are in seconds.
+
+    deadline: how long a read waits before it fails; metadata_timeout: how long an open waits for a size;
+    metadata_concurrency: how many .torrent files are asked for at a time; failure_memory: how long a failed block or
+    size fails at once instead of being asked for again; readahead_blocks: the most blocks fetched ahead of a reader;
+    max_waiting: the most reads that wait at a time, more are refused.
+    """
+
+    deadline: float = field(default=60.0, metadata={"read": as_seconds(0.1, _DAY)})
+    metadata_timeout: float = field(default=15.0, metadata={"read": as_seconds(0.1, _DAY)})
+    metadata_concurrency: int = field(default=32, metadata={"read": as_whole(1, 1024, "requests")})
+    failure_memory: float = field(default=30.0, metadata={"read": as_seconds(0, _DAY)})
+    readahead_blocks: int = field(default=64, metadata={"read": as_whole(0, 4096, "blocks")})
+    max_waiting: int = field(default=400, metadata={"read": as_whole(1, 65536, "reads")})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings."""
+
+    mount: Mount = field(default_factory=Mount)
+    snapshots: Snapshots = field(default_factory=Snapshots)
+    sources: Sources = field(default_factory=Sources)
+    torrent: Torrent = field(default_factory=Torrent)
+    read: Read = field(default_factory=Read)
+
+    def override(self, **given: object) -> Config:
+        """These settings with those that were given on the command line, by key, whatever their section.
+
+        None, "" and empty lists mean "not given". ConfigError names the option; TypeError if no setting has that key.
+        """
+        owners = {key: section for section in _sections() for key in _readers(section)}
+        changed: dict[str, dict[str, object]] = {}
+        for key, value in given.items():
+            if key not in owners:
+                raise TypeError(f"no setting is called {key}")
+            if value is not None and value not in ("", (), []):
+                changed.setdefault(owners[key], {})[key] = value
+        return _changed(self, changed, Path.cwd(), lambda _, key: f"--{key.replace('_', '-')}")
+
+
+def load_config(path: Path | None) -> Config:
+    """The settings in the file `path` over the defaults, or just these; ConfigError names file, section and key."""
+    config = Config()
+    if path is None:
+        return config
+    tables = _read_toml(path)
+    for section, table in tables.items():
+        if section not in _sections():
+            raise ConfigError(f"{path}: [{section}]", "unknown section" + _suggestion(section, _sections()))
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {section}", f"expected a section [{section}], got {show(table)}")
+        for key in table:
+            _refuse_unknown(path, section, key)
+    return _changed(config, tables, path.parent.absolute(), lambda section, key: f"{path}: [{section}] {key}")
+
+
+def load_webseed_toml(path: Path) -> tuple[str, ...]:
+    """The web seeds of Erigon's webseed.toml: `label = "url"`, a `v1:` before the URL or not.
+
+    ConfigError if it can't be read or taken.
+    """
+    seeds = []
+    for label, value in _read_toml(path).items():
+        try:
+            seeds.append(web_seed(as_text(value).removeprefix("v1:")))
+        except Wrong as error:
+            raise ConfigError(f"{path}: {label}", str(error)) from None
+    return tuple(dict.fromkeys(seeds))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomli.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise ConfigError(str(path), f"can't be read: {error.strerror}") from error
+    except tomli.TOMLDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}", f"not TOML: {error.msg}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(str(path), "not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(str(path), f"not TOML: {error}") from None
+
+
+def _sections() -> tuple[str, ...]:
+    return tuple(section.name for section in fields(Config))
+
+
+def _readers(section: str) -> dict[str, Reader]:
+    return {item.name: item.metadata["read"] for item in fields(getattr(_DEFAULTS, section))}
+
+
+def _changed(
+    config: Config, tables: Mapping[str, Mapping[str, object]], base: Path, where: Callable[[str, str], str]
+) -> Config:
+    sections: dict[str, Any] = {}
+    for section, table in tables.items():
+        values = {key: _value(section, key, value, base, where) for key, value in table.items()}
+        try:
+            sections[section] = replace(getattr(config, section), **values)
+        except ConfigError as error:
+            raise ConfigError(where(section, error.where), error.why) from None
+    return replace(config, **sections)
+
+
+def _value(section: str, key: str, value: object, base: Path, where: Callable[[str, str], str]) -> object:
+    try:
+        return _readers(section)[key](value, base)
+    except Wrong as error:
+        raise ConfigError(where(section, key), str(error)) from None
+
+
+def _refuse_unknown(path: Path, section: str, key: str) -> None:
+    if key in _readers(section):
+        return
+    owner = next((other for other in _sections() if key in _readers(other)), None)
+    hint = f"; it belongs in [{owner}]" if owner else _suggestion(key, _readers(section))
+    raise ConfigError(f"{path}: [{section}] {key}", "unknown key" + hint)
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+_DEFAULTS = Config()
