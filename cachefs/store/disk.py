@@ -1,0 +1,141 @@
+"""The data files themselves: open, look, read, write. Blocking calls; run them in a thread.
+
+How it works: a file is always as long as its content, and sparse; what was never written is a hole that
+takes no room, and SEEK_DATA tells holes from data without reading. Files are opened by digest in directories
+of mode 0700, and a symbolic link is never followed. An OSError becomes StoreFull or StoreFailed here, once,
+with the path that it is about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import mkstemp
+
+from cachefs.content import ContentId, Span
+from cachefs.errors import StoreFailed, StoreFull
+from cachefs.store.state import Seal
+
+_COMMON = os.O_CLOEXEC | os.O_NOFOLLOW
+_OURS = 0o600
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Turn an OSError into StoreFull or StoreFailed that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        kind = StoreFull if error.errno in _NO_ROOM else StoreFailed
+        raise kind(f"{path}: {error.strerror or error}") from error
+
+
+def directory_of(root: Path, content: ContentId) -> Path:
+    """Where an object lives under the store's root."""
+    return root / content.algorithm / content.hex[:2] / content.hex
+
+
+def make_directory(path: Path) -> None:
+    """Make an object's directory and those above it, each 0700 (`mkdir(parents=True)` does that for the last only)."""
+    for part in (*reversed(path.parents[:3]), path):
+        with contextlib.suppress(FileExistsError):
+            part.mkdir(mode=0o700)
+
+
+def open_sealed(path: Path) -> int | None:
+    """A descriptor to read from, or None if there is no such file."""
+    try:
+        return os.open(path, os.O_RDONLY | _COMMON)
+    except FileNotFoundError:
+        return None
+
+
+def open_writable(path: Path) -> int:
+    """A descriptor to read from and write to; the file is made if need be, and made writable if it was sealed.
+
+    On a read-only file system it is one to read from only: what is cached can still be served.
+    """
+    with contextlib.suppress(FileExistsError):
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _COMMON, _OURS)
+    fd = os.open(path, os.O_RDONLY | _COMMON)
+    try:
+        if stat.S_IMODE(os.fstat(fd).st_mode) != _OURS:
+            os.fchmod(fd, _OURS)
+        writable = os.open(path, os.O_RDWR | _COMMON)
+    except OSError as error:
+        if error.errno in _NO_WRITING:
+            return fd
+        os.close(fd)
+        raise
+    os.close(fd)
+    return writable
+
+
+def seal_of(fd: int) -> Seal:
+    """The file's size, mtime and inode number as they are now."""
+    status = os.fstat(fd)
+    return Seal(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def holes(fd: int, size: int) -> list[Span]:
+    """The stretches below `size` that were never written, in order. Only a hint: zeros may be written too."""
+    found: list[Span] = []
+    at = 0
+    while at < size:
+        start = os.lseek(fd, at, os.SEEK_HOLE)
+        if start >= size:
+            break
+        try:
+            at = min(os.lseek(fd, start, os.SEEK_DATA), size)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # ENXIO: a hole up to the end
+                raise
+            at = size
+        found.append(Span(start, at - start))
+    return found
+
+
+def read_into(fd: int, buffer: memoryview, offset: int) -> bool:
+    """Fill `buffer` from `offset` on; False if the file ends before it is full."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(fd, [buffer[done:]], offset + done)
+        if count == 0:
+            return False
+        done += count
+    return True
+
+
+def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`."""
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(fd, rest, offset)
+        rest, offset = rest[count:], offset + count
+
+
+def replace_file(path: Path, raw: bytes) -> None:
+    """Make `path` a file of `raw`, whole or not at all to anyone who opens it meanwhile. Not synced."""
+    fd, temporary = mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(raw)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_file(path: Path) -> bytes | None:
+    """All of a file, or None if there isn't one."""
+    fd = open_sealed(path)
+    if fd is None:
+        return None
+    with os.fdopen(fd, "rb") as file:
+        return file.read()

@@ -1,0 +1,226 @@
+"""The store's door: manifests and objects by content id, and the committer that makes them durable.
+
+How it works: nothing is opened before it is needed, so a store of any size starts at once. Opening one object
+is single-flight: its lock is held while it is recovered or closed, and whoever comes meanwhile waits and gets
+the same `StoredObject`. Between open and close its row carries no seal, which is how the next start knows that
+the daemon died. `run` commits what has landed once a second or each 64 MiB, so that a crash costs little
+hashing and a long download doesn't leave gigabytes to sync at its end; a commit that fails, on a full disk
+say, is tried again while reads go on.
+
+A manifest is written beside its object with a rename and no sync: it is checked against its own digest by
+whoever reads it, so one that a power cut tore is fetched again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import trio
+
+from cachefs.content import ContentId, Manifest
+from cachefs.errors import CachefsError, Stopping
+from cachefs.store import disk, recovery
+from cachefs.store.recovery import Found
+from cachefs.store.state import State
+from cachefs.store.stored import StoredObject, Tools
+
+COMMIT_SECONDS = 1.0
+"""How long landed blocks wait for a commit, in seconds, at most."""
+
+COMMIT_BYTES = 64 * 2**20
+"""How many landed bytes make a commit start at once."""
+
+_HASHING_THREADS = 2  # of the machine's cores; readers need the others, and the rest of the thread pool
+
+_log = logging.getLogger(__name__)
+
+
+class ObjectStore:
+    """The objects under `root`; `clock` gives Unix seconds, `sync` makes a descriptor's data durable."""
+
+    def __init__(
+        self,
+        root: Path,
+        state: State,
+        *,
+        clock: Callable[[], float] = time.time,
+        sync: Callable[[int], None] = os.fdatasync,
+    ) -> None:
+        self.root = root
+        self._tools = Tools(state, clock, sync)
+        self._objects: dict[ContentId, StoredObject] = {}
+        self._users: dict[ContentId, int] = {}
+        self._locks: dict[ContentId, trio.Lock] = {}
+        self._hashing = trio.CapacityLimiter(_HASHING_THREADS)
+        self._landed = trio.Event()
+        self._pressed = trio.Event()
+        self._landed_bytes = 0
+        self._failing: set[ContentId] = set()
+        self._closed = False
+
+    def manifest(self, content: ContentId) -> bytes | None:
+        """The manifest as it was saved, unchecked; None if there is none. Blocking, short. StoreFailed."""
+        path = self._directory(content) / "manifest"
+        with disk.named(path):
+            return disk.read_file(path) or None
+
+    def save_manifest(self, content: ContentId, raw: bytes) -> None:
+        """Keep a manifest that the caller has checked. Blocking, short. StoreFull, StoreFailed."""
+        path = self._directory(content) / "manifest"
+        with disk.named(path):
+            disk.make_directory(path.parent)
+            disk.replace_file(path, raw)
+
+    def known(self) -> Iterator[ContentId]:
+        """The content ids whose manifests are here, from the directories themselves. Blocking: run it in a thread."""
+        for path in self.root.glob("*/??/*/manifest"):
+            with contextlib.suppress(ValueError):
+                yield ContentId.parse(f"{path.parts[-4]}:{path.parts[-2]}")
+
+    def opened(self) -> list[StoredObject]:
+        """The objects that are open now."""
+        return list(self._objects.values())
+
+    async def open(self, manifest: Manifest) -> StoredObject:
+        """The object of `manifest`, recovered if this is its first user; each open needs one `release`.
+
+        Takes as long as the hashing of what isn't trusted takes; cancelling it loses none of that.
+        StoreFull, StoreFailed, or Stopping after `aclose`.
+        """
+        content = manifest.content
+        async with self._alone(content):
+            if self._closed:
+                raise Stopping
+            stored = self._objects.get(content)
+            if stored is None:
+                stored = await self._recover(manifest)
+                if self._closed:  # meanwhile; the row without a seal makes the next start look at it
+                    stored.abandon()
+                    raise Stopping
+                self._objects[content] = stored
+            self._users[content] = self._users.get(content, 0) + 1
+            return stored
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """The committer: runs until it is cancelled, and does nothing while nothing lands."""
+        task_status.started()
+        while True:
+            await self._landed.wait()
+            with trio.move_on_after(COMMIT_SECONDS):
+                await self._pressed.wait()
+            await self.commit()
+
+    async def commit(self) -> None:
+        """Commit every open object now. What fails is logged once and left for the next commit."""
+        self._landed, self._pressed, self._landed_bytes = trio.Event(), trio.Event(), 0
+        for stored in self.opened():
+            with self._tolerant(stored):
+                await stored.commit()
+
+    async def aclose(self) -> None:
+        """Commit, seal and close every object, whoever still uses it. Nothing can be opened afterwards."""
+        self._closed = True
+        with trio.CancelScope(shield=True):
+            for content in list(self._objects):
+                async with self._alone(content):
+                    await self._close(content)
+
+    def landed(self, stored: StoredObject, size: int) -> None:
+        """An object's word that a block became servable; wakes the committer."""
+        self._landed.set()
+        self._landed_bytes += size
+        if self._landed_bytes >= COMMIT_BYTES:
+            self._pressed.set()
+
+    async def released(self, stored: StoredObject) -> None:
+        """An object's word that a user is done with it."""
+        content = stored.manifest.content
+        if self._objects.get(content) is not stored:
+            return
+        self._users[content] -= 1
+        with trio.CancelScope(shield=True):
+            async with self._alone(content):
+                if self._users.get(content) == 0:
+                    await self._close(content)
+
+    def _directory(self, content: ContentId) -> Path:
+        return disk.directory_of(self.root, content)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, content: ContentId) -> AsyncIterator[None]:
+        """Hold the object's lock; the lock itself goes when nobody waits for it."""
+        lock = self._locks.setdefault(content, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked() and self._locks.get(content) is lock:
+                del self._locks[content]
+
+    async def _recover(self, manifest: Manifest) -> StoredObject:
+        row = self._tools.state.load_object(manifest.content)
+        path = self._directory(manifest.content) / "data"
+        found = await trio.to_thread.run_sync(recovery.find, path, manifest, row)
+        stored = StoredObject(manifest, path, found, row.completed if row else None, self._tools)
+        try:
+            if not stored.sealed:
+                await self._settle(stored, found)
+        except BaseException:
+            stored.abandon()
+            raise
+        stored.attach(self)
+        return stored
+
+    async def _settle(self, stored: StoredObject, found: Found) -> None:
+        """Record that the object is in use, hash what isn't trusted of it, and seal it if it is whole.
+
+        A state that can't be written (disk full) stops no reader: a file that is written to later no longer looks
+        like its seal, so what the row goes on to say is not believed for longer than it is true.
+        """
+        with self._tolerant(stored):
+            stored.save_unsealed()
+        if found.suspects:
+            await self._hash(stored, found)
+        with self._tolerant(stored):
+            await stored.commit()
+
+    async def _hash(self, stored: StoredObject, found: Found) -> None:
+        _log.info("%s: checking %d blocks that were not recorded", stored.path, len(found.suspects))
+        try:
+            with disk.named(stored.path):
+                await trio.to_thread.run_sync(
+                    recovery.rehash, found, stored.manifest, self._tools.sync, limiter=self._hashing
+                )
+        finally:
+            with self._tolerant(stored):
+                stored.save_unsealed()
+
+    async def _close(self, content: ContentId) -> None:
+        stored = self._objects.pop(content, None)
+        self._users.pop(content, None)
+        if stored is None:
+            return
+        with self._tolerant(stored):
+            await stored.close()
+        self._failing.discard(content)
+
+    @contextlib.contextmanager
+    def _tolerant(self, stored: StoredObject) -> Iterator[None]:
+        """Let a commit fail: said once when it begins and once when it is over, and tried again by `run`."""
+        content = stored.manifest.content
+        try:
+            yield
+        except CachefsError as error:
+            self._landed.set()
+            if content not in self._failing:
+                self._failing.add(content)
+                _log.error("blocks can't be made durable, and would be hashed again after a restart: %s", error)
+        else:
+            if content in self._failing and not stored.frozen:
+                self._failing.discard(content)
+                _log.info("%s: committed after failures", stored.path)

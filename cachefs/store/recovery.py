@@ -1,0 +1,136 @@
+"""What may be believed of an object at its next open, and the hashing of the rest.
+
+How it works: a row of the state either carries a seal or it doesn't.
+
+| row                                   | believed               | hashed                                      |
+|---------------------------------------|------------------------|---------------------------------------------|
+| sealed, and the file still looks so   | its bits               | nothing                                     |
+| not sealed: the daemon died           | bits of blocks in data | other data on disk, and bits in a hole      |
+| none, or another file, or too long    | nothing                | all data on disk                            |
+
+A bit is only ever written after its data was synced, so an unsealed row's bits hold after a power cut too;
+data without a bit was being written when the end came, and hashing it is cheaper than fetching it. A block
+that fails is merely absent. A hole under a bit means that somebody emptied the file: it is hashed as well.
+Everything is synced before the hashing starts, hence each block found good is durable at once: an open that
+is cancelled halfway has not worked in vain, and the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from cachefs.content import Bitmap, Manifest, Span
+from cachefs.errors import BlockInvalid
+from cachefs.store import disk
+from cachefs.store.state import ObjectRow, Seal
+
+
+@dataclass(slots=True)
+class Found:
+    """An open data file, the blocks believed of it, those still to hash, and the seal if it holds."""
+
+    fd: int
+    bits: Bitmap
+    suspects: list[int]
+    seal: Seal | None = None
+
+
+def find(path: Path, manifest: Manifest, row: ObjectRow | None) -> Found:
+    """Open the data file, made at full length if need be, and decide what to believe. Blocking; no hashing.
+
+    StoreFull or StoreFailed if the file can't be opened or given its length.
+    """
+    bits = _bits(manifest, row)
+    with disk.named(path):
+        if row is not None and bits is not None and bits.complete and row.seal is not None:
+            fd = disk.open_sealed(path)
+            if fd is not None and _matches(fd, row.seal):
+                return Found(fd, bits, [], row.seal)
+        disk.make_directory(path.parent)
+        fd = disk.open_writable(path)
+        try:
+            return _look(fd, manifest, bits, row.seal if row else None)
+        except BaseException:
+            os.close(fd)
+            raise
+
+
+def _matches(fd: int, seal: Seal) -> bool:
+    """Whether the file looks as sealed; if not, the descriptor is closed."""
+    if disk.seal_of(fd) == seal:
+        return True
+    os.close(fd)
+    return False
+
+
+def _bits(manifest: Manifest, row: ObjectRow | None) -> Bitmap | None:
+    """The row's bits, or None if there are none that fit this manifest."""
+    if row is None or (row.length, row.block_length) != (manifest.length, manifest.block_length):
+        return None
+    try:
+        return Bitmap.from_bytes(manifest.blocks, row.bitmap)
+    except ValueError:
+        return None
+
+
+def _look(fd: int, manifest: Manifest, bits: Bitmap | None, seal: Seal | None) -> Found:
+    now = disk.seal_of(fd)
+    if bits is not None and seal == now:
+        return Found(fd, bits, [], seal)
+    # Before it is given its length: what lies beyond the end is a hole too.
+    gaps = disk.holes(fd, min(now.size, manifest.length))
+    gaps.append(Span(now.size, max(0, manifest.length - now.size)))
+    if now.size != manifest.length:
+        os.ftruncate(fd, manifest.length)
+    if bits is None or seal is not None or now.size > manifest.length:
+        bits = Bitmap(manifest.blocks)
+    return Found(fd, *judge(manifest, bits, gaps))
+
+
+def judge(manifest: Manifest, bits: Bitmap, gaps: Iterable[Span]) -> tuple[Bitmap, list[int]]:
+    """Of `bits`, those to believe; and the blocks to hash, given the holes in the file. Pure."""
+    believed = bits.copy()
+    suspects = set[int]()
+    empty = bytearray(manifest.blocks)
+    for gap in gaps:
+        for index in manifest.covering(gap.offset, gap.length):
+            span = manifest.span(index)
+            if index in bits:
+                believed.discard(index)
+                suspects.add(index)
+            elif gap.offset <= span.offset and span.end <= gap.end:
+                empty[index] = 1
+    suspects.update(i for i in range(manifest.blocks) if not empty[i] and i not in believed)
+    return believed, sorted(suspects)
+
+
+def rehash(found: Found, manifest: Manifest, sync: Callable[[int], None]) -> None:
+    """Hash the suspects and set the bits of the good ones in `found`. Blocking, in a thread of trio's.
+
+    Cancelled between two blocks when the caller is; `found` then has what was done. OSError if the sync fails.
+    """
+    sync(found.fd)
+    # Pages that a failed write-back left in memory must not pass for bytes on disk.
+    os.posix_fadvise(found.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    buffer = memoryview(bytearray(min(manifest.block_length, manifest.length)))
+    for index in found.suspects:
+        trio.from_thread.check_cancelled()
+        if block_is_good(found.fd, manifest, index, buffer):
+            found.bits.add(index)
+
+
+def block_is_good(fd: int, manifest: Manifest, index: int, buffer: memoryview) -> bool:
+    """Whether a block's bytes on disk have its digest; one that can't be read is not good."""
+    span = manifest.span(index)
+    try:
+        if not disk.read_into(fd, buffer[: span.length], span.offset):
+            return False
+        manifest.verify(index, buffer[: span.length])
+    except (OSError, BlockInvalid):
+        return False
+    return True

@@ -1,0 +1,270 @@
+"""What the store remembers between starts: SQLite in WAL mode, in one file.
+
+How it works: two tables. `BittorrentInfo` has a row for each name of the lock (Erigon's columns); `objects`
+has one for each content id, with a bit for every block known to be good **on disk**. Nothing here is
+precious: names come back from the lock, lengths from the manifests, bits by hashing the data files. So
+`synchronous=NORMAL` is enough (a power cut may lose the last commits, never the database's consistency),
+and a database that is damaged is moved aside and started anew. It is never deleted, in case someone wants
+to know what happened. On a read-only file system a copy in memory is used: reads work, nothing is kept.
+
+All calls are synchronous and quick, and belong to the thread that called `open`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachefs.content import ContentId
+from cachefs.errors import StoreFailed, StoreFull
+
+_APPLICATION_ID = 0x63616368  # "cach"
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE BittorrentInfo (
+    Name TEXT PRIMARY KEY NOT NULL, Hash TEXT NOT NULL, Length INTEGER, Created REAL NOT NULL, Completed REAL
+) WITHOUT ROWID;
+CREATE INDEX BittorrentInfoHash ON BittorrentInfo (Hash);
+CREATE TABLE objects (
+    id TEXT PRIMARY KEY NOT NULL, block_length INTEGER NOT NULL, length INTEGER NOT NULL, bitmap BLOB NOT NULL,
+    held INTEGER NOT NULL, seal_size INTEGER, seal_mtime_ns INTEGER, seal_inode INTEGER, completed REAL,
+    last_used REAL NOT NULL
+);
+"""
+# A new name, or one with a new hash: what the store already has under that hash is known at once.
+_UPSERT = """
+INSERT INTO BittorrentInfo (Name, Hash, Length, Created, Completed) VALUES (:name, :hash,
+    (SELECT length FROM objects WHERE id = :id), :created, (SELECT completed FROM objects WHERE id = :id))
+ON CONFLICT (Name) DO UPDATE SET Hash = excluded.Hash, Length = excluded.Length, Created = excluded.Created,
+    Completed = excluded.Completed
+"""
+_COMPLETED = "UPDATE BittorrentInfo SET Completed = ?1 WHERE Hash = ?2 AND Completed IS NOT ?1"
+_FIELDS = "block_length, length, bitmap, held, seal_size, seal_mtime_ns, seal_inode, completed, last_used"
+
+# Errors that are a verdict on the file's content; a disk that is full or a file that is locked says nothing about it.
+_VERDICTS = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ}
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """A name's row in BittorrentInfo; times are Unix seconds, `length` is bytes and None until known."""
+
+    name: str
+    hash: str
+    length: int | None
+    created: float
+    completed: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """How a data file looked when the store had last finished with it: size in bytes, mtime, inode number."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRow:
+    """What is known of an object on disk.
+
+    `bitmap`: a bit for each block that was verified and synced. `held`: the bytes in those blocks. `seal`: None
+    while the file may be written to, that is from open to a clean close, or until it is complete.
+    """
+
+    block_length: int
+    length: int
+    bitmap: bytes
+    held: int
+    seal: Seal | None
+    completed: float | None
+    last_used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Totals for the status: names in the lock, sized, completed; objects, complete ones, bytes held."""
+
+    names: int
+    sized: int
+    completed: int
+    objects: int
+    complete: int
+    held: int
+
+
+class State:
+    """The database; `rebuilt` says that what was there before had to be set aside."""
+
+    def __init__(self, db: sqlite3.Connection, *, rebuilt: bool) -> None:
+        self._db = db
+        self.rebuilt = rebuilt
+
+    @classmethod
+    def open(cls, path: Path) -> State:
+        """The database at `path`, made if it isn't there. StoreFailed or StoreFull if it can't be."""
+        with _translated():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.access(path.parent, os.W_OK):
+                return cls(_copy_in_memory(path), rebuilt=False)
+            with contextlib.suppress(_BrokenError):
+                return cls(_connect(path), rebuilt=False)
+            _move_aside(path)
+            return cls(_connect(path), rebuilt=True)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def sync_names(self, entries: Mapping[str, ContentId], created: float) -> None:
+        """Make the names those of the lock: new ones added at `created`, changed ones reset, gone ones removed."""
+        with self._transaction() as db:
+            before = dict(db.execute("SELECT Name, Hash FROM BittorrentInfo"))
+            changed = [
+                {"name": name, "hash": content.hex, "id": str(content), "created": created}
+                for name, content in entries.items()
+                if before.get(name) != content.hex
+            ]
+            gone = [(name,) for name in before if name not in entries]
+            db.executemany("DELETE FROM BittorrentInfo WHERE Name = ?", gone)
+            db.executemany(_UPSERT, changed)
+
+    def infos(self) -> dict[str, Info]:
+        """Every name's row."""
+        with _translated():
+            rows = self._db.execute("SELECT Name, Hash, Length, Created, Completed FROM BittorrentInfo ORDER BY Name")
+            return {row[0]: Info(*row) for row in rows}
+
+    def set_lengths(self, lengths: Mapping[str, int]) -> None:
+        """Record lengths in bytes by name; names that aren't there are passed over."""
+        with self._transaction() as db:
+            pairs = [(length, name) for name, length in lengths.items()]
+            db.executemany("UPDATE BittorrentInfo SET Length = ? WHERE Name = ?", pairs)
+
+    def set_completed(self, content: ContentId | str, when: float | None) -> None:
+        """Set or clear the time of completion of every name with that content id or hex hash."""
+        digest = content if isinstance(content, str) else content.hex
+        with self._transaction() as db:
+            db.execute(_COMPLETED, (when, digest))
+
+    def load_object(self, content: ContentId) -> ObjectRow | None:
+        """What is known of an object, or None."""
+        with _translated():
+            row = self._db.execute(f"SELECT {_FIELDS} FROM objects WHERE id = ?", (str(content),)).fetchone()
+        if row is None:
+            return None
+        block_length, length, bitmap, held, size, mtime_ns, inode, completed, last_used = row
+        seal = None if size is None else Seal(size, mtime_ns, inode)
+        return ObjectRow(block_length, length, bitmap, held, seal, completed, last_used)
+
+    def save_object(self, content: ContentId, row: ObjectRow) -> None:
+        """Record an object and, in the same transaction, the completion of the names that have it."""
+        seal = (row.seal.size, row.seal.mtime_ns, row.seal.inode) if row.seal else (None, None, None)
+        values = (str(content), row.block_length, row.length, row.bitmap, row.held, *seal, row.completed, row.last_used)
+        with self._transaction() as db:
+            db.execute(f"INSERT OR REPLACE INTO objects (id, {_FIELDS}) VALUES (?,?,?,?,?,?,?,?,?,?)", values)
+            db.execute(_COMPLETED, (row.completed, content.hex))
+
+    def touch_object(self, content: ContentId, last_used: float) -> None:
+        """Record when an object was last used."""
+        with self._transaction() as db:
+            db.execute("UPDATE objects SET last_used = ? WHERE id = ?", (last_used, str(content)))
+
+    def forget_object(self, content: ContentId) -> None:
+        """Drop an object's row; its names are no longer completed."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM objects WHERE id = ?", (str(content),))
+            db.execute(_COMPLETED, (None, content.hex))
+
+    def counts(self) -> Counts:
+        """Totals over all rows: no data file is looked at."""
+        with _translated():
+            names = self._db.execute("SELECT count(*), count(Length), count(Completed) FROM BittorrentInfo").fetchone()
+            objects = self._db.execute("SELECT count(*), count(completed), coalesce(sum(held), 0) FROM objects")
+            return Counts(*names, *objects.fetchone())
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with _translated():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk may have rolled back already
+                    self._db.execute("ROLLBACK")
+                raise
+
+
+class _BrokenError(Exception):
+    """The file isn't a sound database of ours."""
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        raise (StoreFull if full else StoreFailed)(f"state.db: {error}") from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A sound database of this version, new if there was no file; _BrokenError if there is one that isn't sound."""
+    fresh = not path.exists()
+    db = sqlite3.connect(path, isolation_level=None)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        if fresh:
+            _create(db)
+        _check(db)
+    except (sqlite3.DatabaseError, _BrokenError) as error:
+        db.close()
+        if isinstance(error, sqlite3.Error) and error.sqlite_errorcode not in _VERDICTS:
+            raise
+        raise _BrokenError from error
+    return db
+
+
+def _create(db: sqlite3.Connection) -> None:
+    marks = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_VERSION};"
+    db.executescript(f"BEGIN; {_SCHEMA} {marks} COMMIT;")
+
+
+def _check(db: sqlite3.Connection) -> None:
+    marks = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+    if marks != [_APPLICATION_ID, _VERSION] or db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        raise _BrokenError
+    db.execute(f"SELECT {_FIELDS} FROM objects LIMIT 1").fetchone()
+    db.execute("SELECT Name, Hash, Length, Created, Completed FROM BittorrentInfo LIMIT 1").fetchone()
+
+
+def _move_aside(path: Path) -> None:
+    """Rename the database with its log: a log left beside a new database would be replayed into it."""
+    number = 1
+    while path.with_name(f"{path.name}.broken-{number}").exists():
+        number += 1
+    # The log first: a crash in between leaves a database without log, which is broken still or merely older.
+    for suffix in ("-wal", "-shm", ""):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(path.with_name(f"{path.name}.broken-{number}{suffix}"))
+
+
+def _copy_in_memory(path: Path) -> sqlite3.Connection:
+    """The database of a read-only file system, copied; an empty one if it isn't there or isn't sound."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    with contextlib.suppress(sqlite3.DatabaseError, _BrokenError):
+        source = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+        with contextlib.closing(source):
+            source.backup(db)
+        _check(db)
+        return db
+    db.close()
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    _create(db)
+    return db

@@ -1,0 +1,246 @@
+"""One object while it is open: reading what is verified, landing what was fetched, making it durable.
+
+How it works: `verified` has a bit for every block whose bytes are in the file and were checked; such a block
+is served at once. Its bit reaches the state only with a commit: copy the bits, fdatasync, save the copy. A
+block that lands during the sync is not in the copy and waits for the next one, so no bit is ever saved before
+its data. The commit that has the last block also makes the file read-only and records its seal.
+
+If a sync fails, the kernel has forgotten the pages that it couldn't write and the next sync would report
+success. So nothing is committed any more until the object is opened again and what is on disk is hashed.
+
+Reads that the page cache can answer are made with RWF_NOWAIT on the event loop: a thread would cost ten times
+the read. They share one buffer, for a reply is copied into the kernel before the next read is looked at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from cachefs.content import Bitmap, Manifest
+from cachefs.errors import StoreFailed
+from cachefs.store import disk
+from cachefs.store.recovery import Found
+from cachefs.store.state import ObjectRow, Seal, State
+
+READ_NOW_LIMIT = 2**20
+"""The most bytes that `read_now` gives: the largest read the kernel sends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What every object of a store shares; `clock` gives Unix seconds, `sync` is fdatasync (tests count it)."""
+
+    state: State
+    clock: Callable[[], float]
+    sync: Callable[[int], None]
+    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(READ_NOW_LIMIT)))
+
+
+class Owner(Protocol):
+    """What an object tells its store."""
+
+    def landed(self, stored: StoredObject, size: int) -> None:
+        """Block bytes became servable and wait for a commit."""
+
+    async def released(self, stored: StoredObject) -> None:
+        """One user is done with the object."""
+
+
+class StoredObject:
+    """An object's bytes. From `ObjectStore.open`; the last `release` closes it."""
+
+    def __init__(self, manifest: Manifest, path: Path, found: Found, completed: float | None, tools: Tools) -> None:
+        self.manifest = manifest
+        self.path = path
+        self.directory = path.parent
+        self.verified = found.bits
+        self.complete = found.bits.complete
+        self._length = manifest.length
+        self._block_length = manifest.block_length
+        self._fd = found.fd
+        # A partial object's seal ends here: it may be written to from now on.
+        self._seal = found.seal if self.complete else None
+        self._completed = completed
+        self._tools = tools
+        self._owner: Owner | None = None
+        self._committing = trio.Lock()
+        self._dirty = False
+        self._frozen = False
+
+    def attach(self, owner: Owner) -> None:
+        """Tell `owner` from now on; the store's own call."""
+        self._owner = owner
+
+    @property
+    def allocated(self) -> int:
+        """The bytes the file takes on disk, whole sectors."""
+        with disk.named(self.path):
+            return os.fstat(self._fd).st_blocks * 512
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it is complete, durable and recorded as such."""
+        return self._seal is not None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether a sync failed, so that nothing more is committed until it is opened again."""
+        return self._frozen
+
+    @property
+    def held(self) -> int:
+        """The bytes in verified blocks."""
+        return _held(self.manifest, self.verified)
+
+    def land(self, index: int) -> bool:
+        """A verified block's bytes are in the file: serve it from now on. True if it wasn't there before.
+
+        Durable at the next commit. No I/O. IndexError if there is no such block.
+        """
+        if not self.verified.add(index):
+            return False
+        self.complete = self.verified.complete
+        self._dirty = True
+        if self._owner is not None:
+            self._owner.landed(self, self.manifest.span(index).length)
+        return True
+
+    async def write(self, index: int, data: bytes | bytearray | memoryview) -> None:
+        """Verify a block, write it and land it. BlockInvalid if it is another; StoreFull, StoreFailed."""
+        if index in range(self.manifest.blocks) and index in self.verified:
+            return
+        await trio.to_thread.run_sync(self._write, index, data)
+        self.land(index)
+
+    def _write(self, index: int, data: bytes | bytearray | memoryview) -> None:
+        self.manifest.verify(index, data)
+        with disk.named(self.path):
+            disk.write_all(self._fd, data, self.manifest.span(index).offset)
+
+    def read_now(self, offset: int, size: int) -> memoryview | None:
+        """`size` bytes at `offset`, less only what lies past the end; None if that would block or is over 1 MiB.
+
+        The view is of a buffer that all objects share: valid until the next call, so reply, or copy, before
+        the next await. StoreFailed if a block in the span isn't verified.
+        """
+        if offset + size > self._length:
+            size = max(0, self._length - offset)
+        if not self.complete and size:
+            self._require(offset, size)
+        if size > READ_NOW_LIMIT:
+            return None
+        view = self._tools.buffer[:size]
+        try:
+            count = os.preadv(self._fd, (view,), offset, os.RWF_NOWAIT)
+        except OSError:  # not in the page cache, or the file system can't tell; a real error shows in read()
+            return None
+        return view if count == size else None
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset`, less only what lies past the end; StoreFailed rather than fewer."""
+        ready = self.read_now(offset, size)
+        if ready is not None:
+            return bytes(ready)
+        return await trio.to_thread.run_sync(self._read, offset, min(size, self._length - offset))
+
+    def _read(self, offset: int, size: int) -> bytes:
+        data = bytearray(size)
+        with disk.named(self.path):
+            if not disk.read_into(self._fd, memoryview(data), offset):
+                raise StoreFailed(f"{self.path}: ends before byte {offset + size}; it was cut short behind our back")
+        return bytes(data)
+
+    def _require(self, offset: int, size: int) -> None:
+        for index in range(offset // self._block_length, -(-(offset + size) // self._block_length)):
+            if index not in self.verified:
+                raise StoreFailed(f"{self.path}: block {index} was read before it was there")
+
+    async def commit(self) -> None:
+        """Make everything that has landed durable; seal the file if that is all of it. StoreFull, StoreFailed."""
+        async with self._committing:
+            if not self._dirty or self._frozen:
+                return
+            self._dirty = False
+            try:
+                bits = self.verified.copy()
+                if bits.complete:
+                    self._seal = await trio.to_thread.run_sync(self._sync, True)
+                    self._completed = self._tools.clock()
+                else:
+                    await trio.to_thread.run_sync(self._sync, False)
+                self._save(bits)
+            except BaseException:
+                self._dirty = True
+                raise
+
+    def _sync(self, read_only: bool) -> Seal:
+        """Sync the file, then tell how it looks."""
+        with disk.named(self.path):
+            try:
+                self._tools.sync(self._fd)
+            except OSError:
+                self._frozen = True
+                raise
+            if read_only:
+                os.fchmod(self._fd, 0o444)
+            return disk.seal_of(self._fd)
+
+    def save_unsealed(self) -> None:
+        """Record what recovery has found, and that the file may be written from here on; the store's own call."""
+        self.complete = self.verified.complete
+        self._dirty = True
+        self._save(self.verified)
+        self._dirty = self.complete
+
+    def abandon(self) -> None:
+        """Close the file of an object that nobody got to see; the store's own call."""
+        os.close(self._fd)
+        self._fd = -1
+
+    def _save(self, bits: Bitmap) -> None:
+        manifest, tools = self.manifest, self._tools
+        row = ObjectRow(
+            block_length=manifest.block_length,
+            length=manifest.length,
+            bitmap=bytes(bits),
+            held=_held(manifest, bits),
+            seal=self._seal,
+            completed=self._completed if self._seal and bits.complete else None,
+            last_used=tools.clock(),
+        )
+        tools.state.save_object(manifest.content, row)
+
+    async def release(self) -> None:
+        """Be done with the object; the last to be done commits and closes it."""
+        if self._owner is not None:
+            await self._owner.released(self)
+
+    async def close(self) -> None:
+        """Commit, record the clean end and close the file, come what may; the store's own call."""
+        with trio.CancelScope(shield=True):
+            try:
+                await self.commit()
+                await self._finish()
+            finally:
+                self.abandon()
+
+    async def _finish(self) -> None:
+        if self._seal is not None:
+            self._tools.state.touch_object(self.manifest.content, self._tools.clock())
+        elif not self._frozen:
+            bits = self.verified.copy()
+            self._seal = await trio.to_thread.run_sync(self._sync, False)
+            self._save(bits)
+
+
+def _held(manifest: Manifest, bits: Bitmap) -> int:
+    """The bytes in the blocks of `bits`: all blocks are of one length but the last."""
+    last = manifest.blocks - 1
+    missing_tail = manifest.block_length - manifest.span(last).length
+    return len(bits) * manifest.block_length - (missing_tail if last in bits else 0)
