@@ -1,0 +1,80 @@
+"""The `cachefs` command: a table of subcommands, each in a file of its own and loaded when it is called.
+
+How it works: importing libtorrent or pyfuse3 takes longer than printing a help text, so the group knows
+its commands by a table (name, where the command is, one line of help) and imports only the one that was
+asked for. Errors we raise on purpose end here, as `cachefs: message` on stderr and exit code 1; they may
+come wrapped in the exception groups of trio's nurseries. Any other exception is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from cachefs import __version__
+from cachefs.errors import CachefsError
+
+
+@dataclass(frozen=True, slots=True)
+class LazyCommand:
+    """Where a subcommand is, as `module:attribute`, and the line that `cachefs --help` shows for it."""
+
+    target: str
+    help: str
+
+    def load(self) -> click.Command:
+        module, _, attribute = self.target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+COMMANDS = {
+    "mount": LazyCommand("cachefs.cli.mount:mount", "Mount a chain's snapshots; bytes are fetched when first read."),
+    "umount": LazyCommand("cachefs.cli.umount:umount", "Take a mount away, also a dead one."),
+    "status": LazyCommand("cachefs.cli.status:status", "Show what a running mount holds, fetches and waits for."),
+    "seed": LazyCommand("cachefs.cli.seed:seed", "Serve a directory as torrent seeder and web seed."),
+}
+
+
+def intended(error: BaseException) -> CachefsError | None:
+    """The CachefsError that `error` is, or consists of when it is a group; None if it is anything else."""
+    if isinstance(error, CachefsError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        found = [intended(inner) for inner in error.exceptions]
+        return found[0] if all(found) else None
+    return None
+
+
+class LazyGroup(click.Group):
+    """A group that reads `COMMANDS` and imports a command when it is run, not when it is listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        lazy = COMMANDS.get(cmd_name)
+        return None if lazy is None else lazy.load()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, lazy.help) for name, lazy in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (CachefsError, BaseExceptionGroup) as error:
+            expected = intended(error)
+            if expected is None:
+                raise
+            click.echo(f"cachefs: {expected}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cachefs")
+def main() -> None:
+    """A read-only file system that fetches and verifies content on first read."""
