@@ -1,0 +1,300 @@
+"""Reading through: where the store and the fetchers meet.
+
+How it works: a `Flow` stands for one content id that is open, however many readers have it: its object in
+the store, its download, and a flight for each block that somebody waits for. A read of blocks that are here
+goes straight to the store. A missing block joins its flight or starts one; all flights of a flow are its urgent
+demand, and the windows of its readers are its readahead. The fetcher lands blocks, a landing ends the
+flight, and everybody who waited reads from the store. So fifty readers of one block cause one fetch, and a
+reader that gives up ends no fetch: its flight stays in the demand, behind those that are waited for.
+
+Nothing here waits without a deadline, and the number of waiting reads is bounded: the kernel's side
+has a limited number of requests under way, and cached reads must find one free.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from cachefs import window
+from cachefs.content import ContentId
+from cachefs.errors import CachefsError, Stopping, TooManyWaiting, Unavailable
+from cachefs.fetch.base import Download, Fetcher, Job
+from cachefs.metainfo import Metainfo
+from cachefs.store.objects import ObjectStore
+from cachefs.store.stored import StoredObject
+
+if TYPE_CHECKING:
+    from cachefs.config import Read
+
+log = logging.getLogger(__name__)
+
+_METER_SPAN = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One blocked read, for the status; `since` on trio's clock, in seconds."""
+
+    name: str
+    blocks: tuple[int, ...]
+    since: float
+
+
+class _Flight:
+    """A missing block on its way: who waits for it, and how it ended."""
+
+    __slots__ = ("done", "error", "waiters")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: Exception | None = None
+        self.waiters = 0
+
+
+class _Meter:
+    """Bytes per second over the last moments."""
+
+    def __init__(self) -> None:
+        self._landings: deque[tuple[float, int]] = deque()
+        self._total = 0
+
+    def add(self, size: int) -> None:
+        now = trio.current_time()
+        self._landings.append((now, size))
+        self._total += size
+        while self._landings[0][0] < now - _METER_SPAN:
+            self._total -= self._landings.popleft()[1]
+
+    def rate(self) -> float:
+        if len(self._landings) < 2:
+            return 0.0
+        return self._total / max(trio.current_time() - self._landings[0][0], 0.001)
+
+
+class Flow:
+    """One open content id. Its `landed` and `failed` are the fetcher's `Sink`."""
+
+    def __init__(self, stored: StoredObject, info: Metainfo, name: str, ended: Callable[[Flow], None]) -> None:
+        self.stored = stored
+        self.name = name
+        self.info = info
+        self.readers: set[Reader] = set()
+        self.download: Download | None = None
+        self.last_error = ""
+        self._ended = ended
+        self._flights: dict[int, _Flight] = {}
+        self._meter = _Meter()
+        self._landed_at = float("-inf")
+
+    def landed(self, index: int) -> None:
+        self._landed_at = trio.current_time()
+        self.stored.land(index)
+        self._meter.add(self.stored.manifest.span(index).length)
+        flight = self._flights.pop(index, None)
+        if flight is not None:
+            flight.done.set()
+
+    def failed(self, error: Exception) -> None:
+        self.last_error = str(error)
+        flights, self._flights = self._flights, {}
+        for flight in flights.values():
+            flight.error = error
+            flight.done.set()
+
+    def forget_flights(self) -> None:
+        """Nobody reads this content any more: what was given up on need not come."""
+        self._flights.clear()
+
+    def idle_for(self) -> float:
+        """Seconds since a block last landed; infinite if none did."""
+        return trio.current_time() - self._landed_at
+
+    def ended(self) -> None:
+        self.download = None
+        self._ended(self)
+
+    def demand(self, most: int) -> None:
+        """Tell the download what is waited for and what to read ahead."""
+        if self.download is None:
+            return
+        limit = window.limit(self._meter.rate(), self.stored.manifest.block_length, most)
+        urgent = {index for index, flight in self._flights.items() if flight.waiters}
+        ahead = {index for reader in self.readers for index in reader.window.ahead(limit)}
+        ahead.update(self._flights)
+        verified = self.stored.verified
+        self.download.demand(urgent, {index for index in ahead - urgent if index not in verified})
+
+    async def wait(self, missing: list[int], most: int) -> None:
+        """Return when all of `missing` have landed; raise what made one fail."""
+        flights = [self._flights.setdefault(index, _Flight()) for index in missing]
+        for flight in flights:
+            flight.waiters += 1
+        self.demand(most)
+        try:
+            for flight in flights:
+                await flight.done.wait()
+                if flight.error is not None:
+                    raise flight.error
+        finally:
+            for flight in flights:
+                flight.waiters -= 1
+
+
+class Reader:
+    """One open file: a flow, and this file's own readahead window."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.window = window.Window(flow.stored.manifest.block_length, flow.stored.manifest.blocks)
+        self._window_sent = range(0)
+
+    def window_moved(self) -> bool:
+        """Whether the first block to read ahead is another than at the last call."""
+        current = self.window.ahead(1 << 16)
+        moved = current != self._window_sent
+        self._window_sent = current
+        return moved
+
+
+class Cache:
+    """Opens content and reads it, fetching what is missing."""
+
+    def __init__(self, store: ObjectStore, fetcher: Fetcher, settings: Read, evidence: Callable[[], str]) -> None:
+        self._store = store
+        self._fetcher = fetcher
+        self._settings = settings
+        self._evidence = evidence
+        self._flows: dict[ContentId, Flow] = {}
+        self._nursery: trio.Nursery | None = None
+        self._waiting: dict[int, Waiting] = {}
+        self._next_wait = 0
+        self._stopping = False
+        self._drained = trio.Event()
+        self.last_error = ""
+
+    def waiting(self) -> list[Waiting]:
+        """The reads that wait now, longest first."""
+        return sorted(self._waiting.values(), key=lambda wait: wait.since)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look after flows that ended, for ever."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def open(self, info: Metainfo, name: str) -> Reader:
+        """A new reader of this content; close it."""
+        flow = await self._flow(info, name)
+        reader = Reader(flow)
+        flow.readers.add(reader)
+        if flow.download is not None:
+            flow.download.open()
+        return reader
+
+    async def _flow(self, info: Metainfo, name: str) -> Flow:
+        while (flow := self._flows.get(info.content)) is None:
+            stored = await self._store.open(info.manifest)
+            if info.content not in self._flows:
+                self._flows[info.content] = Flow(stored, info, name, self._drop_if_unused)
+            else:
+                await stored.release()
+        return flow
+
+    def close(self, reader: Reader) -> None:
+        """Give the reader up; with the last one the download ends, or goes on seeding."""
+        flow = reader.flow
+        flow.readers.discard(reader)
+        if flow.readers:
+            flow.demand(self._settings.readahead_blocks)
+            return
+        flow.forget_flights()
+        if flow.download is not None:
+            flow.download.close()
+        else:
+            self._drop_if_unused(flow)
+
+    def _drop_if_unused(self, flow: Flow) -> None:
+        # The object stays open as long as anything may land in it, not only as long as it is read.
+        if not flow.readers and self._nursery is not None:
+            self._flows.pop(flow.info.content, None)
+            self._nursery.start_soon(flow.stored.release)
+
+    def read_now(self, reader: Reader, offset: int, size: int) -> memoryview | None:
+        """The bytes, if they are in memory; None if they have to be waited for.
+
+        The view is valid until the next call on any reader: answer before the next await.
+        """
+        flow = reader.flow
+        if not flow.stored.complete:
+            reader.window.saw(offset, size)
+            if flow.stored.verified.missing(flow.stored.manifest.covering(offset, size)):
+                return None
+            if reader.window_moved():
+                self._start(flow)
+        return flow.stored.read_now(offset, size)
+
+    async def read(self, reader: Reader, offset: int, size: int) -> bytes:
+        """The bytes at `offset`, less only what lies past the end. Unavailable after the deadline."""
+        flow = reader.flow
+        missing = flow.stored.verified.missing(flow.stored.manifest.covering(offset, size))
+        if missing:
+            await self._arrival(flow, missing)
+        return await flow.stored.read(offset, size)
+
+    async def _arrival(self, flow: Flow, missing: list[int]) -> None:
+        if self._stopping:
+            raise Stopping
+        if len(self._waiting) >= self._settings.max_waiting:
+            raise TooManyWaiting(f"{flow.name}: {len(self._waiting)} reads wait already ([read] max_waiting)")
+        self._next_wait += 1
+        ticket, since = self._next_wait, trio.current_time()
+        self._waiting[ticket] = Waiting(flow.name, tuple(missing), since)
+        try:
+            await self._fetch(flow, missing, since)
+        except CachefsError as error:
+            self.last_error = flow.last_error = str(error)
+            raise
+        finally:
+            del self._waiting[ticket]
+            if self._stopping and not self._waiting:
+                self._drained.set()
+
+    async def _fetch(self, flow: Flow, missing: list[int], since: float) -> None:
+        self._start(flow)
+        with trio.move_on_after(self._settings.deadline) as deadline:
+            await flow.wait(missing, self._settings.readahead_blocks)
+        if deadline.cancelled_caught:
+            raise self._unavailable(flow, trio.current_time() - since)
+
+    def _unavailable(self, flow: Flow, waited: float) -> Unavailable:
+        reason = self._evidence()
+        if flow.download is not None:
+            reason = "; ".join(filter(None, (flow.download.trouble(), reason)))
+            if flow.idle_for() >= self._settings.deadline:
+                flow.download.restart()
+        return Unavailable(flow.name, waited, reason or "no source delivered it")
+
+    def _start(self, flow: Flow) -> None:
+        """Have the flow's demand fetched, from the first time something is missing."""
+        if flow.download is None:
+            job = Job(flow.info, flow.name, flow.stored.path, flow.stored.verified)
+            flow.download = self._fetcher.download(job, flow)
+        flow.demand(self._settings.readahead_blocks)
+
+    async def stop(self) -> None:
+        """Let every waiting read go, with Stopping, refuse new waits, and return when nobody waits."""
+        self._stopping = True
+        for flow in self.flows():
+            flow.failed(Stopping())
+        if self._waiting:
+            await self._drained.wait()
+
+    def flows(self) -> list[Flow]:
+        """What is open now."""
+        return list(self._flows.values())

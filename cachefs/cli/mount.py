@@ -1,0 +1,115 @@
+"""`cachefs mount`: mount in the foreground, or with --daemon return as soon as the mount is usable.
+
+How it works: the daemon is this same command started again in a session of its own, with its messages going
+to `<data-dir>/cachefs.log` and one end of a pipe on which it says how it went. So there is no fork of a
+process that has threads, and what goes wrong at the start is printed where the user typed the command.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cachefs.config import Config, load_config
+from cachefs.errors import CachefsError, ConfigError
+from cachefs.mount import Mounted, run
+
+LOG_NAME = "cachefs.log"
+
+
+@click.command()
+@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path), help="A cachefs.toml.")
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where bytes and state are kept.")
+@click.option("--chain-toml", metavar="PATH|URL", help="What the first start makes the lock from.")
+@click.option("--chain", metavar="NAME", help="The chain's name, if chain.toml's file name doesn't tell.")
+@click.option("--webseed", "webseeds", multiple=True, metavar="URL", help="A web seed's base URL; may be repeated.")
+@click.option("--peer", "peers", multiple=True, metavar="HOST:PORT", help="A BitTorrent peer; may be repeated.")
+@click.option("--tracker", "trackers", multiple=True, metavar="URL", help="A tracker; may be repeated.")
+@click.option("--torrent-dir", type=click.Path(path_type=Path), help="A directory of .torrent files.")
+@click.option("--listen", metavar="HOST:PORT", help="Where peers may connect; port 0 for any.")
+@click.option("--offline-discovery", is_flag=True, help="No DHT, local discovery or port mapping: given sources only.")
+@click.option("--all-versions", is_flag=True, help="Show every version of a block file, not only the highest.")
+@click.option("--deadline", type=float, metavar="SECONDS", help="How long a read waits for bytes before it fails.")
+@click.option("--allow-other", is_flag=True, help="Let other users read, too.")
+@click.option("--daemon", is_flag=True, help="Return when the mount is usable, and go on in the background.")
+@click.option("-v", "--verbose", is_flag=True, help="Tell more.")
+@click.option("--ready-fd", type=int, hidden=True)
+def mount(
+    mountpoint: Path | None, config_file: Path | None, daemon: bool, verbose: bool, ready_fd: int | None, **given: Any
+) -> None:
+    """Mount the snapshots of a chain on MOUNTPOINT; bytes are fetched when they are first read.
+
+    The first start needs --chain-toml, or a snapshot-lock.json in DATA_DIR/snapshots. Options given here win over
+    cachefs.toml. Ends at SIGINT, SIGTERM, `cachefs umount` or `fusermount3 -u`.
+    """
+    config = _settings(config_file, mountpoint, given)
+    if daemon:
+        _start_daemon(config)
+        return
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "httpcore", "pyfuse3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    run(config, lambda mounted: _ready(mounted, ready_fd))
+
+
+def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str, Any]) -> Config:
+    if given.pop("offline_discovery"):
+        given |= dict.fromkeys(("dht", "lsd", "upnp", "natpmp"), False)
+    if given.pop("all_versions"):
+        given["versions"] = "all"
+    given["allow_other"] = given["allow_other"] or None
+    given["peers"] = list(given["peers"])
+    return load_config(config_file).override(mountpoint=mountpoint, **given)
+
+
+def _ready(mounted: Mounted, ready_fd: int | None) -> None:
+    text = f"{mounted.mountpoint}: {mounted.chain}, {mounted.names:,} names in the lock, {mounted.shown:,} shown; ready"
+    if ready_fd is None:
+        click.echo(text)
+        return
+    os.write(ready_fd, json.dumps({"ready": text}).encode())
+    os.close(ready_fd)
+
+
+def _start_daemon(config: Config) -> None:
+    data_dir = config.mount.data_dir
+    if data_dir is None:
+        raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    arguments = [argument for argument in sys.argv[1:] if argument != "--daemon"]
+    reading, writing = os.pipe()
+    with (data_dir / LOG_NAME).open("ab") as log_file:
+        start = log_file.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cachefs", *arguments, "--ready-fd", str(writing)],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=log_file,
+            pass_fds=[writing],
+            start_new_session=True,
+        )
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answers:
+        answer = answers.read()
+    if not answer:
+        process.wait()
+        raise CachefsError(_last_words(data_dir / LOG_NAME, start))
+    click.echo(json.loads(answer)["ready"])
+
+
+def _last_words(log_file: Path, start: int) -> str:
+    """Why the daemon ended, from what it wrote."""
+    with log_file.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    told = next((line for line in reversed(lines) if line.startswith("cachefs: ")), "")
+    return told.removeprefix("cachefs: ") or f"the daemon ended before the mount was usable; see {log_file}"

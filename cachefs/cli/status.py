@@ -1,0 +1,83 @@
+"""`cachefs status`: what a running mount holds, fetches and waits for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.filesize import decimal
+
+from cachefs.cli.target import data_dir_of
+from cachefs.control import socket as control
+
+
+@click.command()
+@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Name the daemon by its data directory.")
+@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
+def status(mountpoint: Path | None, data_dir: Path | None, as_json: bool) -> None:
+    """Show what the mount at MOUNTPOINT (or the only one) holds, fetches and waits for."""
+    answer = control.ask(data_dir_of(mountpoint, data_dir), "status")
+    click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(lines(answer)))
+
+
+def lines(answer: Mapping[str, Any]) -> Iterator[str]:
+    """The status as text, a line at a time."""
+    mount, catalogue, metadata, store = (answer[key] for key in ("mount", "catalogue", "metadata", "store"))
+    yield f"mount      {mount['mountpoint']}  pid {mount['pid']}, up {_duration(mount['uptime'])}"
+    yield f"data       {mount['data_dir']}"
+    yield f"catalogue  {catalogue['chain']}: {catalogue['names']:,} names in the lock, {catalogue['shown']:,} shown"
+    yield f"metadata   {metadata['known']:,} known, {metadata['queued']:,} to find, {metadata['failed']:,} failed"
+    if metadata["last_error"]:
+        yield f"           last: {metadata['last_error']}"
+    yield (
+        f"store      {decimal(store['bytes'])} in {store['objects']:,} objects, "
+        f"{store['complete']:,} complete, {store['open']:,} open"
+    )
+    yield from _sources(answer["sources"])
+    yield from _transfers(answer["transfers"])
+    yield from _waiting(answer["waiting"])
+    if answer["last_error"]:
+        yield f"last error {answer['last_error']}"
+
+
+def _sources(sources: list[Mapping[str, Any]]) -> Iterator[str]:
+    yield "sources" if sources else "sources    none"
+    for source in sources:
+        failures = f", {source['failures']} failures, last: {source['last_error']}" if source["failures"] else ""
+        yield f"  {source['name']}  {decimal(source['received'])} received, {_rate(source['rate'])}{failures}"
+
+
+def _transfers(transfers: list[Mapping[str, Any]]) -> Iterator[str]:
+    yield "transfers" if transfers else "transfers  none"
+    for transfer in transfers:
+        part = f"{decimal(transfer['bytes'])} of {decimal(transfer['length'])}"
+        eta = f", {_duration(transfer['eta'])} for the rest" if transfer["eta"] is not None else ""
+        trouble = f"; {transfer['trouble']}" if transfer["trouble"] else ""
+        yield f"  {transfer['name']}  {part}, {_rate(transfer['rate'])} from {transfer['peers']} sources{eta}{trouble}"
+
+
+def _waiting(waiting: list[Mapping[str, Any]]) -> Iterator[str]:
+    yield "waiting" if waiting else "waiting    nobody"
+    for wait in waiting:
+        if wait["for"] == "metadata":
+            yield f"  {wait['name']}  for its metadata"
+        else:
+            yield f"  {wait['name']}  for blocks {_ranges(wait['blocks'])}, {wait['seconds']:.1f} s"
+
+
+def _ranges(blocks: list[int]) -> str:
+    return str(blocks[0]) if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}"
+
+
+def _rate(rate: float) -> str:
+    return f"{decimal(int(rate))}/s"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,25 @@
+"""Which daemon a command means: by mount point, by data directory, or the only one there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cachefs.errors import ControlError
+from cachefs.mountinfo import mount_at, mounts
+
+
+def data_dir_of(mountpoint: Path | None, data_dir: Path | None) -> Path:
+    """The data directory of the daemon that is meant; ControlError if that isn't clear."""
+    if data_dir is not None:
+        return data_dir
+    if mountpoint is not None:
+        entry = mount_at(mountpoint)
+        if entry is None:
+            raise ControlError(f"nothing of cachefs is mounted at {mountpoint}")
+        return entry.data_dir
+    found = mounts()
+    if not found:
+        raise ControlError("nothing of cachefs is mounted")
+    if len({entry.data_dir for entry in found}) > 1:
+        raise ControlError("several are mounted; name one: " + ", ".join(str(e.mountpoint) for e in found))
+    return found[0].data_dir

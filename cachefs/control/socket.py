@@ -1,0 +1,119 @@
+"""The control socket: one JSON object a line each way, on `<data-dir>/control.sock`.
+
+How it works: a request is `{"command": NAME}`, the answer `{"ok": true, "result": …}` or `{"ok": false,
+"error": TEXT}`. The socket is mode 0600 in a directory of mode 0700, and the kernel tells who is at the other
+end: only the daemon's own user and root are answered. Socket addresses are limited to 107 bytes and data directories
+are not, so both ends go through a descriptor of the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from cachefs.errors import CachefsError, ControlError
+
+log = logging.getLogger(__name__)
+
+NAME = "control.sock"
+_LONGEST_REQUEST = 65_536
+_ANSWER_WITHIN = 10.0
+
+Command = Callable[[], Awaitable[Any]]
+
+
+@contextlib.contextmanager
+def _address(data_dir: Path) -> Iterator[str]:
+    directory = os.open(data_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{NAME}"
+    finally:
+        os.close(directory)
+
+
+async def serve(
+    data_dir: Path, commands: Mapping[str, Command], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Answer commands for ever; the socket file is there while this runs."""
+    path = data_dir / NAME
+    path.unlink(missing_ok=True)
+    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with listener, _address(data_dir) as address:
+        await listener.bind(address)
+        path.chmod(0o600)
+        listener.listen(16)
+        accepting = trio.SocketListener(listener)
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                while True:
+                    nursery.start_soon(_converse, await accepting.accept(), commands)
+        finally:
+            path.unlink(missing_ok=True)
+
+
+async def _converse(stream: trio.SocketStream, commands: Mapping[str, Command]) -> None:
+    async with stream:
+        if _peer_uid(stream) not in (0, os.getuid()):
+            return
+        with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(_ANSWER_WITHIN):
+            answer = await _answer(await _line(stream), commands)
+            await stream.send_all(json.dumps(answer).encode() + b"\n")
+
+
+def _peer_uid(stream: trio.SocketStream) -> int:
+    credentials = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])
+
+
+async def _line(stream: trio.SocketStream) -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and len(line) < _LONGEST_REQUEST:
+        part = await stream.receive_some(_LONGEST_REQUEST)
+        if not part:
+            break
+        line += part
+    return line
+
+
+async def _answer(line: bytes, commands: Mapping[str, Command]) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+        command = commands[request["command"]]
+    except (ValueError, KeyError, TypeError):
+        return {"ok": False, "error": f"not a command: {line[:200].decode('utf-8', 'replace')!r}"}
+    try:
+        return {"ok": True, "result": await command()}
+    except CachefsError as error:
+        return {"ok": False, "error": str(error)}
+    except Exception as error:
+        log.exception("the command %s failed", request["command"])
+        return {"ok": False, "error": f"a fault of the daemon, told in its log: {error!r}"}
+
+
+def ask(data_dir: Path, command: str, *, timeout: float = _ANSWER_WITHIN) -> Any:
+    """The daemon's answer to a command; ControlError says why there is none. Blocks, `timeout` in seconds."""
+    try:
+        with _address(data_dir) as address, socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(timeout)
+            connection.connect(address)
+            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+            with connection.makefile("rb") as answers:
+                line = answers.readline()
+    except TimeoutError:
+        raise ControlError(f"the daemon of {data_dir} doesn't answer within {timeout:g} s") from None
+    except OSError as error:
+        raise ControlError(f"no daemon answers for {data_dir}: {error.strerror}; is it mounted?") from None
+    answer = json.loads(line) if line else {"ok": False, "error": "the daemon hung up"}
+    if not answer["ok"]:
+        raise ControlError(answer["error"])
+    return answer["result"]

@@ -1,0 +1,104 @@
+"""What `cachefs status` tells: one snapshot of all parts, as plain data.
+
+How it works: the parts hand out frozen reports, which become a dictionary here; the command prints it as it is
+(`--json`) or as text. Keys are part of the interface: they are added to, not renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from cachefs import __version__
+from cachefs.cache import Cache
+from cachefs.catalog.tree import Tree
+from cachefs.fetch.base import Fetcher
+from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.sources import Ledger
+from cachefs.manifests import Manifests
+from cachefs.store.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class StatusSource:
+    """The parts of a running mount that have something to tell."""
+
+    mountpoint: Path
+    data_dir: Path
+    chain: str
+    names_in_lock: int
+    tree: Tree
+    state: State
+    manifests: Manifests
+    metadata: MetadataService
+    cache: Cache
+    fetcher: Fetcher
+    ledger: Ledger
+    started: float
+
+    async def collect(self) -> Mapping[str, Any]:
+        """All of it, now. Sizes in bytes, rates in bytes per second, times in seconds."""
+        shown = sum(1 for _ in self.tree.files())
+        return {
+            "version": __version__,
+            "mount": {
+                "mountpoint": str(self.mountpoint),
+                "data_dir": str(self.data_dir),
+                "pid": os.getpid(),
+                "uptime": time.time() - self.started,
+            },
+            "catalogue": {"chain": self.chain, "names": self.names_in_lock, "shown": shown},
+            "metadata": {"known": self.manifests.known(), **asdict(self.metadata.report())},
+            "store": self._store(),
+            "sources": [asdict(report) for report in self.ledger.report()],
+            "transfers": self._transfers(),
+            "waiting": self._waiting(),
+            "last_error": self.cache.last_error,
+        }
+
+    def _store(self) -> Mapping[str, int]:
+        counts = self.state.counts()
+        open_flows = self.cache.flows()
+        return {
+            "bytes": counts.held,
+            "objects": counts.objects,
+            "complete": counts.complete,
+            "open": len(open_flows),
+        }
+
+    def _transfers(self) -> list[Mapping[str, Any]]:
+        held = {flow.info.content: flow.stored for flow in self.cache.flows()}
+        transfers: list[Mapping[str, Any]] = []
+        for transfer in self.fetcher.transfers():
+            stored = held.get(transfer.content)
+            have = stored.held if stored else 0
+            length = stored.manifest.length if stored else 0
+            transfers.append(
+                {
+                    "name": transfer.name,
+                    "content": str(transfer.content),
+                    "peers": transfer.peers,
+                    "rate": transfer.rate,
+                    "wanted_blocks": transfer.wanted,
+                    "bytes": have,
+                    "length": length,
+                    "eta": (length - have) / transfer.rate if transfer.rate > 0 else None,
+                    "trouble": transfer.trouble,
+                }
+            )
+        return transfers
+
+    def _waiting(self) -> list[Mapping[str, Any]]:
+        now = trio.current_time()
+        waits: list[Mapping[str, Any]] = [
+            {"name": wait.name, "for": "content", "blocks": list(wait.blocks), "seconds": now - wait.since}
+            for wait in self.cache.waiting()
+        ]
+        waits += [{"name": name, "for": "metadata"} for name in self.metadata.waiting()]
+        return waits

@@ -1,0 +1,1 @@
+"""Bytes in flight: where content and its metadata are fetched from, and how."""

@@ -1,0 +1,84 @@
+"""What a fetcher is: something that lands verified blocks of one content id in a file.
+
+How it works: the cache describes a `Job` and a `Sink`; the fetcher answers with a `Download`, to which
+the cache tells what it wants now (`urgent`: a reader waits for it) and soon (`ahead`: readahead). The
+sets replace each other whole, so nothing has to be cancelled piece by piece. The fetcher calls
+`Sink.landed` for a block that was verified *and* whose bytes can be read from the file. Everything here is
+called from the mount's event loop and never blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cachefs.content import Bitmap, ContentId
+from cachefs.metainfo import Metainfo
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to fetch, into which existing sparse file, and what is there already."""
+
+    metainfo: Metainfo
+    name: str
+    """The name in the catalogue: what a web seed calls the file."""
+    path: Path
+    have: Bitmap
+    """Which blocks are there: the object's own bitmap, which grows as `Sink.landed` is called."""
+
+
+class Sink(Protocol):
+    """Who is told what became of a job."""
+
+    def landed(self, index: int) -> None:
+        """Block `index` is verified and can be read from the file."""
+
+    def failed(self, error: Exception) -> None:
+        """The job can't go on by itself, because the disk is full, say: whoever waits should be told."""
+
+    def ended(self) -> None:
+        """The fetcher has let go of the file; nothing lands any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What one download does right now; rates in bytes per second."""
+
+    content: ContentId
+    name: str
+    peers: int
+    rate: float
+    wanted: int
+    trouble: str
+
+
+class Download(Protocol):
+    """One content id being fetched."""
+
+    def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
+        """Replace what is wanted: block numbers, `urgent` first, then `ahead` in order."""
+
+    def trouble(self) -> str:
+        """Why nothing comes, in words for the user; empty when nothing is known to be wrong."""
+
+    def restart(self) -> None:
+        """Forget which sources were given up, and try them all again."""
+
+    def open(self) -> None:
+        """Somebody reads it again."""
+
+    def close(self) -> None:
+        """Nobody reads it now. It may stay to be seeded; `Sink.ended` follows when it doesn't."""
+
+
+class Fetcher(Protocol):
+    """A back end that turns jobs into downloads."""
+
+    def download(self, job: Job, sink: Sink) -> Download:
+        """Start on a job; at most one download a content id, from this call to `Sink.ended`."""
+
+    def transfers(self) -> list[Transfer]:
+        """What is being fetched now, for the status."""

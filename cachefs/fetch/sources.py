@@ -1,0 +1,108 @@
+"""The places bytes come from, and what is known of each.
+
+How it works: a `WebSeed` turns a name into the URLs under which a host may have it. Hosts disagree on
+whether a `/` inside a name is sent as is or as `%2F`, so the first answer that verifies decides for the
+host. The `Ledger` counts, for each source by its printed name, bytes received, failures and the last
+failure's words; the status and every error message take their evidence from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit
+
+import trio
+
+from cachefs.errors import ConfigError
+
+
+class WebSeed:
+    """A base URL below which files and their .torrent files lie under their names."""
+
+    def __init__(self, base: str) -> None:
+        parts = urlsplit(base)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(base, "a web seed is an http:// or https:// URL")
+        self.base = base.rstrip("/") + "/"
+        self.host = parts.hostname
+        self.port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._escapes_slash: bool | None = None
+
+    def __str__(self) -> str:
+        return self.base
+
+    def urls(self, name: str) -> list[str]:
+        """Where `name` may be, likeliest first; one URL as soon as the host's way is known."""
+        plain, escaped = self.base + quote(name, safe="/"), self.base + quote(name, safe="")
+        if plain == escaped:
+            return [plain]
+        if self._escapes_slash is None:
+            return [plain, escaped]
+        return [escaped if self._escapes_slash else plain]
+
+    def learn(self, name: str, url: str) -> None:
+        """Remember that `url` was the right form for `name`."""
+        if "/" in name:
+            self._escapes_slash = url.removeprefix(self.base) != quote(name, safe="/")
+
+
+@dataclass(slots=True)
+class _Account:
+    received: int = 0
+    failures: int = 0
+    last_error: str = ""
+    last_failed: float = 0.0
+    rate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """One source's account; `rate` in bytes per second, as of the last second it was measured."""
+
+    name: str
+    received: int
+    rate: float
+    failures: int
+    last_error: str
+
+
+class Ledger:
+    """What each source gave, and how it failed."""
+
+    def __init__(self, sources: Iterable[str] = ()) -> None:
+        self._accounts = {source: _Account() for source in sources}
+
+    def _account(self, source: str) -> _Account:
+        return self._accounts.setdefault(source, _Account())
+
+    def received(self, source: str, size: int) -> None:
+        """Count `size` bytes of payload."""
+        self._account(source).received += size
+
+    def set_rates(self, rates: dict[str, float]) -> None:
+        """Take over the current rates; a source that isn't named moves nothing."""
+        for source in rates:
+            self._account(source)
+        for source, account in self._accounts.items():
+            account.rate = rates.get(source, 0.0)
+
+    def failed(self, source: str, why: str) -> None:
+        """Count a failure; `why` is kept in words until the next one."""
+        account = self._account(source)
+        account.failures += 1
+        account.last_error = why
+        account.last_failed = trio.current_time()
+
+    def recent(self, within: float) -> list[str]:
+        """The last failures of the past `within` seconds, `source: why`, latest first."""
+        since = trio.current_time() - within
+        failed = [(a.last_failed, f"{source}: {a.last_error}") for source, a in self._accounts.items() if a.last_error]
+        return [text for when, text in sorted(failed, reverse=True) if when >= since]
+
+    def report(self) -> list[SourceReport]:
+        """Every source's account, sorted by name."""
+        return [
+            SourceReport(source, account.received, account.rate, account.failures, account.last_error)
+            for source, account in sorted(self._accounts.items())
+        ]

@@ -1,0 +1,279 @@
+"""One torrent in the session, fed with what readers want.
+
+How it works: wanted pieces have priority 7, readahead 4, everything else 0, and libtorrent picks in
+order within that; a changed wish is sent as the difference. The torrent is added paused with what we
+hold, gets its wishes and its peers, and only then runs: left to itself for a moment it would fetch
+what nobody reads.
+
+When is a piece readable? `piece_finished` says that its hash was right, yet its bytes may still be in
+libtorrent's cache. So finished pieces wait for a flush: one in flight at a time, whatever finishes
+meanwhile goes with the next. The flush's answer has no number and libtorrent posts the same alert on
+other occasions, so it is not trusted alone: the file starts sparse, and a piece counts as landed only when
+its whole span holds data. A piece whose span may hold older bytes (left by a crash, or written by an
+attempt that failed its hash) is *suspect*, and is hashed again from the file before it lands.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Set
+from typing import TYPE_CHECKING
+
+import libtorrent as lt
+import trio
+
+from cachefs.content import ContentId
+from cachefs.errors import BlockInvalid, StoreFailed
+from cachefs.fetch.base import Job, Sink, Transfer
+from cachefs.fetch.extents import Extents
+
+if TYPE_CHECKING:
+    from cachefs.fetch.sources import WebSeed
+
+URGENT, AHEAD, UNWANTED = 7, 4, 0
+
+
+class Phase(enum.Enum):
+    """Where a torrent is in its life; `REMOVING` may be followed by `ADDING` again."""
+
+    ADDING = "adding"
+    RUNNING = "running"
+    REMOVING = "removing"
+    GONE = "gone"
+
+
+class Swarm:
+    """Where a torrent's bytes may come from: the addresses of known peers, web seeds, trackers."""
+
+    def __init__(self, web_seeds: Iterable[WebSeed], trackers: Iterable[str]) -> None:
+        self.peers: list[tuple[str, int]] = []
+        self.web_seeds = tuple(web_seeds)
+        self.trackers = tuple(trackers)
+
+
+class TorrentDownload:
+    """A `Download` by libtorrent; the methods named `on_…` are called with its alerts."""
+
+    def __init__(self, session: lt.session, nursery: trio.Nursery, swarm: Swarm, job: Job, sink: Sink) -> None:
+        self.job = job
+        self.phase = Phase.GONE
+        self.opened = True
+        self.idle_since = trio.current_time()
+        self.peers = 0
+        self.rate = 0.0
+        self.failing = ""
+        self.landed_since_measured = False
+        self._session = session
+        self._swarm = swarm
+        self._sink = sink
+        self._nursery = nursery
+        self._extents = Extents(job.path)
+        self._handle: lt.torrent_handle | None = None
+        self._have = job.have
+        self._suspect = self._extents.touched_without(job.metainfo.manifest, job.have)
+        self._wanted: dict[int, int] = {}
+        self._sent: dict[int, int] = {}
+        self._finished: list[int] = []
+        self._flushing: list[int] = []
+        self._be_patient()
+        self._add()
+
+    @property
+    def content(self) -> ContentId:
+        return self.job.metainfo.content
+
+    @property
+    def complete(self) -> bool:
+        return self._have.complete
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything wanted is still missing."""
+        return bool(self._wanted)
+
+    # What the cache asks
+
+    def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
+        was_busy = self.busy
+        wanted = dict.fromkeys(ahead, AHEAD) | dict.fromkeys(urgent, URGENT)
+        self._wanted = {index: priority for index, priority in wanted.items() if index not in self._have}
+        if self.busy and not was_busy:
+            self._be_patient()
+            self._revive()
+        self._send_priorities()
+        if self.busy and not self.peers:
+            self._connect()
+
+    def trouble(self) -> str:
+        if self.failing:
+            return self.failing
+        return "" if self.peers else "no peer is connected"
+
+    def open(self) -> None:
+        self.opened = True
+
+    def close(self) -> None:
+        self.opened = False
+        self.demand(frozenset(), frozenset())
+        self.idle_since = trio.current_time()
+
+    def transfer(self) -> Transfer:
+        return Transfer(self.content, self.job.name, self.peers, self.rate, len(self._wanted), self.trouble())
+
+    # Life in the session
+
+    def restart(self) -> None:
+        """Remove and add again: libtorrent forgets whom it banned and which web seeds it gave up."""
+        if self.phase is Phase.RUNNING:
+            self.remove()
+
+    def remove(self) -> None:
+        """Take the torrent out of the session; its file and what landed stay."""
+        if self.phase is Phase.RUNNING and self._handle is not None:
+            self.phase = Phase.REMOVING
+            self._session.remove_torrent(self._handle)
+            self._handle = None
+            self._finished, self._flushing, self._sent = [], [], {}
+            self.peers, self.rate = 0, 0.0
+
+    def _add(self) -> None:
+        self.phase = Phase.ADDING
+        params = lt.load_torrent_buffer(self.job.metainfo.raw)
+        blocks = self._have.size
+        params.save_path = str(self.job.path.parent)
+        params.renamed_files = {0: self.job.path.name}
+        params.have_pieces = [index in self._have for index in range(blocks)]
+        params.piece_priorities = [UNWANTED] * blocks
+        params.trackers = list(self._swarm.trackers)
+        params.url_seeds = []
+        flags = lt.torrent_flags
+        params.flags = flags.paused | flags.sequential_download | flags.no_verify_files
+        self._session.async_add_torrent(params)
+
+    def on_added(self, handle: lt.torrent_handle) -> None:
+        """Send the wishes first, then let it run."""
+        self._handle = handle
+        self.phase = Phase.RUNNING
+        self._send_priorities()
+        for seed in self._swarm.web_seeds:
+            handle.add_url_seed(seed.urls(self.job.name)[0])
+        self._connect()
+        handle.resume()
+
+    def discard(self) -> None:
+        """Let go of the file; this is of no use afterwards."""
+        self._extents.close()
+
+    def end(self) -> None:
+        """Let go of the file and say so: the session goes on without this torrent."""
+        self.discard()
+        self._sink.ended()
+
+    def on_removed(self) -> bool:
+        """Add it again if somebody opened it meanwhile; False if it is gone for good."""
+        self.phase = Phase.GONE
+        if self.opened or self.busy:
+            self._add()
+            return True
+        return False
+
+    def _be_patient(self) -> None:
+        self._progress_at = trio.current_time()
+        self._patience = 1.0
+
+    def _revive(self) -> None:
+        """Let libtorrent go on after a file error: it stopped the torrent."""
+        if self.failing and self._handle is not None:
+            self._handle.clear_error()
+            self._handle.resume()
+
+    def _connect(self) -> None:
+        if self._handle is not None:
+            for address in self._swarm.peers:
+                self._handle.connect_peer(address)
+
+    def supervise(self, now: float) -> None:
+        """Called about twice a second: try the sources again when what is wanted does not come."""
+        if not self.busy or self._handle is None or now - self._progress_at < self._patience:
+            return
+        self._progress_at = now
+        self._patience = min(self._patience * 2, 15.0)
+        self._revive()
+        for seed in self._swarm.web_seeds:
+            for url in seed.urls(self.job.name):
+                self._handle.add_url_seed(url)
+        self._connect()
+
+    def _send_priorities(self) -> None:
+        if self._handle is None:
+            return
+        changes = {i: p for i, p in self._wanted.items() if self._sent.get(i) != p}
+        changes |= {i: UNWANTED for i in self._sent if i not in self._wanted and i not in self._have}
+        if changes:
+            self._handle.prioritize_pieces(list(changes.items()))
+        self._sent = dict(self._wanted)
+
+    async def measured_peers(self) -> list[lt.peer_info]:
+        """Who is connected, and take note of their number and speed.
+
+        libtorrent's network thread answers this, so it is waited for elsewhere than in the event loop.
+        """
+        self.landed_since_measured = False
+        peers = [] if self._handle is None else await trio.to_thread.run_sync(self._handle.get_peer_info)
+        self.peers = sum(1 for peer in peers if not peer.flags & (peer.handshake | peer.connecting))
+        self.rate = float(sum(peer.payload_down_speed for peer in peers))
+        return peers
+
+    # Pieces on their way to the file
+
+    def on_piece_finished(self, index: int) -> None:
+        self._finished.append(index)
+        self._flush()
+
+    def on_hash_failed(self, index: int) -> None:
+        self._suspect.add(index)
+
+    def on_flushed(self) -> None:
+        """Land the pieces whose bytes are in the file; the others go with the next flush."""
+        flushed, self._flushing = self._flushing, []
+        for index in flushed:
+            if index in self._suspect:
+                self._nursery.start_soon(self._hash_and_land, index)
+            elif self._extents.written(self.job.metainfo.manifest.span(index)):
+                self._land(index)
+            else:
+                self._finished.append(index)
+        self._flush()
+
+    def on_file_error(self, error: Exception) -> None:
+        """libtorrent stopped the torrent; whoever waits is told, and the next read tries again."""
+        self.failing = str(error)
+        self._sink.failed(error)
+
+    def _land(self, index: int) -> None:
+        self.landed_since_measured = True
+        self._suspect.discard(index)
+        self._wanted.pop(index, None)
+        self._sent.pop(index, None)
+        self.failing = ""
+        self._be_patient()
+        self._sink.landed(index)
+
+    async def _hash_and_land(self, index: int) -> None:
+        # Lands a suspect piece if the file really holds it; otherwise it is flushed once more.
+        manifest = self.job.metainfo.manifest
+        try:
+            data = await trio.to_thread.run_sync(self._extents.read, manifest.span(index))
+            await trio.to_thread.run_sync(manifest.verify, index, data)
+        except BlockInvalid:
+            await trio.sleep(0.05)
+            self.on_piece_finished(index)
+        except StoreFailed as error:
+            self.on_file_error(error)
+        else:
+            self._land(index)
+
+    def _flush(self) -> None:
+        if self._finished and not self._flushing and self._handle is not None:
+            self._flushing, self._finished = self._finished, []
+            self._handle.flush_cache()

@@ -1,0 +1,122 @@
+"""Metadata from one web seed: `<base>/<name>.torrent`, guided by `<base>/manifest.txt` if there is one.
+
+How it works: the manifest is asked for once; a host without one is asked by name. 404 and 403 say
+something about a name and mean the next source; anything on the way to an answer (refused, silent, 5xx, 429)
+says something about the host and feeds its breaker. What comes is believed only by its info-hash.
+"""
+
+from __future__ import annotations
+
+from email.utils import parsedate_to_datetime
+from time import time
+
+import httpx
+import trio
+
+from cachefs.content import ContentId
+from cachefs.errors import ContentMismatch, MetadataUnavailable, MetainfoError
+from cachefs.fetch.health import Breaker
+from cachefs.fetch.sources import Ledger, WebSeed
+from cachefs.metainfo import MAX_METAINFO, Metainfo, parse
+
+_MAX_MANIFEST = 32 * 2**20
+_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class HostFailed(Exception):
+    """The host gave no usable answer; `retry_after` in seconds, 0 if it asked for none."""
+
+    def __init__(self, why: str, retry_after: float = 0.0) -> None:
+        super().__init__(why)
+        self.retry_after = retry_after
+
+
+class WebMetadata:
+    """Asks one web seed for .torrent files."""
+
+    def __init__(self, seed: WebSeed, client: httpx.AsyncClient, ledger: Ledger) -> None:
+        self.seed = seed
+        self.breaker = Breaker()
+        self._client = client
+        self._ledger = ledger
+        self._names: frozenset[str] | None = None
+        self._manifest_lock = trio.Lock()
+        self._manifest_read = False
+
+    async def fetch(self, name: str, content: ContentId) -> Metainfo:
+        """The .torrent of `name`; MetadataUnavailable or ContentMismatch says why not."""
+        if self.breaker.pause():
+            raise MetadataUnavailable(name, f"{self.seed}: left alone for now: {self.breaker.reason}")
+        try:
+            metainfo = await self._fetch(name, content)
+        except HostFailed as error:
+            self.breaker.failed(str(error), retry_after=error.retry_after)
+            self._ledger.failed(str(self.seed), str(error))
+            raise MetadataUnavailable(name, f"{self.seed}: {error}") from error
+        except (MetainfoError, ContentMismatch) as error:
+            self._ledger.failed(str(self.seed), str(error))
+            raise
+        self.breaker.succeeded()
+        self._ledger.received(str(self.seed), len(metainfo.raw))
+        return metainfo
+
+    async def _fetch(self, name: str, content: ContentId) -> Metainfo:
+        await self._read_manifest()
+        wanted = f"{name}.torrent"
+        if self._names is not None and wanted not in self._names:
+            self.breaker.succeeded()
+            raise MetadataUnavailable(name, f"{self.seed}: not in its manifest.txt")
+        for url in self.seed.urls(wanted):
+            raw = await self._get(url, MAX_METAINFO)
+            if raw is not None:
+                self.seed.learn(wanted, url)
+                return _checked(raw, content, url)
+        self.breaker.succeeded()
+        raise MetadataUnavailable(name, f"{self.seed}: has no {wanted}")
+
+    async def _read_manifest(self) -> None:
+        async with self._manifest_lock:
+            if self._manifest_read:
+                return
+            raw = await self._get(self.seed.base + "manifest.txt", _MAX_MANIFEST)
+            names = frozenset(line.strip() for line in (raw or b"").decode("utf-8", "replace").splitlines())
+            # A manifest that lists data alone says nothing about .torrent files.
+            self._names = names if any(name.endswith(".torrent") for name in names) else None
+            self._manifest_read = True
+
+    async def _get(self, url: str, most: int) -> bytes | None:
+        """The body; None when the host says that it has no such file (or won't give it)."""
+        body = bytearray()
+        try:
+            async with self._client.stream("GET", url) as response:
+                if response.status_code in _RETRIED:
+                    raise HostFailed(f"{url}: HTTP {response.status_code}", _retry_after(response))
+                if response.status_code != 200:
+                    return None
+                async for part in response.aiter_bytes():
+                    body += part
+                    if len(body) > most:
+                        raise HostFailed(f"{url}: more than {most} bytes")
+        except httpx.HTTPError as error:
+            raise HostFailed(f"{url}: {str(error) or type(error).__name__}") from error
+        return bytes(body)
+
+
+def _checked(raw: bytes, content: ContentId, source: str) -> Metainfo:
+    try:
+        metainfo = parse(raw)
+    except MetainfoError as error:
+        raise MetainfoError(f"{source}: {error}") from None
+    if metainfo.content != content:
+        raise ContentMismatch(content, metainfo.content, source)
+    return metainfo
+
+
+def _retry_after(response: httpx.Response) -> float:
+    value = response.headers.get("retry-after", "")
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
+    except (TypeError, ValueError):
+        return 0.0

@@ -1,0 +1,161 @@
+"""The mount's operations in small types of its own: nothing of any kernel interface is in here.
+
+How it works: the tree says which names there are, `Manifests` how long they are, the cache reads. A
+name is listed before its length is known; looking it up waits for metadata, with a deadline. Errors of the
+layers below become an errno in one table at the bottom, and nowhere else. A driver translates these calls to
+its kernel's and back; it holds no policy.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from cachefs.cache import Cache, Reader
+from cachefs.catalog.tree import Directory, File, Node, Tree
+from cachefs.errors import (
+    CachefsError,
+    MetadataUnavailable,
+    Stopping,
+    StoreFailed,
+    StoreFull,
+    TooManyWaiting,
+    Unavailable,
+)
+from cachefs.manifests import Finder, Manifests
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What `stat` shows; `size` in bytes, None while it isn't known."""
+
+    inode: int
+    is_directory: bool
+    size: int | None
+    mtime: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What `statfs` shows: bytes in all files whose length is known, and how many names there are."""
+
+    size: int
+    files: int
+
+
+class NoSuchEntry(CachefsError):
+    """A name, inode or handle that isn't there."""
+
+
+class Filesystem:
+    """What a driver calls. Handles are numbers that `open` gives out."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        manifests: Manifests,
+        finder: Finder,
+        cache: Cache,
+        *,
+        mtime: Callable[[File], float],
+        born: float,
+    ) -> None:
+        self._tree = tree
+        self._manifests = manifests
+        self._finder = finder
+        self._cache = cache
+        self._mtime = mtime
+        self._born = born
+        self._readers: dict[int, Reader] = {}
+        self._handles = itertools.count(1)
+
+    async def lookup(self, parent: int, name: str) -> Attributes:
+        """An entry of a directory, with its size; NoSuchEntry, MetadataUnavailable."""
+        if name in (".", ".."):
+            return self._listed(self._directory(parent if name == "." else self._directory(parent).parent))
+        node = self._tree.lookup(parent, name)
+        if node is None:
+            raise NoSuchEntry(f"{name}: no such entry")
+        return await self._sized(node)
+
+    async def attributes(self, inode: int) -> Attributes:
+        """A file or directory by its inode, with its size; NoSuchEntry, MetadataUnavailable."""
+        return await self._sized(self._node(inode))
+
+    def listing(self, inode: int, position: int) -> Iterator[tuple[str, Attributes, int]]:
+        """A directory's entries from `position` on, each with the next position. Never waits."""
+        for after, node in self._directory(inode).listing(position):
+            yield node.name, self._listed(node), after
+
+    async def open(self, inode: int) -> int:
+        """A handle for reading; NoSuchEntry, MetadataUnavailable, StoreFull, StoreFailed."""
+        node = self._node(inode)
+        if not isinstance(node, File):
+            raise NoSuchEntry(f"inode {inode} is not a file")
+        info = await self._manifests.metainfo(node.path, self._finder)
+        handle = next(self._handles)
+        self._readers[handle] = await self._cache.open(info, node.path)
+        return handle
+
+    def read_now(self, handle: int, offset: int, size: int) -> memoryview | None:
+        """Bytes that are in memory, valid until the next await; None if `read` has to be used."""
+        return self._cache.read_now(self._reader(handle), offset, size)
+
+    async def read(self, handle: int, offset: int, size: int) -> bytes:
+        """The bytes at `offset`: fewer than `size` only at the end of the file. Unavailable at the deadline."""
+        return await self._cache.read(self._reader(handle), offset, size)
+
+    def close(self, handle: int) -> None:
+        reader = self._readers.pop(handle, None)
+        if reader is not None:
+            self._cache.close(reader)
+
+    def usage(self) -> Usage:
+        return Usage(self._manifests.total(), len(self._tree))
+
+    def _node(self, inode: int) -> Node:
+        node = self._tree.node(inode)
+        if node is None:
+            raise NoSuchEntry(f"inode {inode}: no such entry")
+        return node
+
+    def _directory(self, inode: int) -> Directory:
+        node = self._node(inode)
+        if not isinstance(node, Directory):
+            raise NoSuchEntry(f"inode {inode} is not a directory")
+        return node
+
+    def _reader(self, handle: int) -> Reader:
+        reader = self._readers.get(handle)
+        if reader is None:
+            raise NoSuchEntry(f"handle {handle} is not open")
+        return reader
+
+    def _listed(self, node: Node) -> Attributes:
+        if isinstance(node, Directory):
+            return Attributes(node.inode, True, 0, self._born)
+        return Attributes(node.inode, False, self._manifests.length(node.content), self._mtime(node))
+
+    async def _sized(self, node: Node) -> Attributes:
+        if isinstance(node, File) and self._manifests.length(node.content) is None:
+            await self._manifests.require_length(node.path, self._finder)
+        return self._listed(node)
+
+
+ERRNO: dict[type[CachefsError], int] = {
+    NoSuchEntry: errno.ENOENT,
+    MetadataUnavailable: errno.EIO,
+    Unavailable: errno.EIO,
+    TooManyWaiting: errno.EIO,
+    Stopping: errno.EIO,
+    StoreFull: errno.ENOSPC,
+    StoreFailed: errno.EIO,
+}
+"""The only place where an error becomes an errno. What isn't listed is EIO."""
+
+
+def errno_of(error: CachefsError) -> int:
+    """The errno a caller gets for `error`."""
+    return ERRNO.get(type(error), errno.EIO)

@@ -1,0 +1,93 @@
+"""Which cachefs mounts there are, as the kernel tells: /proc/self/mountinfo.
+
+How it works: a mount carries its data directory as its source, so that a mount point is all a
+command needs to find the daemon, and a daemon that is dead can be told from one that is busy. The kernel
+signals every change of the table as an exceptional condition on the open file, which is how a mount that was
+taken away lazily is noticed while somebody still has a file open in it.
+
+Format: proc_pid_mountinfo(5).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from cachefs.errors import CachefsError
+
+TYPE = "fuse.cachefs"
+_TABLE = Path("/proc/self/mountinfo")
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """One mount of ours: where, on which data directory, and the kernel's device number for it."""
+
+    mountpoint: Path
+    data_dir: Path
+    device: str
+
+    @property
+    def connection(self) -> str:
+        """Its name under /sys/fs/fuse/connections."""
+        return self.device.partition(":")[2]
+
+
+def mounts() -> list[MountEntry]:
+    """Every cachefs mount that this process can see, oldest first."""
+    found = []
+    for line in _TABLE.read_bytes().splitlines():
+        before, _, after = line.partition(b" - ")
+        fields, (kind, source) = before.split(), after.split()[:2]
+        if kind.decode() == TYPE:
+            found.append(MountEntry(Path(_plain(fields[4])), Path(_plain(source)), fields[2].decode()))
+    return found
+
+
+def mount_at(mountpoint: Path) -> MountEntry | None:
+    """The topmost cachefs mount at exactly this path. Never touches the mount itself, which may be dead."""
+    wanted = Path(os.path.abspath(mountpoint))  # noqa: PTH100  resolve() would ask the mount
+    return next((entry for entry in reversed(mounts()) if entry.mountpoint == wanted), None)
+
+
+def is_dead(mountpoint: Path) -> bool:
+    """Whether a mount is there whose daemon is gone."""
+    try:
+        mountpoint.stat()
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def unmount_lazily(mountpoint: Path) -> None:
+    """Take a mount out of the tree at once, whoever still uses it; CachefsError with fusermount3's words."""
+    command = ["fusermount3", "-u", "-z", str(mountpoint)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise CachefsError("fusermount3 is not installed; Debian's package is fuse3") from None
+    if done.returncode != 0:
+        raise CachefsError(f"{mountpoint}: can't be unmounted: {done.stderr.strip()}")
+
+
+async def wait_gone(mountpoint: Path) -> None:
+    """Return when no cachefs mount is at `mountpoint` any more."""
+    table = await trio.to_thread.run_sync(_TABLE.open, "rb")
+    with table, select.epoll() as changes:
+        # The file is always readable; only the exceptional condition means a change. A poll of a poll sees just that.
+        changes.register(table, select.EPOLLPRI)
+        while await trio.to_thread.run_sync(mount_at, mountpoint) is not None:
+            await trio.lowlevel.wait_readable(changes.fileno())
+            changes.poll(0)
+
+
+def _plain(field: bytes) -> str:
+    # Spaces, tabs, newlines and backslashes are written as three octal digits.
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field))

@@ -1,0 +1,51 @@
+"""How far to read ahead of one open file: nothing until a sequential pattern shows, then doubling.
+
+How it works: the window follows the byte position up to which a reader has read in order. The kernel
+splits a sequential read into requests that may arrive slightly out of order, so a request near the position
+continues the run and one elsewhere ends it. After `START` bytes in order one block is read ahead, and each
+further block read doubles that, up to a limit that follows the measured bandwidth: on a slow link a
+deep queue would only make the next jump wait. Pure: no clock, no I/O.
+"""
+
+from __future__ import annotations
+
+START = 256 * 2**10
+"""Bytes read in order before anything is read ahead."""
+
+SLACK = 2 * 2**20
+"""How far out of order, in bytes, the kernel's parallel requests may be."""
+
+HORIZON = 2.0
+"""Seconds of bandwidth that readahead may hold."""
+
+
+class Window:
+    """The readahead of one open file, in blocks of `block_length` bytes."""
+
+    def __init__(self, block_length: int, blocks: int) -> None:
+        self._block_length = block_length
+        self._blocks = blocks
+        self._position = -1
+        self._run = 0
+
+    def saw(self, offset: int, size: int) -> None:
+        """Take note of a read."""
+        end = offset + size
+        if self._position >= 0 and abs(offset - self._position) <= max(SLACK, size):
+            self._run += max(0, end - self._position)
+            self._position = max(self._position, end)
+        else:
+            self._position, self._run = end, 0
+
+    def ahead(self, limit: int) -> range:
+        """The blocks to read ahead now, at most `limit` of them: those after the one last read."""
+        if self._run < START:
+            return range(0)
+        size = min(limit, 1 << min(self._run // self._block_length, 16))
+        first = max(self._position - 1, 0) // self._block_length + 1
+        return range(first, min(first + size, self._blocks))
+
+
+def limit(rate: float, block_length: int, most: int) -> int:
+    """How many blocks may be read ahead at `rate` bytes per second: `HORIZON` seconds' worth, 2 to `most`."""
+    return max(2, min(most, int(rate * HORIZON / block_length) + 1))
