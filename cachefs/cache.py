@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cachefs import window
-from cachefs.content import ContentId
+from cachefs.content import ContentId, Manifest
 from cachefs.errors import CachefsError, Stopping, TooManyWaiting, Unavailable
 from cachefs.fetch.base import Download, Fetcher, Job
 from cachefs.metainfo import Metainfo
@@ -146,6 +146,44 @@ class Flow:
                 flight.waiters -= 1
 
 
+class _Opening:
+    """An object being opened in the mount's nursery: hashing what a crash left may outlast a reader's patience."""
+
+    def __init__(self, store: ObjectStore, manifest: Manifest) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._done = trio.Event()
+        self._given_up = False
+        self._stored: StoredObject | None = None
+        self._error: Exception | None = None
+
+    async def run(self) -> None:
+        """Open it, and give it back if nobody waits any more."""
+        try:
+            self._stored = await self._store.open(self._manifest)
+        except Exception as error:  # a fault too is the reader's to see: this task has only the mount above it
+            self._error = error
+        self._done.set()
+        if self._given_up and self._stored is not None:
+            await self._stored.release()
+
+    async def wait(self) -> StoredObject:
+        """The object, once it is open; raises what kept it from being opened. Cancel it to give up."""
+        try:
+            while not self._done.is_set():
+                await self._done.wait()
+        except trio.Cancelled:
+            self._given_up = True
+            if self._stored is not None:  # it came just as we were cancelled
+                with trio.CancelScope(shield=True):
+                    await self._stored.release()
+            raise
+        if self._stored is None:
+            assert self._error is not None
+            raise self._error
+        return self._stored
+
+
 class Reader:
     """One open file: a flow, and this file's own readahead window."""
 
@@ -197,19 +235,44 @@ class Cache:
             flow.download.open()
         return reader
 
+    async def seed(self, info: Metainfo, name: str) -> None:
+        """Offer content to others without anybody reading it here, if all of it is here."""
+        flow = await self._flow(info, name)
+        if flow.stored.complete and flow.download is None:
+            self._start(flow)
+        if flow.readers:
+            return
+        if flow.download is not None:
+            flow.download.close()
+        else:
+            self._drop_if_unused(flow)
+
     async def _flow(self, info: Metainfo, name: str) -> Flow:
         while (flow := self._flows.get(info.content)) is None:
-            stored = await self._store.open(info.manifest)
+            stored = await self._opened(info, name)
             if info.content not in self._flows:
                 self._flows[info.content] = Flow(stored, info, name, self._drop_if_unused)
             else:
                 await stored.release()
         return flow
 
+    async def _opened(self, info: Metainfo, name: str) -> StoredObject:
+        assert self._nursery is not None
+        opening = _Opening(self._store, info.manifest)
+        self._nursery.start_soon(opening.run)
+        try:
+            with trio.fail_after(self._settings.deadline):
+                return await opening.wait()
+        except trio.TooSlowError:
+            why = "what is on disk is being checked after an unclean end; it goes on, try again in a while"
+            raise Unavailable(name, self._settings.deadline, why) from None
+
     def close(self, reader: Reader) -> None:
         """Give the reader up; with the last one the download ends, or goes on seeding."""
         flow = reader.flow
-        flow.readers.discard(reader)
+        if reader not in flow.readers:
+            return
+        flow.readers.remove(reader)
         if flow.readers:
             flow.demand(self._settings.readahead_blocks)
             return

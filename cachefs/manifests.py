@@ -16,7 +16,7 @@ import trio
 
 from cachefs import metainfo
 from cachefs.content import ContentId
-from cachefs.errors import CachefsError, MetadataUnavailable, MetainfoError
+from cachefs.errors import CachefsError, MetadataUnavailable, MetainfoError, StoreFailed
 from cachefs.metainfo import Metainfo
 from cachefs.store.objects import ObjectStore
 from cachefs.store.state import State
@@ -73,8 +73,8 @@ class Manifests:
     async def require_length(self, name: str, finder: Finder) -> int:
         """The length of `name`, waiting for `finder` if need be; MetadataUnavailable if it can't be had."""
         content = self._names[name]
-        if content not in self._lengths and self._recall(content) is None:
-            await finder.lookup(name)
+        if content not in self._lengths and self.recall(content) is None:
+            await self._find(name, finder)
         if content not in self._lengths:
             raise MetadataUnavailable(name, "its metadata came and went")
         return self._lengths[content]
@@ -82,23 +82,27 @@ class Manifests:
     async def metainfo(self, name: str, finder: Finder) -> Metainfo:
         """The metainfo of `name`, from the store or from `finder`."""
         content = self._names[name]
-        info = self._recall(content)
+        info = self.recall(content)
         if info is None:
-            finder.want({name: content})
-            await finder.lookup(name)
-            info = self._recall(content)
+            await self._find(name, finder)
+            info = self.recall(content)
         if info is None:
             raise MetadataUnavailable(name, "its metadata came and went")
         return info
 
-    def _recall(self, content: ContentId) -> Metainfo | None:
+    async def _find(self, name: str, finder: Finder) -> None:
+        # Wanted here too: right after the start, `run` may not have come to this name yet.
+        finder.want({name: self._names[name]})
+        await finder.lookup(name)
+
+    def recall(self, content: ContentId) -> Metainfo | None:
         """What the store has, if it is whole; a broken one counts as absent and is fetched again."""
-        raw = self._store.manifest(content)
-        if raw is None:
-            return None
         try:
+            raw = self._store.manifest(content)
+            if raw is None:
+                return None
             info = metainfo.parse(raw)
-        except MetainfoError as error:
+        except (MetainfoError, StoreFailed) as error:
             log.warning("%s: the stored metadata is broken and will be fetched again: %s", content, error)
             return None
         if info.content != content:
@@ -123,7 +127,7 @@ class Manifests:
         if unknown:
             here = await trio.to_thread.run_sync(lambda: frozenset(self._store.known()))
             for content in here.intersection(unknown.values()):
-                self._recall(content)
+                self.recall(content)
                 await trio.lowlevel.checkpoint()
         return {name: content for name, content in unknown.items() if content not in self._lengths}
 

@@ -174,6 +174,7 @@ class Assembly:
             mountpoint, data_dir, lock.chain, len(lock.downloads), self._tree, state, self._manifests,
             self._metadata, self._cache, self._fetcher, self._ledger, time.time(),
         )  # fmt: skip
+        self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._stop = trio.Event()
 
     def _evidence(self) -> str:
@@ -181,21 +182,27 @@ class Assembly:
 
     async def run(self, ready: Callable[[Mounted], None]) -> None:
         """Bring everything up, wait for a reason to stop, take everything down."""
-        async with self._services(), trio.open_nursery() as nursery:
+        async with self._services():
             self._driver.mount()
             try:
-                nursery.start_soon(self._watch_signals)
-                nursery.start_soon(self._serve)
-                await trio.to_thread.run_sync(self._settle)
-                commands: dict[str, control.Command] = {"status": self._status.collect, "stop": self._stopping}
-                await nursery.start(control.serve, self._data_dir, commands)
-                nursery.start_soon(self._watch_mount)
-                ready(Mounted(self._mountpoint, self._lock.chain, len(self._lock.downloads), self._shown_files()))
-                await self._stop.wait()
-                await self._let_go()
+                await self._mounted(ready)
             finally:
-                nursery.cancel_scope.cancel()
+                # Not before the last handler has ended: it would answer through a session that is gone.
                 self._driver.close()
+
+    async def _mounted(self, ready: Callable[[Mounted], None]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_signals)
+            nursery.start_soon(self._serve)
+            await trio.to_thread.run_sync(self._settle)
+            commands: dict[str, control.Command] = {"status": self._status.collect, "stop": self._stopping}
+            await nursery.start(control.serve, self._data_dir, commands)
+            nursery.start_soon(self._watch_mount)
+            nursery.start_soon(self._seed_complete)
+            ready(Mounted(self._mountpoint, self._lock.chain, len(self._lock.downloads), self._shown_files()))
+            await self._stop.wait()
+            await self._let_go()
+            nursery.cancel_scope.cancel()
 
     def _shown_files(self) -> int:
         return sum(1 for _ in self._tree.files())
@@ -218,6 +225,14 @@ class Assembly:
     async def _serve(self) -> None:
         await self._driver.serve()
         self._stop.set()
+
+    async def _seed_complete(self) -> None:
+        """Offer what is complete, one after the other: readers come first."""
+        for name, content in self._seeding.items():
+            info = self._manifests.recall(content)
+            if info is not None:
+                with contextlib.suppress(CachefsError):
+                    await self._cache.seed(info, name)
 
     def _settle(self) -> None:
         """Wait until the kernel has been answered once, then raise its limits."""
@@ -260,6 +275,13 @@ def _shown(config: Config, lock: SnapshotLock) -> dict[str, ContentId]:
 def _webseed_toml(data_dir: Path) -> tuple[str, ...]:
     path = data_dir / "webseed.toml"
     return load_webseed_toml(path) if path.exists() else ()
+
+
+def _complete(state: State, names: Mapping[str, ContentId], most: int) -> dict[str, ContentId]:
+    """The names whose content is complete, the latest first, at most `most`."""
+    infos = [info for name, info in state.infos().items() if info.completed is not None and name in names]
+    infos.sort(key=lambda info: info.completed or 0.0, reverse=True)
+    return {info.name: names[info.name] for info in infos[:most]}
 
 
 def _mtimes(state: State) -> Callable[[File], float]:

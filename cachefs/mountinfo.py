@@ -60,7 +60,8 @@ def mount_at(mountpoint: Path) -> MountEntry | None:
 def is_dead(mountpoint: Path) -> bool:
     """Whether a mount is there whose daemon is gone."""
     try:
-        mountpoint.stat()
+        # Not stat(): the kernel answers that from what it remembers, also when the daemon is dead.
+        os.statvfs(mountpoint)
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

@@ -32,7 +32,7 @@ class Window:
         """Take note of a read."""
         end = offset + size
         if self._position >= 0 and abs(offset - self._position) <= max(SLACK, size):
-            self._run += max(0, end - self._position)
+            self._run += min(size, max(0, end - self._position))
             self._position = max(self._position, end)
         else:
             self._position, self._run = end, 0
@@ -47,5 +47,8 @@ class Window:
 
 
 def limit(rate: float, block_length: int, most: int) -> int:
-    """How many blocks may be read ahead at `rate` bytes per second: `HORIZON` seconds' worth, 2 to `most`."""
-    return max(2, min(most, int(rate * HORIZON / block_length) + 1))
+    """How many blocks may be read ahead at `rate` bytes per second: `HORIZON` seconds' worth, 2 to `most`.
+
+    `most` below 2 is kept to: 0 turns readahead off.
+    """
+    return min(most, max(2, int(rate * HORIZON / block_length) + 1))

@@ -117,10 +117,16 @@ def test_a_landed_block_is_served_at_once_and_durable_within_a_second(bench: Ben
     with_object(bench, use)
 
 
-def test_much_landed_at_once_does_not_wait_for_the_second(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cachefs.store.objects.COMMIT_BYTES", 2 * BLOCK)
+def test_a_burst_is_committed_after_five_seconds_not_in_its_midst(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cachefs.store.objects.BURST_BYTES", 2 * BLOCK)
 
     async def use(stored: StoredObject) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        await bench.pass_time(1.1)
+        await trio.testing.wait_all_tasks_blocked()
+        await bench.pass_time(3.8)
+        assert bench.durable() == set()
+        await bench.pass_time(0.2)
         await until(lambda: bench.durable() == {0, 1})
 
     with_object(bench, use, blocks=2)

@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,21 +54,19 @@ async def serve(
         listener.listen(16)
         accepting = trio.SocketListener(listener)
         try:
-            async with trio.open_nursery() as nursery:
-                task_status.started()
-                while True:
-                    nursery.start_soon(_converse, await accepting.accept(), commands)
+            task_status.started()
+            # Out of file descriptors it pauses, where a bare accept would end the daemon.
+            await trio.serve_listeners(partial(_converse, commands), [accepting])
         finally:
             path.unlink(missing_ok=True)
 
 
-async def _converse(stream: trio.SocketStream, commands: Mapping[str, Command]) -> None:
+async def _converse(commands: Mapping[str, Command], stream: trio.SocketStream) -> None:
     async with stream:
         if _peer_uid(stream) not in (0, os.getuid()):
             return
         with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(_ANSWER_WITHIN):
-            answer = await _answer(await _line(stream), commands)
-            await stream.send_all(json.dumps(answer).encode() + b"\n")
+            await stream.send_all(await _answer(await _line(stream), commands) + b"\n")
 
 
 def _peer_uid(stream: trio.SocketStream) -> int:
@@ -85,19 +84,23 @@ async def _line(stream: trio.SocketStream) -> bytes:
     return line
 
 
-async def _answer(line: bytes, commands: Mapping[str, Command]) -> dict[str, Any]:
+async def _answer(line: bytes, commands: Mapping[str, Command]) -> bytes:
     try:
         request = json.loads(line)
         command = commands[request["command"]]
-    except (ValueError, KeyError, TypeError):
-        return {"ok": False, "error": f"not a command: {line[:200].decode('utf-8', 'replace')!r}"}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return _refusal(f"not a command: {line[:200].decode('utf-8', 'replace')!r}")
     try:
-        return {"ok": True, "result": await command()}
+        return json.dumps({"ok": True, "result": await command()}).encode()
     except CachefsError as error:
-        return {"ok": False, "error": str(error)}
+        return _refusal(str(error))
     except Exception as error:
         log.exception("the command %s failed", request["command"])
-        return {"ok": False, "error": f"a fault of the daemon, told in its log: {error!r}"}
+        return _refusal(f"a fault of the daemon, told in its log: {error!r}")
+
+
+def _refusal(why: str) -> bytes:
+    return json.dumps({"ok": False, "error": why}).encode()
 
 
 def ask(data_dir: Path, command: str, *, timeout: float = _ANSWER_WITHIN) -> Any:
@@ -113,7 +116,9 @@ def ask(data_dir: Path, command: str, *, timeout: float = _ANSWER_WITHIN) -> Any
         raise ControlError(f"the daemon of {data_dir} doesn't answer within {timeout:g} s") from None
     except OSError as error:
         raise ControlError(f"no daemon answers for {data_dir}: {error.strerror}; is it mounted?") from None
-    answer = json.loads(line) if line else {"ok": False, "error": "the daemon hung up"}
+    if not line.endswith(b"\n"):
+        raise ControlError(f"the daemon of {data_dir} hung up in the middle of its answer")
+    answer = json.loads(line)
     if not answer["ok"]:
         raise ControlError(answer["error"])
     return answer["result"]

@@ -1,8 +1,10 @@
 """When to leave a failing source alone: a circuit breaker.
 
 How it works: a source that fails `tolerance` times in a row is left alone for a pause that doubles
-with each further failure, up to `longest`; one success closes the breaker and forgets all that. What it does
-is a function of the clock and of what it was told: no task, no I/O.
+with each further failure, up to `longest`; one success closes the breaker and forgets all that. Many requests
+fail together when a host goes away, so those that were under way when the breaker opened don't count: a
+hiccup costs one short pause, however many it hit. What it does is a function of the clock and of what it was
+told: no task, no I/O.
 """
 
 from __future__ import annotations
@@ -32,9 +34,13 @@ class Breaker:
 
     def failed(self, reason: str, *, retry_after: float = 0.0) -> None:
         """Count a failure; `retry_after` is what the source itself asked for."""
-        self._failures += 1
         self.reason = reason
+        pause = min(retry_after, self._longest)
+        if not self.pause():
+            self._failures += 1
+            pause = max(pause, self._backoff())
+        self._open_until = max(self._open_until, trio.current_time() + pause)
+
+    def _backoff(self) -> float:
         doublings = self._failures - self._tolerance
-        pause = min(self._first * 2.0 ** min(doublings, 16), self._longest) if doublings >= 0 else 0.0
-        if pause or retry_after:
-            self._open_until = trio.current_time() + max(pause, min(retry_after, self._longest))
+        return min(self._first * 2.0 ** min(doublings, 16), self._longest) if doublings >= 0 else 0.0

@@ -6,9 +6,9 @@ asked of the directory of .torrent files, of each web seed, and of peers, until 
 metadata whose info-hash is the lock's.
 
 No lookup hangs and no failure is paid for twice. A name that failed is remembered, with the reason, for
-a while; a source that fails is left alone (its breaker is open); and when a lookup ran out of time while
-nothing at all arrived, the next lookups fail at once until something does: listing 17,000 names with dead
-sources takes one time-out, not 17,000.
+a while, and tried again in the background; a source that fails is left alone (its breaker is open); and
+when a lookup ran out of time while nothing at all arrived, the next lookups fail at once until something
+does: listing 17,000 names with dead sources takes one time-out, not 17,000.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class _Failure:
     reason: str
     until: float
     times: int
+    retry_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,7 @@ class MetadataService:
         self._drained = trio.Event()
         self._work = trio.lowlevel.ParkingLot()
         self._hopeless_until = float("-inf")
+        self._arrived_at = float("-inf")
 
     @property
     def has_sources(self) -> bool:
@@ -109,9 +111,10 @@ class MetadataService:
 
     def want(self, names: Mapping[str, ContentId]) -> None:
         """Fetch these in the background too, in their order."""
+        fresh = [name for name, content in names.items() if self._contents.get(name) != content]
         self._contents.update(names)
-        if self.has_sources:
-            self._background.extend(names)
+        if self.has_sources and fresh:
+            self._background.extend(fresh)
             self._work.unpark_all()
 
     def report(self) -> MetadataReport:
@@ -125,13 +128,18 @@ class MetadataService:
 
     async def lookup(self, name: str) -> None:
         """Return when `name`'s metadata was found; MetadataUnavailable if it can't be in time."""
+        if self._stopping:
+            raise Stopping
         if name not in self._contents:
             return
         self._refuse_hopeless(name)
-        self._urgent.append(name)
-        self._work.unpark_all()
+        if name not in self._waits:
+            self._urgent.append(name)
+            self._work.unpark_all()
+        since = trio.current_time()
         if not await self._settled(name):
-            self._hopeless_until = trio.current_time() + self._settings.failure_memory
+            if self._arrived_at < since:
+                self._hopeless_until = trio.current_time() + self._settings.failure_memory
             raise MetadataUnavailable(name, self.failure(name) or self._silence())
         if self._stopping:
             raise Stopping
@@ -194,17 +202,34 @@ class MetadataService:
             name = self._next(lookups_only)
             if name is not None:
                 await self._settle(name)
+                await trio.lowlevel.checkpoint()  # a search that asks nobody, all being left alone, had none
             else:
-                with trio.move_on_at(self._retries[0][0] if self._retries and not lookups_only else float("inf")):
+                with trio.move_on_at(float("inf") if lookups_only else self._wake_at()):
                     await self._work.park()
+
+    def _wake_at(self) -> float:
+        if self._background:
+            return trio.current_time() + self._rest()
+        return max(self._retries[0][0], trio.current_time() + self._rest()) if self._retries else float("inf")
+
+    def _rest(self) -> float:
+        """Seconds until any source may be asked: names that can wait aren't spent on sources that are left alone."""
+        if self._directory is not None:
+            return 0.0
+        breakers = [host.breaker for host in self._hosts]
+        breakers += [self._peer_breaker] if self._peers.has_peers else []
+        return min((breaker.pause() for breaker in breakers), default=0.0)
 
     def _next(self, lookups_only: bool) -> str | None:
         if self._urgent:
             return self._urgent.popleft()
-        if lookups_only:
+        if lookups_only or self._rest():
             return None
-        if self._retries and self._retries[0][0] <= trio.current_time():
-            return heapq.heappop(self._retries)[1]
+        while self._retries and self._retries[0][0] <= trio.current_time():
+            when, name = heapq.heappop(self._retries)
+            failure = self._failures.get(name)
+            if failure is not None and failure.retry_at == when:  # else it was tried since, and has a later turn
+                return name
         return self._background.popleft() if self._background else None
 
     async def _settle(self, name: str) -> None:
@@ -228,13 +253,17 @@ class MetadataService:
         self._contents.pop(name, None)
         self._failures.pop(name, None)
         self._hopeless_until = float("-inf")
+        self._arrived_at = trio.current_time()
 
     def _remember(self, name: str, reason: str) -> None:
-        times = self._failures[name].times + 1 if name in self._failures else 1
+        before = self._failures.pop(name, None)  # the latest failure stands last
+        times = before.times + 1 if before else 1
         now = trio.current_time()
-        self._failures[name] = _Failure(reason, now + self._settings.failure_memory, times)
-        pause = min(self._settings.failure_memory * 2.0 ** min(times, 16), _LONGEST_RETRY)
-        heapq.heappush(self._retries, (now + pause, name))
+        pause = max(self._settings.failure_memory, 1.0) * 2.0 ** min(times, 16)
+        retry_at = now + min(pause, _LONGEST_RETRY)
+        self._failures[name] = _Failure(reason, now + self._settings.failure_memory, times, retry_at)
+        heapq.heappush(self._retries, (retry_at, name))
+        self._work.unpark_all()  # they sleep until the retry that was the first before
 
     async def _search(self, name: str, content: ContentId) -> Metainfo:
         """The first source's right answer, or MetadataUnavailable with what each of them said."""

@@ -61,7 +61,7 @@ class TorrentFetcher:
         self._settings = settings
         self._ledger = ledger
         self._static_peers = tuple(peers)
-        self._swarm = Swarm(web_seeds, trackers)
+        self._swarm = Swarm(web_seeds, trackers, peer_exchange=settings.pex)
         self._downloads: dict[bytes, TorrentDownload] = {}
         self._magnets: dict[bytes, _Magnet] = {}
         self._counted: dict[tuple[bytes, str], int] = {}

@@ -45,8 +45,9 @@ class Phase(enum.Enum):
 class Swarm:
     """Where a torrent's bytes may come from: the addresses of known peers, web seeds, trackers."""
 
-    def __init__(self, web_seeds: Iterable[WebSeed], trackers: Iterable[str]) -> None:
+    def __init__(self, web_seeds: Iterable[WebSeed], trackers: Iterable[str], *, peer_exchange: bool) -> None:
         self.peers: list[tuple[str, int]] = []
+        self.peer_exchange = peer_exchange
         self.web_seeds = tuple(web_seeds)
         self.trackers = tuple(trackers)
 
@@ -148,6 +149,8 @@ class TorrentDownload:
         params.url_seeds = []
         flags = lt.torrent_flags
         params.flags = flags.paused | flags.sequential_download | flags.no_verify_files
+        if not self._swarm.peer_exchange:
+            params.flags |= flags.disable_pex
         self._session.async_add_torrent(params)
 
     def on_added(self, handle: lt.torrent_handle) -> None:

@@ -1,8 +1,9 @@
 """Metadata from one web seed: `<base>/<name>.torrent`, guided by `<base>/manifest.txt` if there is one.
 
-How it works: the manifest is asked for once; a host without one is asked by name. 404 and 403 say
-something about a name and mean the next source; anything on the way to an answer (refused, silent, 5xx, 429)
-says something about the host and feeds its breaker. What comes is believed only by its info-hash.
+How it works: the manifest is asked for once an hour, by one worker for all; a host without one is asked by
+name. 404 and 403 say something about a name and mean the next source; anything on the way to an answer
+(refused, silent, dribbling, 5xx, 429) says something about the host and feeds its breaker. What comes is
+believed only by its info-hash.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.metainfo import MAX_METAINFO, Metainfo, parse
 
 _MAX_MANIFEST = 32 * 2**20
+_MANIFEST_AGE = 3600.0
+_LONGEST_ANSWER = 60.0
+"""Seconds for a whole answer: the client's own time-out is for each part, and a host could dribble for ever."""
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -41,7 +45,8 @@ class WebMetadata:
         self._ledger = ledger
         self._names: frozenset[str] | None = None
         self._manifest_lock = trio.Lock()
-        self._manifest_read = False
+        self._manifest_until = float("-inf")
+        self._manifest_tries = 0
 
     async def fetch(self, name: str, content: ContentId) -> Metainfo:
         """The .torrent of `name`; MetadataUnavailable or ContentMismatch says why not."""
@@ -61,7 +66,7 @@ class WebMetadata:
         return metainfo
 
     async def _fetch(self, name: str, content: ContentId) -> Metainfo:
-        await self._read_manifest()
+        await self._read_manifest(name)
         wanted = f"{name}.torrent"
         if self._names is not None and wanted not in self._names:
             self.breaker.succeeded()
@@ -74,32 +79,43 @@ class WebMetadata:
         self.breaker.succeeded()
         raise MetadataUnavailable(name, f"{self.seed}: has no {wanted}")
 
-    async def _read_manifest(self) -> None:
+    async def _read_manifest(self, name: str) -> None:
+        tries = self._manifest_tries
         async with self._manifest_lock:
-            if self._manifest_read:
+            if trio.current_time() < self._manifest_until:
                 return
+            if self._manifest_tries != tries:  # whoever held the lock meanwhile failed for all who waited
+                raise MetadataUnavailable(name, f"{self.seed}: {self.breaker.reason or 'no manifest.txt came'}")
+            self._manifest_tries += 1
             raw = await self._get(self.seed.base + "manifest.txt", _MAX_MANIFEST)
             names = frozenset(line.strip() for line in (raw or b"").decode("utf-8", "replace").splitlines())
             # A manifest that lists data alone says nothing about .torrent files.
             self._names = names if any(name.endswith(".torrent") for name in names) else None
-            self._manifest_read = True
+            self._manifest_until = trio.current_time() + _MANIFEST_AGE
 
     async def _get(self, url: str, most: int) -> bytes | None:
         """The body; None when the host says that it has no such file (or won't give it)."""
-        body = bytearray()
         try:
-            async with self._client.stream("GET", url) as response:
-                if response.status_code in _RETRIED:
-                    raise HostFailed(f"{url}: HTTP {response.status_code}", _retry_after(response))
-                if response.status_code != 200:
-                    return None
-                async for part in response.aiter_bytes():
-                    body += part
-                    if len(body) > most:
-                        raise HostFailed(f"{url}: more than {most} bytes")
+            with trio.fail_after(_LONGEST_ANSWER):
+                async with self._client.stream("GET", url) as response:
+                    return await _body(response, most)
+        except trio.TooSlowError:
+            raise HostFailed(f"{url}: no whole answer within {_LONGEST_ANSWER:g} s") from None
         except httpx.HTTPError as error:
             raise HostFailed(f"{url}: {str(error) or type(error).__name__}") from error
-        return bytes(body)
+
+
+async def _body(response: httpx.Response, most: int) -> bytes | None:
+    if response.status_code in _RETRIED:
+        raise HostFailed(f"{response.url}: HTTP {response.status_code}", _retry_after(response))
+    if response.status_code != 200:
+        return None
+    body = bytearray()
+    async for part in response.aiter_bytes():
+        body += part
+        if len(body) > most:
+            raise HostFailed(f"{response.url}: more than {most} bytes")
+    return bytes(body)
 
 
 def _checked(raw: bytes, content: ContentId, source: str) -> Metainfo:

@@ -3,9 +3,10 @@
 How it works: nothing is opened before it is needed, so a store of any size starts at once. Opening one object
 is single-flight: its lock is held while it is recovered or closed, and whoever comes meanwhile waits and gets
 the same `StoredObject`. Between open and close its row carries no seal, which is how the next start knows that
-the daemon died. `run` commits what has landed once a second or each 64 MiB, so that a crash costs little
-hashing and a long download doesn't leave gigabytes to sync at its end; a commit that fails, on a full disk
-say, is tried again while reads go on.
+the daemon died. `run` commits what has landed after a second. At full speed it waits for five: syncing
+there took a third of a cold read's speed, and what a commit protects from is a power cut alone, because after a
+mere crash of the daemon the data is still there and only hashed again. A commit that fails, on a full disk say,
+is tried again while reads go on.
 
 A manifest is written beside its object with a rename and no sync: it is checked against its own digest by
 whoever reads it, so one that a power cut tore is fetched again.
@@ -30,10 +31,13 @@ from cachefs.store.state import State
 from cachefs.store.stored import StoredObject, Tools
 
 COMMIT_SECONDS = 1.0
-"""How long landed blocks wait for a commit, in seconds, at most."""
+"""How long landed blocks wait for a commit, in seconds."""
 
-COMMIT_BYTES = 64 * 2**20
-"""How many landed bytes make a commit start at once."""
+BURST_BYTES = 64 * 2**20
+"""How many bytes landing within `COMMIT_SECONDS` make a burst, ..."""
+
+BURST_SECONDS = 5.0
+"""... whose blocks wait this long at most: a sync at full speed takes a third of the speed away."""
 
 _HASHING_THREADS = 2  # of the machine's cores; readers need the others, and the rest of the thread pool
 
@@ -58,7 +62,6 @@ class ObjectStore:
         self._locks: dict[ContentId, trio.Lock] = {}
         self._hashing = trio.CapacityLimiter(_HASHING_THREADS)
         self._landed = trio.Event()
-        self._pressed = trio.Event()
         self._landed_bytes = 0
         self._failing: set[ContentId] = set()
         self._closed = False
@@ -111,13 +114,14 @@ class ObjectStore:
         task_status.started()
         while True:
             await self._landed.wait()
-            with trio.move_on_after(COMMIT_SECONDS):
-                await self._pressed.wait()
+            await trio.sleep(COMMIT_SECONDS)
+            if self._landed_bytes >= BURST_BYTES:
+                await trio.sleep(BURST_SECONDS - COMMIT_SECONDS)
             await self.commit()
 
     async def commit(self) -> None:
         """Commit every open object now. What fails is logged once and left for the next commit."""
-        self._landed, self._pressed, self._landed_bytes = trio.Event(), trio.Event(), 0
+        self._landed, self._landed_bytes = trio.Event(), 0
         for stored in self.opened():
             with self._tolerant(stored):
                 await stored.commit()
@@ -134,8 +138,6 @@ class ObjectStore:
         """An object's word that a block became servable; wakes the committer."""
         self._landed.set()
         self._landed_bytes += size
-        if self._landed_bytes >= COMMIT_BYTES:
-            self._pressed.set()
 
     async def released(self, stored: StoredObject) -> None:
         """An object's word that a user is done with it."""
