@@ -25,6 +25,7 @@ from cachefs import metainfo
 from cachefs.content import ContentId
 from cachefs.errors import MetadataUnavailable, StoreFailed, StoreFull
 from cachefs.fetch.base import Job, Sink, Transfer
+from cachefs.fetch.nodelay import set_nodelay
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent_download import Phase, Swarm, TorrentDownload
 from cachefs.fetch.torrent_session import TorrentSession
@@ -150,6 +151,8 @@ class TorrentFetcher:
         session.on(lt.peer_ban_alert, lambda a: self._source_failed(_endpoint(a.endpoint), "sent wrong bytes; banned"))
         session.on(lt.peer_error_alert, lambda a: self._source_failed(_endpoint(a.endpoint), a.error.message()))
         session.on(lt.peer_disconnected_alert, self._on_disconnected)
+        session.on(lt.peer_connect_alert, lambda a: set_nodelay(a.endpoint))
+        session.on(lt.incoming_connection_alert, lambda a: set_nodelay(a.endpoint))
         session.on(lt.url_seed_alert, self._on_url_seed)
         session.on(lt.alerts_dropped_alert, lambda a: log.error("libtorrent dropped alerts: %s", a.message()))
         session.on(lt.listen_failed_alert, lambda a: log.warning("%s", a.message()))

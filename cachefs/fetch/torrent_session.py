@@ -64,7 +64,7 @@ def session_settings(settings: Torrent) -> lt.settings_pack:
         "unchoke_slots_limit": -1,
         "max_out_request_queue": 5_000,
         "max_allowed_in_request_queue": 5_000,
-        "request_queue_time": 1,
+        "request_queue_time": 30,
         "send_buffer_watermark": 8 * 2**20,
         "send_buffer_low_watermark": 2**20,
         "urlseed_timeout": 10,

@@ -19,12 +19,16 @@ import libtorrent as lt
 import trio
 
 from cachefs.errors import ConfigError
+from cachefs.fetch.nodelay import set_nodelay
 from cachefs.origin.torrents import SeededFile
 
 LISTEN_TIMEOUT = 10.0
 """Seconds that the session has to say whether it listens."""
 
 log = logging.getLogger(__name__)
+
+_Category = lt.alert.category_t
+_ALERTS = _Category.status_notification | _Category.error_notification | _Category.peer_notification
 
 
 class Seeder:
@@ -58,11 +62,13 @@ class Seeder:
             return
         raise ConfigError(wanted, f"libtorrent did not listen there within {LISTEN_TIMEOUT:.0f} s")
 
-    async def log_errors(self) -> None:
-        """Log what goes wrong, a file that disappears for instance, until cancelled."""
+    async def attend(self) -> None:
+        """Quicken new connections and log what goes wrong, a file that disappears for instance, until cancelled."""
         while True:
             for alert in await self._alerts():
-                if isinstance(alert, (lt.file_error_alert, lt.torrent_error_alert)):
+                if isinstance(alert, lt.incoming_connection_alert):
+                    set_nodelay(alert.endpoint)
+                elif isinstance(alert, (lt.file_error_alert, lt.torrent_error_alert)):
                     log.warning("%s", alert.message())
 
     async def _alerts(self) -> list[lt.alert]:
@@ -90,7 +96,7 @@ async def open_seeder(host: str, port: int, *, discover: bool = False) -> AsyncI
         seeder = Seeder(session, trio.socket.from_stdlib_socket(bell))
         await seeder.listening(wanted)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(seeder.log_errors)
+            nursery.start_soon(seeder.attend)
             yield seeder
             nursery.cancel_scope.cancel()
     finally:
@@ -118,7 +124,7 @@ def _settings(listen: str, discover: bool) -> lt.settings_pack:
         "listen_interfaces": listen,
         "listen_system_port_fallback": False,
         "max_retry_port_bind": 0,
-        "alert_mask": lt.alert.category_t.status_notification | lt.alert.category_t.error_notification,
+        "alert_mask": _ALERTS,
         "alert_queue_size": 20_000,
         "enable_dht": discover,
         "enable_lsd": discover,
