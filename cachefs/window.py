@@ -2,15 +2,18 @@
 
 How it works: the window follows the byte position up to which a reader has read in order. The kernel
 splits a sequential read into requests that may arrive slightly out of order, so a request near the position
-continues the run and one elsewhere ends it. After `START` bytes in order one block is read ahead, and each
-further block read doubles that, up to a limit that follows the measured bandwidth: on a slow link a
-deep queue would only make the next jump wait. Pure: no clock, no I/O.
+continues the run and one elsewhere ends it. After `START` bytes in order, more than a scanner's probe or one page
+fault's read-around, `FIRST` blocks are read ahead. Each block read in order doubles that, up to a limit that follows
+the measured bandwidth: on a slow link a deep queue would only make the next jump wait. Pure: no clock, no I/O.
 """
 
 from __future__ import annotations
 
-START = 256 * 2**10
+START = 2**20
 """Bytes read in order before anything is read ahead."""
+
+FIRST = 4
+"""Blocks read ahead to begin with."""
 
 SLACK = 2 * 2**20
 """How far out of order, in bytes, the kernel's parallel requests may be."""
@@ -41,7 +44,7 @@ class Window:
         """The blocks to read ahead now, at most `limit` of them: those after the one last read."""
         if self._run < START:
             return range(0)
-        size = min(limit, 1 << min(self._run // self._block_length, 16))
+        size = min(limit, FIRST << min(self._run // self._block_length, 14))
         first = max(self._position - 1, 0) // self._block_length + 1
         return range(first, min(first + size, self._blocks))
 
