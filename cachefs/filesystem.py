@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cachefs.cache import Cache, Reader
+from cachefs.cache import Cache
 from cachefs.catalog.tree import Directory, File, Node, Tree
 from cachefs.errors import (
     CachefsError,
@@ -24,6 +24,7 @@ from cachefs.errors import (
     TooManyWaiting,
     Unavailable,
 )
+from cachefs.flow import Reader
 from cachefs.manifests import Finder, Manifests
 
 

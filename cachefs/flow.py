@@ -1,0 +1,177 @@
+"""One content id that is open: its readers, its download, and a flight for each block that is waited for.
+
+How it works: the flights of a flow are its urgent demand, the windows of its readers its readahead; both go to the
+download as sets. A flight ends when its block lands or when the fetcher says that it can't go on, and wakes
+everybody who waited. A reader that gives up leaves its flight behind: it is asked for after those that are
+waited for, so one reader's impatience ends nobody's fetch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+from cachefs import window
+from cachefs.content import Manifest
+from cachefs.fetch.base import Download
+from cachefs.metainfo import Metainfo
+from cachefs.store.objects import ObjectStore
+from cachefs.store.stored import StoredObject
+
+_METER_SPAN = 2.0
+
+
+class _Flight:
+    """A missing block on its way: who waits for it, and how it ended."""
+
+    __slots__ = ("done", "error", "waiters")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: Exception | None = None
+        self.waiters = 0
+
+
+class _Meter:
+    """Bytes per second over the last moments."""
+
+    def __init__(self) -> None:
+        self._landings: deque[tuple[float, int]] = deque()
+        self._total = 0
+
+    def add(self, size: int) -> None:
+        now = trio.current_time()
+        self._landings.append((now, size))
+        self._total += size
+        while self._landings[0][0] < now - _METER_SPAN:
+            self._total -= self._landings.popleft()[1]
+
+    def rate(self) -> float:
+        if len(self._landings) < 2:
+            return 0.0
+        return self._total / max(trio.current_time() - self._landings[0][0], 0.001)
+
+
+class Flow:
+    """One open content id. Its `landed` and `failed` are the fetcher's `Sink`."""
+
+    def __init__(self, stored: StoredObject, info: Metainfo, name: str, ended: Callable[[Flow], None]) -> None:
+        self.stored = stored
+        self.name = name
+        self.info = info
+        self.readers: set[Reader] = set()
+        self.download: Download | None = None
+        self.last_error = ""
+        self._ended = ended
+        self._flights: dict[int, _Flight] = {}
+        self._meter = _Meter()
+        self._landed_at = float("-inf")
+
+    def landed(self, index: int) -> None:
+        self._landed_at = trio.current_time()
+        self.stored.land(index)
+        self._meter.add(self.stored.manifest.span(index).length)
+        flight = self._flights.pop(index, None)
+        if flight is not None:
+            flight.done.set()
+
+    def failed(self, error: Exception) -> None:
+        self.last_error = str(error)
+        flights, self._flights = self._flights, {}
+        for flight in flights.values():
+            flight.error = error
+            flight.done.set()
+
+    def forget_flights(self) -> None:
+        """Nobody reads this content any more: what was given up on need not come."""
+        self._flights.clear()
+
+    def idle_for(self) -> float:
+        """Seconds since a block last landed; infinite if none did."""
+        return trio.current_time() - self._landed_at
+
+    def ended(self) -> None:
+        self.download = None
+        self._ended(self)
+
+    def demand(self, most: int) -> None:
+        """Tell the download what is waited for and what to read ahead."""
+        if self.download is None:
+            return
+        limit = window.limit(self._meter.rate(), self.stored.manifest.block_length, most)
+        urgent = {index for index, flight in self._flights.items() if flight.waiters}
+        ahead = {index for reader in self.readers for index in reader.window.ahead(limit)}
+        ahead.update(self._flights)
+        verified = self.stored.verified
+        self.download.demand(urgent, {index for index in ahead - urgent if index not in verified})
+
+    async def wait(self, missing: list[int], most: int) -> None:
+        """Return when all of `missing` have landed; raise what made one fail."""
+        flights = [self._flights.setdefault(index, _Flight()) for index in missing]
+        for flight in flights:
+            flight.waiters += 1
+        self.demand(most)
+        try:
+            for flight in flights:
+                await flight.done.wait()
+                if flight.error is not None:
+                    raise flight.error
+        finally:
+            for flight in flights:
+                flight.waiters -= 1
+
+
+class Opening:
+    """An object being opened in the mount's nursery: hashing what a crash left may outlast a reader's patience."""
+
+    def __init__(self, store: ObjectStore, manifest: Manifest) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._done = trio.Event()
+        self._given_up = False
+        self._stored: StoredObject | None = None
+        self._error: Exception | None = None
+
+    async def run(self) -> None:
+        """Open it, and give it back if nobody waits any more."""
+        try:
+            self._stored = await self._store.open(self._manifest)
+        except Exception as error:  # a fault too is the reader's to see: this task has only the mount above it
+            self._error = error
+        self._done.set()
+        if self._given_up and self._stored is not None:
+            await self._stored.release()
+
+    async def wait(self) -> StoredObject:
+        """The object, once it is open; raises what kept it from being opened. Cancel it to give up."""
+        try:
+            while not self._done.is_set():
+                await self._done.wait()
+        except trio.Cancelled:
+            self._given_up = True
+            if self._stored is not None:  # it came just as we were cancelled
+                with trio.CancelScope(shield=True):
+                    await self._stored.release()
+            raise
+        if self._stored is None:
+            assert self._error is not None
+            raise self._error
+        return self._stored
+
+
+class Reader:
+    """One open file: a flow, and this file's own readahead window."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.window = window.Window(flow.stored.manifest.block_length, flow.stored.manifest.blocks)
+        self._window_sent = range(0)
+
+    def window_moved(self) -> bool:
+        """Whether the first block to read ahead is another than at the last call."""
+        current = self.window.ahead(1 << 16)
+        moved = current != self._window_sent
+        self._window_sent = current
+        return moved
