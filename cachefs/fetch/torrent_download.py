@@ -9,28 +9,33 @@ When is a piece readable? `piece_finished` says that its hash was right, yet its
 libtorrent's cache. So finished pieces wait for a flush: one in flight at a time, whatever finishes
 meanwhile goes with the next. The flush's answer has no number and libtorrent posts the same alert on
 other occasions, so it is not trusted alone: the file starts sparse, and a piece counts as landed only when
-its whole span holds data. A piece whose span may hold older bytes (left by a crash, or written by an
-attempt that failed its hash) is *suspect*, and is hashed again from the file before it lands.
+its whole span holds data. A piece whose span may hold older bytes (left by a crash, by an attempt that failed its
+hash, or by a torrent that was removed in the middle of it) is *suspect*, and is hashed again from the file before
+it lands. A piece that isn't in the file after a flush, because the disk is full say, is looked for again after a
+growing pause.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Set
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import libtorrent as lt
 import trio
 
 from cachefs.content import ContentId
-from cachefs.errors import BlockInvalid, StoreFailed
+from cachefs.errors import BlockInvalid, MetainfoError, StoreFailed
 from cachefs.fetch.base import Job, Sink, Transfer
 from cachefs.fetch.extents import Extents
 
 if TYPE_CHECKING:
     from cachefs.fetch.sources import WebSeed
+    from cachefs.metainfo import Metainfo
 
 URGENT, AHEAD, UNWANTED = 7, 4, 0
+_LOOK_AGAIN = (0.05, 5.0)
 
 
 class Phase(enum.Enum):
@@ -68,14 +73,18 @@ class TorrentDownload:
         self._swarm = swarm
         self._sink = sink
         self._nursery = nursery
+        self._params = _parameters(job.metainfo)
         self._extents = Extents(job.path)
         self._handle: lt.torrent_handle | None = None
         self._have = job.have
-        self._suspect = self._extents.touched_without(job.metainfo.manifest, job.have)
+        self._suspect: set[int] = set()
         self._wanted: dict[int, int] = {}
         self._sent: dict[int, int] = {}
         self._finished: list[int] = []
         self._flushing: list[int] = []
+        self._lives = 0
+        self._broken = False
+        self._looks: dict[int, int] = {}
         self._be_patient()
         self._add()
 
@@ -124,8 +133,11 @@ class TorrentDownload:
     # Life in the session
 
     def restart(self) -> None:
-        """Remove and add again: libtorrent forgets whom it banned and which web seeds it gave up."""
-        if self.phase is Phase.RUNNING:
+        """Remove and add again: libtorrent forgets whom it banned and which web seeds it gave up.
+
+        Not while bytes come in: a piece that a slow source has begun would begin anew, and never be whole.
+        """
+        if not self.rate:
             self.remove()
 
     def remove(self) -> None:
@@ -134,12 +146,16 @@ class TorrentDownload:
             self.phase = Phase.REMOVING
             self._session.remove_torrent(self._handle)
             self._handle = None
-            self._finished, self._flushing, self._sent = [], [], {}
+            self._suspect.update(self._sent)
+            self._lives += 1
+            self._finished, self._flushing, self._sent, self._looks = [], [], {}, {}
             self.peers, self.rate = 0, 0.0
 
     def _add(self) -> None:
         self.phase = Phase.ADDING
-        params = lt.load_torrent_buffer(self.job.metainfo.raw)
+        self._broken = False
+        self._suspect |= self._extents.touched_without(self.job.metainfo.manifest, self._have)
+        params = self._params
         blocks = self._have.size
         params.save_path = str(self.job.path.parent)
         params.renamed_files = {0: self.job.path.name}
@@ -185,10 +201,9 @@ class TorrentDownload:
         self._patience = 1.0
 
     def _revive(self) -> None:
-        """Let libtorrent go on after a file error: it stopped the torrent."""
-        if self.failing and self._handle is not None:
-            self._handle.clear_error()
-            self._handle.resume()
+        """Go on after a file error: libtorrent asks no peer again for what it failed to write, unless it is added anew."""
+        if self._broken:
+            self.remove()
 
     def _connect(self) -> None:
         if self._handle is not None:
@@ -201,7 +216,6 @@ class TorrentDownload:
             return
         self._progress_at = now
         self._patience = min(self._patience * 2, 15.0)
-        self._revive()
         for seed in self._swarm.web_seeds:
             for url in seed.urls(self.job.name):
                 self._handle.add_url_seed(url)
@@ -222,7 +236,12 @@ class TorrentDownload:
         libtorrent's network thread answers this, so it is waited for elsewhere than in the event loop.
         """
         self.landed_since_measured = False
-        peers = [] if self._handle is None else await trio.to_thread.run_sync(self._handle.get_peer_info)
+        peers: list[lt.peer_info] = []
+        if self._handle is not None:
+            with suppress(RuntimeError):  # removed meanwhile
+                peers = await trio.to_thread.run_sync(self._handle.get_peer_info)
+        if self._handle is None:
+            return []
         self.peers = sum(1 for peer in peers if not peer.flags & (peer.handshake | peer.connecting))
         self.rate = float(sum(peer.payload_down_speed for peer in peers))
         return peers
@@ -235,6 +254,11 @@ class TorrentDownload:
 
     def on_hash_failed(self, index: int) -> None:
         self._suspect.add(index)
+        if self._handle is not None and index in self._sent:
+            # Where nothing else is wanted libtorrent asks nobody for it again until something wakes it, five seconds
+            # later. Taking the wish back and making it again does.
+            self._handle.prioritize_pieces([(index, UNWANTED)])
+            self._handle.prioritize_pieces([(index, self._sent[index])])
 
     def on_flushed(self) -> None:
         """Land the pieces whose bytes are in the file; the others go with the next flush."""
@@ -245,17 +269,20 @@ class TorrentDownload:
             elif self._extents.written(self.job.metainfo.manifest.span(index)):
                 self._land(index)
             else:
-                self._finished.append(index)
+                self._look_again(index)
         self._flush()
 
     def on_file_error(self, error: Exception) -> None:
-        """libtorrent stopped the torrent; whoever waits is told, and the next read tries again."""
+        """libtorrent stopped the torrent; whoever waits is told, so nothing is wanted until the next read."""
         self.failing = str(error)
+        self._broken = True
+        self._wanted = {}
         self._sink.failed(error)
 
     def _land(self, index: int) -> None:
         self.landed_since_measured = True
         self._suspect.discard(index)
+        self._looks.pop(index, None)
         self._wanted.pop(index, None)
         self._sent.pop(index, None)
         self.failing = ""
@@ -264,19 +291,40 @@ class TorrentDownload:
 
     async def _hash_and_land(self, index: int) -> None:
         # Lands a suspect piece if the file really holds it; otherwise it is flushed once more.
-        manifest = self.job.metainfo.manifest
+        manifest, life = self.job.metainfo.manifest, self._lives
         try:
             data = await trio.to_thread.run_sync(self._extents.read, manifest.span(index))
             await trio.to_thread.run_sync(manifest.verify, index, data)
         except BlockInvalid:
-            await trio.sleep(0.05)
-            self.on_piece_finished(index)
+            if self._lives == life:
+                self._look_again(index)
         except StoreFailed as error:
-            self.on_file_error(error)
+            if self._lives == life:
+                self.on_file_error(error)
         else:
-            self._land(index)
+            if self._lives == life:
+                self._land(index)
+
+    def _look_again(self, index: int) -> None:
+        """Have a finished piece that isn't in the file yet flushed once more, after a pause."""
+        shortest, longest = _LOOK_AGAIN
+        looks = self._looks[index] = self._looks.get(index, 0) + 1
+        pause = min(shortest * 2.0 ** min(looks - 1, 16), longest)
+        self._nursery.start_soon(self._finish_later, index, pause, self._lives)
+
+    async def _finish_later(self, index: int, pause: float, life: int) -> None:
+        await trio.sleep(pause)
+        if self._lives == life and index not in self._have:
+            self.on_piece_finished(index)
 
     def _flush(self) -> None:
         if self._finished and not self._flushing and self._handle is not None:
             self._flushing, self._finished = self._finished, []
             self._handle.flush_cache()
+
+
+def _parameters(info: Metainfo) -> lt.add_torrent_params:
+    try:
+        return lt.load_torrent_buffer(info.raw)
+    except RuntimeError as error:
+        raise MetainfoError(f"{info.content}: libtorrent refuses its metadata: {error}") from error
