@@ -156,6 +156,9 @@ class Cache:
     async def _arrival(self, flow: Flow, missing: list[int]) -> None:
         if self._stopping:
             raise Stopping
+        refusal = flow.refusal(missing)
+        if refusal is not None:
+            raise refusal
         if len(self._waiting) >= self._settings.max_waiting:
             raise TooManyWaiting(f"{flow.name}: {len(self._waiting)} reads wait already ([read] max_waiting)")
         self._next_wait += 1
@@ -176,7 +179,9 @@ class Cache:
         with trio.move_on_after(self._settings.deadline) as deadline:
             await flow.wait(missing, self._settings.readahead_blocks)
         if deadline.cancelled_caught:
-            raise self._unavailable(flow, trio.current_time() - since)
+            error = self._unavailable(flow, trio.current_time() - since)
+            flow.refuse(missing, error)
+            raise error
 
     def _unavailable(self, flow: Flow, waited: float) -> Unavailable:
         reason = self._evidence()

@@ -21,6 +21,8 @@ from cachefs.store.objects import ObjectStore
 from cachefs.store.stored import StoredObject
 
 _METER_SPAN = 2.0
+_ECHO = 0.5
+"""For how many seconds after a read in vain the kernel's second try is expected."""
 
 
 class _Flight:
@@ -68,6 +70,7 @@ class Flow:
         self._flights: dict[int, _Flight] = {}
         self._meter = _Meter()
         self._landed_at = float("-inf")
+        self._refusals: dict[int, list[tuple[float, Exception]]] = {}
 
     def landed(self, index: int) -> None:
         self._landed_at = trio.current_time()
@@ -83,6 +86,24 @@ class Flow:
         for flight in flights.values():
             flight.error = error
             flight.done.set()
+
+    def refuse(self, blocks: list[int], error: Exception) -> None:
+        """Remember for a moment that a read of these was in vain."""
+        for index in blocks:
+            self._refusals.setdefault(index, []).append((trio.current_time() + _ECHO, error))
+
+    def refusal(self, blocks: list[int]) -> Exception | None:
+        """Why a read of these is refused at once, once for each that was in vain a moment ago.
+
+        The kernel asks again, for the page alone, as soon as its readahead has failed; nobody should wait twice.
+        """
+        for index in blocks:
+            refusals = self._refusals.pop(index, [])
+            until, error = refusals.pop() if refusals else (0.0, None)
+            if error is not None and trio.current_time() < until:
+                self._refusals[index] = refusals
+                return error
+        return None
 
     def forget_flights(self) -> None:
         """Nobody reads this content any more: what was given up on need not come."""

@@ -140,6 +140,7 @@ class Manifests:
         except CachefsError as error:
             log.error("lengths can't be saved: %s", error)
             self._unsaved |= fresh
+            self._news.set()
 
     def _named(self, contents: Iterable[ContentId]) -> dict[str, int]:
         wanted = set(contents)

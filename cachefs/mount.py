@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 CATALOGUE = "snapshots"
 LOCK_NAME = "snapshot-lock.json"
 _GRACE = 2.0
+_LINGER = 0.5
 _LARGEST_CHAIN_TOML = 64 * 2**20
 
 
@@ -169,13 +170,14 @@ class Assembly:
         filesystem = Filesystem(
             self._tree, self._manifests, self._metadata, self._cache, mtime=_mtimes(state), born=created
         )
-        self._driver = Pyfuse3Driver(filesystem, mountpoint, str(data_dir), allow_other=config.mount.allow_other)
+        self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
         self._status = StatusSource(
             mountpoint, data_dir, lock.chain, len(lock.downloads), self._tree, state, self._manifests,
             self._metadata, self._cache, self._fetcher, self._ledger, time.time(),
         )  # fmt: skip
         self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._stop = trio.Event()
+        self._served = trio.Event()
 
     def _evidence(self) -> str:
         return "; ".join(self._ledger.recent(60.0)[:3])
@@ -224,6 +226,7 @@ class Assembly:
 
     async def _serve(self) -> None:
         await self._driver.serve()
+        self._served.set()
         self._stop.set()
 
     async def _seed_complete(self) -> None:
@@ -259,6 +262,17 @@ class Assembly:
         with trio.move_on_after(_GRACE):
             await self._metadata.stop()
             await self._cache.stop()
+        # The kernel asks once more for a page whose readahead failed, so the answers go on until the last user
+        # is gone: that ends a mount which was taken out of the tree.
+        with trio.move_on_after(_LINGER):
+            await trio.to_thread.run_sync(self._detach)
+            await self._served.wait()
+
+    def _detach(self) -> None:
+        entry = mountinfo.mount_at(self._mountpoint)
+        if entry is not None and entry.data_dir == self._data_dir:
+            with contextlib.suppress(CachefsError):  # somebody was quicker
+                mountinfo.unmount_lazily(self._mountpoint)
 
 
 def _shown(config: Config, lock: SnapshotLock) -> dict[str, ContentId]:

@@ -17,6 +17,7 @@ import select
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes
 
 import trio
 
@@ -47,8 +48,14 @@ def mounts() -> list[MountEntry]:
         before, _, after = line.partition(b" - ")
         fields, (kind, source) = before.split(), after.split()[:2]
         if kind.decode() == TYPE:
-            found.append(MountEntry(Path(_plain(fields[4])), Path(_plain(source)), fields[2].decode()))
+            data_dir = os.fsdecode(unquote_to_bytes(os.fsencode(_plain(source))))
+            found.append(MountEntry(Path(_plain(fields[4])), Path(data_dir), fields[2].decode()))
     return found
+
+
+def source_of(data_dir: Path) -> str:
+    """A data directory as a mount's source, written as in a URL: an option is ASCII and ends at a comma."""
+    return quote(os.fsencode(data_dir))
 
 
 def mount_at(mountpoint: Path) -> MountEntry | None:

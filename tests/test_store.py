@@ -117,7 +117,9 @@ def test_a_landed_block_is_served_at_once_and_durable_within_a_second(bench: Ben
     with_object(bench, use)
 
 
-def test_a_burst_is_committed_after_five_seconds_not_in_its_midst(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_burst_is_committed_after_five_seconds_not_in_its_midst(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cachefs.store.objects.BURST_BYTES", 2 * BLOCK)
 
     async def use(stored: StoredObject) -> None:

@@ -44,7 +44,7 @@ def cold_peer(stage: Stage) -> Report:
 def cold_web(stage: Stage) -> Report:
     """A first sequential read from a web seed, over plain downloads from the same nginx."""
     with nginx(stage.origin) as url:
-        extra = {CURL: lambda: stage.rate(curl_sha1(f"{url}{NAME}"))}
+        extra = {CURL: lambda: stage.rate(curl_sha1(stage, f"{url}{NAME}"))}
         return _cold(stage, "from a web seed (nginx)", "--webseed", url, 0.9, extra)
 
 

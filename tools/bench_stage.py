@@ -73,7 +73,7 @@ class Stage:
         with self.fresh_folder() as folder, mounted(folder, *known, *CHAIN, *sources) as mount:
             if shown(mount).stat().st_size != self.size:
                 raise Failed(f"{shown(mount)} has {shown(mount).stat().st_size} bytes, not {self.size}")
-            settle()
+            settle(self.folder)
             yield mount
 
 
@@ -141,7 +141,7 @@ def heated(path: Path) -> Path:
 def bare(stage: Stage, disk: str, kind: str, source: str, piece: int | None = None) -> float:
     """Seconds of a bare libtorrent download (see bench_reference.py)."""
     with stage.fresh_folder() as folder:
-        settle()
+        settle(stage.folder)
         only = [] if piece is None else [str(piece)]
         return float(output(sys.executable, _REFERENCE, stage.torrent, folder, disk, kind, source, *only))
 
@@ -168,7 +168,7 @@ def tracker(stage: Stage, peer: Peer) -> Iterator[str]:
 def aria2(stage: Stage, announce: str) -> float:
     """Seconds of a download with aria2c from the peer that the tracker names."""
     with stage.fresh_folder() as folder:
-        settle()
+        settle(stage.folder)
         own = (f"--dir={folder}", f"--listen-port={free_port()}", f"--bt-tracker={announce}")
         seconds = timed("aria2c", *ARIA2_OPTIONS, *own, stage.torrent)
         if (folder / NAME).stat().st_size != stage.size:
@@ -176,7 +176,7 @@ def aria2(stage: Stage, announce: str) -> float:
         return seconds
 
 
-def curl_sha1(url: str) -> float:
+def curl_sha1(stage: Stage, url: str) -> float:
     """Seconds of `curl | openssl sha1`."""
-    settle()
+    settle(stage.folder)
     return timed("sh", "-c", f"curl -sf '{url}' | openssl sha1")

@@ -265,10 +265,7 @@ def _gave(mount: Mount, who: dict[str, str], before: dict[str, int]) -> dict[str
 
 def _blamed(mount: Mount) -> set[str]:
     """The sources of which the status says that they sent wrong bytes."""
-    words = ("wrong", "corrupt", "banned")
-    return {
-        source["name"] for source in mount.status()["sources"] if any(word in source["last_error"] for word in words)
-    }
+    return {source["name"] for source in mount.status()["sources"] if "wrong bytes" in source["last_error"]}
 
 
 def _wait_for(what: str, condition: Callable[[], object]) -> object:

@@ -152,7 +152,7 @@ class Read:
 
     deadline: float = field(default=60.0, metadata={"read": as_seconds(0.1, _DAY)})
     metadata_timeout: float = field(default=15.0, metadata={"read": as_seconds(0.1, _DAY)})
-    metadata_concurrency: int = field(default=32, metadata={"read": as_whole(1, 1024, "requests")})
+    metadata_concurrency: int = field(default=64, metadata={"read": as_whole(1, 1024, "requests")})
     failure_memory: float = field(default=30.0, metadata={"read": as_seconds(0, _DAY)})
     readahead_blocks: int = field(default=64, metadata={"read": as_whole(0, 4096, "blocks")})
     max_waiting: int = field(default=400, metadata={"read": as_whole(1, 65536, "reads")})

@@ -51,7 +51,7 @@ async def serve(
     with listener, _address(data_dir) as address:
         await listener.bind(address)
         path.chmod(0o600)
-        listener.listen(16)
+        listener.listen(128)
         accepting = trio.SocketListener(listener)
         try:
             task_status.started()

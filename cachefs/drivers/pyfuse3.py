@@ -25,6 +25,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 
+from cachefs import mountinfo
 from cachefs.errors import CachefsError
 from cachefs.filesystem import Attributes, Filesystem, errno_of
 
@@ -154,10 +155,11 @@ class Operations(pyfuse3.Operations):
 class Pyfuse3Driver:
     """Mounts a `Filesystem` with pyfuse3, which serves one mount a process."""
 
-    def __init__(self, filesystem: Filesystem, mountpoint: Path, source: str, *, allow_other: bool) -> None:
+    def __init__(self, filesystem: Filesystem, mountpoint: Path, data_dir: Path, *, allow_other: bool) -> None:
         self._operations = Operations(filesystem)
         self._mountpoint = mountpoint
-        options = {"default_permissions", "ro", "nosuid", "nodev", "subtype=cachefs", f"fsname={_escaped(source)}"}
+        source = mountinfo.source_of(data_dir)
+        options = {"default_permissions", "ro", "nosuid", "nodev", "subtype=cachefs", f"fsname={source}"}
         self._options = options | ({"allow_other"} if allow_other else set())
 
     def mount(self) -> None:
@@ -177,8 +179,3 @@ class Pyfuse3Driver:
     def close(self) -> None:
         """Unmount, even while files are open: they get errors from now on."""
         pyfuse3.close()
-
-
-def _escaped(value: str) -> str:
-    # libfuse splits options at commas, and takes a backslash as an escape.
-    return value.replace("\\", "\\\\").replace(",", "\\,")

@@ -15,11 +15,14 @@ from cachefs.errors import StoreFailed
 
 
 class Extents:
-    """An open file and its written parts; close it when done."""
+    """An open file and its written parts; close it when done. StoreFailed if it can't be opened."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreFailed(f"{path}: {error.strerror}") from error
 
     def close(self) -> None:
         os.close(self._fd)

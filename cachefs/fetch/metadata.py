@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 Found = Callable[[Metainfo], None]
 
 _LOOKUP_WORKERS = 8
+_HTTP_CONNECTIONS = 40
 _HOST_TIMEOUT = 5.0
 _LONGEST_RETRY = 600.0
 _PEERS_SHARE = 0.8  # of a lookup's time, so that its error can tell what the peers did
@@ -136,10 +137,7 @@ class MetadataService:
         if name not in self._waits:
             self._urgent.append(name)
             self._work.unpark_all()
-        since = trio.current_time()
         if not await self._settled(name):
-            if self._arrived_at < since:
-                self._hopeless_until = trio.current_time() + self._settings.failure_memory
             raise MetadataUnavailable(name, self.failure(name) or self._silence())
         if self._stopping:
             raise Stopping
@@ -149,6 +147,7 @@ class MetadataService:
     async def _settled(self, name: str) -> bool:
         """Wait until a worker is done with `name`; False if that takes too long."""
         wait = self._waits.setdefault(name, trio.Event())
+        since = trio.current_time()
         self._lookups += 1
         try:
             with trio.move_on_after(self._settings.metadata_timeout):
@@ -157,8 +156,15 @@ class MetadataService:
             return False
         finally:
             self._lookups -= 1
+            self._despair(since)
             if self._stopping and not self._lookups:
                 self._drained.set()
+
+    def _despair(self, since: float) -> None:
+        # A lookup that waited in vain while nothing arrived says as much about every other name.
+        now = trio.current_time()
+        if now - since >= self._settings.metadata_timeout * _PEERS_SHARE and self._arrived_at < since:
+            self._hopeless_until = now + self._settings.failure_memory
 
     def _refuse_hopeless(self, name: str) -> None:
         now = trio.current_time()
@@ -188,7 +194,7 @@ class MetadataService:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Work for ever."""
         workers = self._settings.metadata_concurrency
-        limits = httpx.Limits(max_connections=workers + _LOOKUP_WORKERS)
+        limits = httpx.Limits(max_connections=_HTTP_CONNECTIONS)
         timeout = httpx.Timeout(min(_HOST_TIMEOUT, self._settings.metadata_timeout), pool=None)
         async with httpx.AsyncClient(limits=limits, timeout=timeout, follow_redirects=True) as client:
             self._hosts = [WebMetadata(seed, client, self._ledger) for seed in self._seeds]
@@ -242,6 +248,9 @@ class MetadataService:
             self._accept(name, await self._search(name, content))
         except CachefsError as error:
             self._remember(name, error.reason if isinstance(error, MetadataUnavailable) else str(error))
+        except Exception as error:
+            log.exception("%s: looking for its metadata", name)
+            self._remember(name, f"a fault of the daemon, told in its log: {error!r}")
         finally:
             self._active.discard(name)
         wait = self._waits.pop(name, None)

@@ -14,14 +14,17 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from pathlib import Path
+
+_DESCRIPTORS = Path("/proc/self/fd")
 
 
 def set_nodelay(peer: tuple[str, int]) -> None:
     """Set TCP_NODELAY on our TCP connections to `peer`, an address and a port."""
-    for descriptor in os.listdir("/proc/self/fd"):
+    for descriptor in _DESCRIPTORS.iterdir():
         with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
-                _set_if_to(int(descriptor), peer)
+            if str(descriptor.readlink()).startswith("socket:"):
+                _set_if_to(int(descriptor.name), peer)
 
 
 def _set_if_to(descriptor: int, peer: tuple[str, int]) -> None:

@@ -3,7 +3,8 @@
 How it works: a `WebSeed` turns a name into the URLs under which a host may have it. Hosts disagree on
 whether a `/` inside a name is sent as is or as `%2F`, so the first answer that verifies decides for the
 host. The `Ledger` counts, for each source by its printed name, bytes received, failures and the last
-failure's words; the status and every error message take their evidence from it.
+failure's words; the status and every error message take their evidence from it. Peers come and go, each
+under an address of its own, so besides the configured sources only the latest few hundred are kept.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from urllib.parse import quote, urlsplit
 import trio
 
 from cachefs.errors import ConfigError
+
+MOST_STRANGERS = 500
+"""How many sources that aren't configured have an account at a time."""
 
 
 class WebSeed:
@@ -54,6 +58,7 @@ class _Account:
     last_error: str = ""
     last_failed: float = 0.0
     rate: float = 0.0
+    lied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +77,17 @@ class Ledger:
 
     def __init__(self, sources: Iterable[str] = ()) -> None:
         self._accounts = {source: _Account() for source in sources}
+        self._configured = frozenset(self._accounts)
 
     def _account(self, source: str) -> _Account:
-        return self._accounts.setdefault(source, _Account())
+        if source not in self._configured:
+            self._accounts[source] = self._accounts.pop(source, _Account())  # the latest stands last
+            self._forget_oldest()
+        return self._accounts[source]
+
+    def _forget_oldest(self) -> None:
+        if len(self._accounts) > len(self._configured) + MOST_STRANGERS:
+            del self._accounts[next(source for source in self._accounts if source not in self._configured)]
 
     def received(self, source: str, size: int) -> None:
         """Count `size` bytes of payload."""
@@ -87,11 +100,13 @@ class Ledger:
         for source, account in self._accounts.items():
             account.rate = rates.get(source, 0.0)
 
-    def failed(self, source: str, why: str) -> None:
-        """Count a failure; `why` is kept in words until the next one."""
+    def failed(self, source: str, why: str, *, lied: bool = False) -> None:
+        """Count a failure; `why` is kept in words until the next one. That a source `lied` is not talked over."""
         account = self._account(source)
         account.failures += 1
-        account.last_error = why
+        if lied or not account.lied:
+            account.last_error = why
+        account.lied |= lied
         account.last_failed = trio.current_time()
 
     def recent(self, within: float) -> list[str]:
@@ -101,8 +116,9 @@ class Ledger:
         return [text for when, text in sorted(failed, reverse=True) if when >= since]
 
     def report(self) -> list[SourceReport]:
-        """Every source's account, sorted by name."""
+        """The accounts of what is configured and of what gave or lied, sorted by name: not of every address tried."""
         return [
             SourceReport(source, account.received, account.rate, account.failures, account.last_error)
             for source, account in sorted(self._accounts.items())
+            if source in self._configured or account.received or account.lied
         ]

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _SUPERVISE_EVERY = 0.5
 _RESOLVE_EVERY = 60.0
+_RESOLVE_FIRST = 2.0
+"""Seconds that the start waits for names to be resolved; a dead name server must not hold up the mount."""
 
 
 class _Magnet:
@@ -66,6 +68,8 @@ class TorrentFetcher:
         self._downloads: dict[bytes, TorrentDownload] = {}
         self._magnets: dict[bytes, _Magnet] = {}
         self._counted: dict[tuple[bytes, str], int] = {}
+        self._peer_addresses: dict[Peer, tuple[str, int]] = {}
+        self._seed_addresses: dict[tuple[str, int], WebSeed] = {}
         self._nursery: trio.Nursery | None = None
         self._session: TorrentSession | None = None
 
@@ -80,7 +84,8 @@ class TorrentFetcher:
         self._listen(self._session)
         try:
             async with trio.open_nursery() as self._nursery:
-                await self._resolve()
+                with trio.move_on_after(_RESOLVE_FIRST):
+                    await self._resolve()
                 self._nursery.start_soon(self._session.pump)
                 self._nursery.start_soon(self._supervise)
                 self._nursery.start_soon(self._resolve_again)
@@ -148,7 +153,7 @@ class TorrentFetcher:
         session.on(lt.hash_failed_alert, self._on_hash_failed)
         session.on(lt.file_error_alert, self._on_file_error)
         session.on(lt.torrent_error_alert, self._on_torrent_error)
-        session.on(lt.peer_ban_alert, lambda a: self._source_failed(_endpoint(a.endpoint), "sent wrong bytes; banned"))
+        session.on(lt.peer_ban_alert, self._on_ban)
         session.on(lt.peer_error_alert, lambda a: self._source_failed(_endpoint(a.endpoint), a.error.message()))
         session.on(lt.peer_disconnected_alert, self._on_disconnected)
         session.on(lt.peer_connect_alert, lambda a: set_nodelay(a.endpoint))
@@ -163,6 +168,9 @@ class TorrentFetcher:
             call(download)
 
     def _on_added(self, alert: lt.add_torrent_alert) -> None:
+        if alert.error.value():
+            log.error("libtorrent refuses a torrent: %s", alert.message())
+            return
         key = _key(alert.handle)
         if key in self._magnets:
             for address in self._swarm.peers:
@@ -201,7 +209,12 @@ class TorrentFetcher:
         self._with(alert, lambda download: download.on_file_error(error))
 
     def _on_disconnected(self, alert: lt.peer_disconnected_alert) -> None:
-        self._source_failed(_endpoint(alert.endpoint), alert.error.message())
+        # What we end ourselves, a torrent being removed for one, and what a ban ends, is no failure of its own.
+        if alert.error.category().name() != "libtorrent":
+            self._source_failed(_endpoint(alert.endpoint), alert.error.message())
+
+    def _on_ban(self, alert: lt.peer_ban_alert) -> None:
+        self._ledger.failed(_endpoint(alert.endpoint), "sent wrong bytes; banned", lied=True)
 
     def _source_failed(self, source: str, why: str) -> None:
         self._ledger.failed(source, why)
@@ -220,11 +233,12 @@ class TorrentFetcher:
         rates[source] = rates.get(source, 0.0) + peer.payload_down_speed
 
     def _source_of(self, peer: lt.peer_info) -> str:
-        if peer.connection_type == peer.web_seed:
-            for seed in self._swarm.web_seeds:
-                if seed.port == peer.ip[1] and (seed.host in peer.client.decode("utf-8", "replace")):
-                    return str(seed)
-        return _endpoint(peer.ip)
+        if peer.connection_type != peer.web_seed:
+            return _endpoint(peer.ip)
+        # libtorrent tells the server's software and its address, not the URL.
+        seeds = [seed for seed in self._swarm.web_seeds if seed.port == peer.ip[1]]
+        seed = seeds[0] if len(seeds) == 1 else self._seed_addresses.get(peer.ip)
+        return str(seed) if seed is not None else _endpoint(peer.ip)
 
     # Looking after what does not come
 
@@ -271,19 +285,35 @@ class TorrentFetcher:
 
     async def _resolve_again(self) -> None:
         while True:
-            await trio.sleep(_RESOLVE_EVERY)
+            all_known = len(self._peer_addresses) == len(self._static_peers)
+            await trio.sleep(_RESOLVE_EVERY if all_known else _RESOLVE_FIRST)
             await self._resolve()
 
     async def _resolve(self) -> None:
-        addresses: list[tuple[str, int]] = []
-        for peer in self._static_peers:
-            try:
-                found = await trio.socket.getaddrinfo(peer.host, peer.port, type=trio.socket.SOCK_STREAM)
-            except OSError as error:
-                self._ledger.failed(str(peer), f"the name {peer.host} can't be resolved: {error.strerror}")
-            else:
-                addresses += [(str(info[4][0]), peer.port) for info in found[:1]]
-        self._swarm.peers = addresses or self._swarm.peers
+        """Find the addresses of all hosts, each on its own; what can't be found stays as it was."""
+        async with trio.open_nursery() as nursery:
+            for peer in self._static_peers:
+                nursery.start_soon(self._resolve_peer, peer)
+            for seed in self._swarm.web_seeds:
+                nursery.start_soon(self._resolve_seed, seed)
+
+    async def _resolve_peer(self, peer: Peer) -> None:
+        found = await self._addresses(str(peer), peer.host, peer.port)
+        if found:
+            self._peer_addresses[peer] = found[0]
+            self._swarm.peers = list(dict.fromkeys(self._peer_addresses.values()))
+
+    async def _resolve_seed(self, seed: WebSeed) -> None:
+        for address in await self._addresses(str(seed), seed.host, seed.port):
+            self._seed_addresses[address] = seed
+
+    async def _addresses(self, source: str, host: str, port: int) -> list[tuple[str, int]]:
+        try:
+            found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+        except OSError as error:
+            self._ledger.failed(source, f"the name {host} can't be resolved: {error.strerror}")
+            return []
+        return [(str(info[4][0]), port) for info in found]
 
 
 def _key(handle: lt.torrent_handle) -> bytes:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 URGENT, AHEAD, UNWANTED = 7, 4, 0
 _LOOK_AGAIN = (0.05, 5.0)
+_CLEARED_AWAY = (0.1, 5.0)
 
 
 class Phase(enum.Enum):
@@ -67,6 +68,7 @@ class TorrentDownload:
         self.idle_since = trio.current_time()
         self.peers = 0
         self.rate = 0.0
+        self._received, self._arriving = 0, False
         self.failing = ""
         self.landed_since_measured = False
         self._session = session
@@ -78,6 +80,7 @@ class TorrentDownload:
         self._handle: lt.torrent_handle | None = None
         self._have = job.have
         self._suspect: set[int] = set()
+        self._refuted: set[int] = set()
         self._wanted: dict[int, int] = {}
         self._sent: dict[int, int] = {}
         self._finished: list[int] = []
@@ -135,9 +138,10 @@ class TorrentDownload:
     def restart(self) -> None:
         """Remove and add again: libtorrent forgets whom it banned and which web seeds it gave up.
 
-        Not while bytes come in: a piece that a slow source has begun would begin anew, and never be whole.
+        Not while bytes come in that may be right: a piece that a slow source has begun would begin anew, and never
+        be whole.
         """
-        if not self.rate:
+        if not self._arriving or self._refuted:
             self.remove()
 
     def remove(self) -> None:
@@ -147,6 +151,7 @@ class TorrentDownload:
             self._session.remove_torrent(self._handle)
             self._handle = None
             self._suspect.update(self._sent)
+            self._refuted.clear()
             self._lives += 1
             self._finished, self._flushing, self._sent, self._looks = [], [], {}, {}
             self.peers, self.rate = 0, 0.0
@@ -201,7 +206,7 @@ class TorrentDownload:
         self._patience = 1.0
 
     def _revive(self) -> None:
-        """Go on after a file error: libtorrent asks no peer again for what it failed to write, unless it is added anew."""
+        """After a file error, add the torrent anew: libtorrent asks no peer again for what it failed to write."""
         if self._broken:
             self.remove()
 
@@ -216,10 +221,22 @@ class TorrentDownload:
             return
         self._progress_at = now
         self._patience = min(self._patience * 2, 15.0)
+        if not self.peers:
+            self.remove()  # libtorrent dials an address three times and then never again
+            return
         for seed in self._swarm.web_seeds:
             for url in seed.urls(self.job.name):
                 self._handle.add_url_seed(url)
         self._connect()
+        if not self._arriving:
+            self._ask_again(self._wanted)
+
+    def _ask_again(self, pieces: Iterable[int]) -> None:
+        """Take wishes back and make them anew: that is when libtorrent looks for a peer to ask."""
+        wishes = [(index, self._sent[index]) for index in pieces if index in self._sent]
+        if self._handle is not None and wishes:
+            self._handle.prioritize_pieces([(index, UNWANTED) for index, _ in wishes])
+            self._handle.prioritize_pieces(wishes)
 
     def _send_priorities(self) -> None:
         if self._handle is None:
@@ -244,6 +261,9 @@ class TorrentDownload:
             return []
         self.peers = sum(1 for peer in peers if not peer.flags & (peer.handshake | peer.connecting))
         self.rate = float(sum(peer.payload_down_speed for peer in peers))
+        # The rate is an average that takes a minute to forget.
+        before, self._received = self._received, sum(peer.total_download for peer in peers)
+        self._arriving = self._received > before
         return peers
 
     # Pieces on their way to the file
@@ -254,11 +274,18 @@ class TorrentDownload:
 
     def on_hash_failed(self, index: int) -> None:
         self._suspect.add(index)
-        if self._handle is not None and index in self._sent:
-            # Where nothing else is wanted libtorrent asks nobody for it again until something wakes it, five seconds
-            # later. Taking the wish back and making it again does.
-            self._handle.prioritize_pieces([(index, UNWANTED)])
-            self._handle.prioritize_pieces([(index, self._sent[index])])
+        if index not in self._refuted:
+            self._refuted.add(index)
+            self._nursery.start_soon(self._fetch_anew, index, self._lives)
+
+    async def _fetch_anew(self, index: int, life: int) -> None:
+        # Where nothing else is wanted libtorrent asks nobody for it again until something wakes it, seconds later. It
+        # can't be asked for before its bad blocks are cleared away, of which nothing is told.
+        pause, longest = _CLEARED_AWAY
+        while pause < longest and index in self._refuted and self._lives == life:
+            await trio.sleep(pause)
+            self._ask_again([index])
+            pause *= 2
 
     def on_flushed(self) -> None:
         """Land the pieces whose bytes are in the file; the others go with the next flush."""
@@ -282,6 +309,7 @@ class TorrentDownload:
     def _land(self, index: int) -> None:
         self.landed_since_measured = True
         self._suspect.discard(index)
+        self._refuted.discard(index)
         self._looks.pop(index, None)
         self._wanted.pop(index, None)
         self._sent.pop(index, None)

@@ -46,7 +46,7 @@ class WebMetadata:
         self._names: frozenset[str] | None = None
         self._manifest_lock = trio.Lock()
         self._manifest_until = float("-inf")
-        self._manifest_tries = 0
+        self._manifest_failures = 0
 
     async def fetch(self, name: str, content: ContentId) -> Metainfo:
         """The .torrent of `name`; MetadataUnavailable or ContentMismatch says why not."""
@@ -80,14 +80,17 @@ class WebMetadata:
         raise MetadataUnavailable(name, f"{self.seed}: has no {wanted}")
 
     async def _read_manifest(self, name: str) -> None:
-        tries = self._manifest_tries
+        failures = self._manifest_failures
         async with self._manifest_lock:
             if trio.current_time() < self._manifest_until:
                 return
-            if self._manifest_tries != tries:  # whoever held the lock meanwhile failed for all who waited
+            if self._manifest_failures != failures:  # whoever held the lock failed for all who waited
                 raise MetadataUnavailable(name, f"{self.seed}: {self.breaker.reason or 'no manifest.txt came'}")
-            self._manifest_tries += 1
-            raw = await self._get(self.seed.base + "manifest.txt", _MAX_MANIFEST)
+            try:
+                raw = await self._get(self.seed.base + "manifest.txt", _MAX_MANIFEST)
+            except HostFailed:
+                self._manifest_failures += 1
+                raise
             names = frozenset(line.strip() for line in (raw or b"").decode("utf-8", "replace").splitlines())
             # A manifest that lists data alone says nothing about .torrent files.
             self._names = names if any(name.endswith(".torrent") for name in names) else None
@@ -111,10 +114,13 @@ async def _body(response: httpx.Response, most: int) -> bytes | None:
     if response.status_code != 200:
         return None
     body = bytearray()
-    async for part in response.aiter_bytes():
-        body += part
-        if len(body) > most:
-            raise HostFailed(f"{response.url}: more than {most} bytes")
+    with trio.CancelScope() as enough:  # leaving the loop would leave httpx's generators to the garbage collector
+        async for part in response.aiter_bytes():
+            body += part
+            if len(body) > most:
+                enough.cancel()
+    if len(body) > most:
+        raise HostFailed(f"{response.url}: more than {most} bytes")
     return bytes(body)
 
 

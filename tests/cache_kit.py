@@ -1,0 +1,99 @@
+"""What the tests of the cache share: a running cache over the real store, with a fetcher that does what it is told.
+
+Time is virtual and jumps whenever nothing runs, so it stands still while an object is opened: that is done in
+threads, under a deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+import trio.testing
+
+from cachefs.cache import Cache
+from cachefs.config import Read
+from cachefs.errors import CachefsError
+from cachefs.flow import Reader
+from cachefs.store import ObjectStore
+from tests.fakes import BLOCK, Content, FakeFetcher, content, store_at, until
+
+DEADLINE = 60.0
+FILE = content(1, 10 * BLOCK + 1000)
+OTHER = content(2, 3 * BLOCK, name="domain/v1-accounts.0-64.kv")
+
+
+class Bench:
+    """A running cache over a real store and a fake fetcher."""
+
+    def __init__(self, store: ObjectStore, clock: trio.testing.MockClock, nursery: trio.Nursery, limits: Read) -> None:
+        self.store = store
+        self.clock = clock
+        self.nursery = nursery
+        self.fetcher = FakeFetcher(FILE, OTHER)
+        self.cache = Cache(store, self.fetcher, limits, lambda: "http://host/: refused")
+        self.outcomes: list[bytes | CachefsError] = []
+
+    async def open(self, item: Content = FILE) -> Reader:
+        self.clock.autojump_threshold = float("inf")
+        reader = await self.cache.open(item.info, item.info.name)
+        self.clock.autojump_threshold = 0
+        return reader
+
+    async def read(self, reader: Reader, offset: int, size: int) -> None:
+        """Read as a driver does, and note what came of it."""
+        try:
+            ready = self.cache.read_now(reader, offset, size)
+            data = bytes(ready) if ready is not None else await self.cache.read(reader, offset, size)
+        except CachefsError as error:
+            self.outcomes.append(error)
+        else:
+            assert data == bytes_of(reader)[offset : offset + size]
+            self.outcomes.append(data)
+
+    async def start_read(self, reader: Reader, offset: int, size: int) -> None:
+        """Read in the background, and return when that read waits."""
+        self.nursery.start_soon(self.read, reader, offset, size)
+        await self.settled()
+
+    async def settled(self) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def until_closed(self) -> None:
+        """Return when the store has closed every object."""
+        await until(lambda: not self.store.opened())
+
+    @property
+    def error(self) -> CachefsError:
+        """The only outcome, which is an error."""
+        (outcome,) = self.outcomes
+        assert isinstance(outcome, CachefsError)
+        return outcome
+
+
+def bytes_of(reader: Reader) -> bytes:
+    return next(item.data for item in (FILE, OTHER) if item.info.content == reader.flow.info.content)
+
+
+def run(root: Path, scenario: Callable[[Bench], Awaitable[None]], limits: Read | None = None) -> None:
+    """Run `scenario` on a bench in `root`."""
+
+    async def main() -> None:
+        async with bench(store, clock, limits or Read(deadline=DEADLINE)) as made:
+            await scenario(made)
+        await store.aclose()
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    with store_at(root) as store:
+        trio.run(main, clock=clock)
+
+
+@asynccontextmanager
+async def bench(store: ObjectStore, clock: trio.testing.MockClock, limits: Read) -> AsyncIterator[Bench]:
+    async with trio.open_nursery() as nursery:
+        made = Bench(store, clock, nursery, limits)
+        await nursery.start(made.cache.run)
+        yield made
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,253 @@
+"""Reading through: single flight, deadlines, failures, readahead, and how many may wait."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from cachefs import window
+from cachefs.config import Read
+from cachefs.errors import Stopping, StoreFailed, StoreFull, TooManyWaiting, Unavailable
+from cachefs.filesystem import errno_of
+from tests.cache_kit import DEADLINE, FILE, OTHER, Bench, run
+from tests.fakes import BLOCK
+
+
+def test_fifty_readers_of_one_missing_block_make_one_demand_and_its_landing_wakes_them_all(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        readers = [await bench.open() for _ in range(50)]
+        for reader in readers:
+            await bench.start_read(reader, 3 * BLOCK + 7, 100)
+        assert len(bench.fetcher.jobs) == 1
+        assert bench.fetcher.last.urgent == {3}
+        assert len(bench.cache.waiting()) == 50
+        bench.fetcher.last.land(3)
+        await bench.settled()
+        assert bench.outcomes == [FILE.data[3 * BLOCK + 7 :][:100]] * 50
+        assert not bench.cache.waiting()
+
+    run(tmp_path, scenario)
+
+
+def test_a_read_over_several_blocks_waits_for_all_of_them(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        reader = await bench.open()
+        await bench.start_read(reader, BLOCK - 1, BLOCK + 2)
+        assert bench.fetcher.last.urgent == {0, 1, 2}
+        for index in (2, 0):
+            bench.fetcher.last.land(index)
+            await bench.settled()
+            assert not bench.outcomes
+        bench.fetcher.last.land(1)
+        await bench.settled()
+        assert bench.outcomes == [FILE.data[BLOCK - 1 : 2 * BLOCK + 1]]
+
+    run(tmp_path, scenario)
+
+
+def test_a_read_past_the_end_gives_what_there_is_and_asks_for_nothing(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        reader = await bench.open()
+        await bench.read(reader, len(FILE.data), 4096)
+        assert bench.outcomes == [b""]
+        assert not bench.fetcher.jobs
+        await bench.start_read(reader, len(FILE.data) - 10, 4096)
+        bench.fetcher.last.land(10)
+        await bench.settled()
+        assert bench.outcomes[1] == FILE.data[-10:]
+
+    run(tmp_path, scenario)
+
+
+def test_a_read_that_nobody_serves_fails_at_its_deadline_and_says_why(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        reader = await bench.open()
+        began = trio.current_time()
+        bench.nursery.start_soon(bench.read, reader, 0, 10)
+        await bench.settled()
+        bench.fetcher.last.words = "no peer is connected"
+        await trio.sleep(DEADLINE + 1)
+        assert trio.current_time() - began == pytest.approx(DEADLINE + 1)
+        assert isinstance(bench.error, Unavailable)
+        assert bench.error.waited == pytest.approx(DEADLINE)
+        assert FILE.info.name in str(bench.error)
+        assert "no peer is connected; http://host/: refused" in str(bench.error)
+        assert errno_of(bench.error) == errno.EIO
+        assert bench.cache.last_error == str(bench.error)
+        assert bench.fetcher.last.restarts == 1, "sources that were given up are tried again"
+
+    run(tmp_path, scenario)
+
+
+def test_one_readers_timeout_ends_no_fetch(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        first, second = await bench.open(), await bench.open()
+        await bench.start_read(first, 0, 10)
+        await trio.sleep(DEADLINE / 2)
+        await bench.start_read(second, 0, 10)
+        await trio.sleep(DEADLINE / 2 + 1)
+        assert isinstance(bench.error, Unavailable)
+        assert bench.fetcher.last.urgent == {0}
+        bench.fetcher.last.land(0)
+        await bench.settled()
+        assert bench.outcomes[1] == FILE.data[:10]
+
+    run(tmp_path, scenario)
+
+
+def test_a_block_that_was_given_up_on_is_still_fetched_behind_those_that_are_waited_for(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        reader = await bench.open()
+        await bench.read(reader, 0, 10)
+        assert isinstance(bench.error, Unavailable)
+        await bench.start_read(reader, 5 * BLOCK, 10)
+        assert bench.fetcher.last.urgent == {5}
+        assert 0 in bench.fetcher.last.ahead
+        bench.fetcher.last.land(0)
+        await bench.read(reader, 0, 10)
+        assert bench.outcomes[1] == FILE.data[:10]
+
+    run(tmp_path, scenario)
+
+
+def test_a_deadline_restarts_nothing_while_blocks_still_land(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        reader = await bench.open()
+        await bench.start_read(reader, 0, 10)
+        await trio.sleep(DEADLINE - 1)
+        bench.fetcher.last.land(4)
+        await trio.sleep(2)
+        assert isinstance(bench.error, Unavailable)
+        assert bench.fetcher.last.restarts == 0
+
+    run(tmp_path, scenario)
+
+
+def test_a_failure_reaches_everybody_who_waits_and_the_next_read_asks_again(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        reader = await bench.open()
+        for index in range(5):
+            await bench.start_read(reader, index * BLOCK, 10)
+        bench.fetcher.last.sink.failed(StoreFull("no room"))
+        await bench.settled()
+        assert [type(outcome) for outcome in bench.outcomes] == [StoreFull] * 5
+        assert not bench.cache.waiting()
+        await bench.start_read(reader, 0, 10)
+        assert bench.fetcher.last.urgent == {0}
+        bench.fetcher.last.land(0)
+        await bench.settled()
+        assert bench.outcomes[5] == FILE.data[:10]
+
+    run(tmp_path, scenario)
+
+
+def test_a_cancelled_reader_leaves_no_waiter_behind(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        reader = await bench.open()
+        with trio.move_on_after(5):
+            await bench.cache.read(reader, 0, 10)
+        assert not bench.cache.waiting()
+        await bench.start_read(reader, BLOCK, 10)
+        assert bench.fetcher.last.urgent == {1}
+        assert 0 in bench.fetcher.last.ahead
+
+    run(tmp_path, scenario)
+
+
+def test_a_sequential_reader_is_read_ahead_of_and_never_past_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window, "START", 4 * BLOCK)
+
+    async def scenario(bench: Bench) -> None:
+        reader = await bench.open()
+        size = window.START // 2
+        await bench.start_read(reader, 0, size)
+        assert not bench.fetcher.last.ahead
+        bench.fetcher.last.land(0, 1)
+        await bench.start_read(reader, size, 2 * size)
+        assert bench.fetcher.last.ahead
+        assert bench.fetcher.last.ahead <= set(range(6, FILE.blocks))
+        bench.fetcher.last.land(*range(2, 9))
+        await bench.start_read(reader, 3 * size, 2 * size)
+        assert not bench.fetcher.last.ahead & set(range(9)), "what is here is not asked for again"
+
+    run(tmp_path, scenario)
+
+
+def test_reads_that_need_not_wait_keep_the_readahead_going(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window, "START", 4 * BLOCK)
+
+    async def scenario(bench: Bench) -> None:
+        reader = await bench.open()
+        await bench.start_read(reader, 0, 10)
+        bench.fetcher.last.land(*range(7))
+        for offset in range(10, 6 * BLOCK, BLOCK // 2):
+            await bench.read(reader, offset, BLOCK // 2)
+        assert bench.fetcher.last.ahead >= {7, 8}
+        assert not bench.fetcher.last.urgent
+
+    run(tmp_path, scenario)
+
+
+def test_two_files_are_two_downloads_and_do_not_meet(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        one, other = await bench.open(FILE), await bench.open(OTHER)
+        await bench.start_read(one, 0, 10)
+        await bench.start_read(other, BLOCK, 10)
+        first, second = bench.fetcher.jobs
+        assert [set(first.urgent), set(second.urgent)] == [{0}, {1}]
+        second.sink.failed(StoreFailed("gone"))
+        await bench.settled()
+        first.land(0)
+        await bench.settled()
+        assert [type(outcome) for outcome in bench.outcomes] == [StoreFailed, bytes]
+
+    run(tmp_path, scenario)
+
+
+def test_more_readers_than_may_wait_are_refused_at_once_while_cached_reads_go_on(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        reader = await bench.open()
+        await bench.start_read(reader, 9 * BLOCK, 10)
+        bench.fetcher.last.land(9)
+        for _ in range(4):
+            await bench.start_read(reader, 0, 10)
+        bench.outcomes.clear()
+        began = trio.current_time()
+        await bench.read(reader, BLOCK, 10)
+        assert isinstance(bench.error, TooManyWaiting)
+        await bench.read(reader, 9 * BLOCK, 10)
+        assert bench.outcomes[1] == FILE.data[9 * BLOCK :][:10]
+        assert trio.current_time() == began
+        bench.fetcher.last.land(0)
+        await bench.settled()
+        await bench.start_read(reader, BLOCK, 10)
+        assert bench.fetcher.last.urgent == {1}
+
+    run(tmp_path, scenario, Read(deadline=DEADLINE, max_waiting=4))
+
+
+def test_stop_lets_every_reader_go_and_refuses_new_waits_but_not_cached_reads(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        one, other = await bench.open(FILE), await bench.open(OTHER)
+        await bench.start_read(one, 0, 10)
+        bench.fetcher.last.land(0)
+        await bench.settled()
+        for index in range(1, 5):
+            await bench.start_read(one, index * BLOCK, 10)
+        await bench.start_read(other, 0, 10)
+        began = trio.current_time()
+        await bench.cache.stop()
+        await bench.settled()
+        await bench.read(one, 5 * BLOCK, 10)
+        await bench.read(one, 0, 10)
+        assert trio.current_time() == began
+        assert [type(outcome) for outcome in bench.outcomes] == [bytes] + [Stopping] * 6 + [bytes]
+        assert not bench.cache.waiting()
+
+    run(tmp_path, scenario)

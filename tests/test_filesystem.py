@@ -1,0 +1,219 @@
+"""The operations of the mount, without any kernel: sizes that aren't known yet, handles, and the table of errnos."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from cachefs import errors
+from cachefs.cache import Cache
+from cachefs.catalog.tree import ROOT_INODE, Tree
+from cachefs.config import Read
+from cachefs.errors import CachefsError, MetadataUnavailable, Stopping
+from cachefs.filesystem import Attributes, Filesystem, NoSuchEntry, Usage, errno_of
+from cachefs.manifests import Manifests
+from cachefs.store import ObjectStore, State
+from tests.fakes import BLOCK, FakeFetcher, FakeFinder, content, until
+
+FILE = content(1, 3 * BLOCK, name="v1-000000-000500-headers.seg")
+NESTED = content(2, 1000, name="domain/v1-accounts.0-64.kv")
+LOST = content(3, 500, name="v1-000500-001000-headers.seg")
+BORN, CREATED = 1000.0, 2000.0
+
+
+class Bench:
+    """A file system of three files, of which the metadata of two can be found."""
+
+    def __init__(self, root: Path, state: State) -> None:
+        self.store = ObjectStore(root / "store", state)
+        names = {item.info.name: item.info.content for item in (FILE, NESTED, LOST)}
+        self.tree = Tree.build({"snapshots": names})
+        self.manifests = Manifests(self.store, state, names)
+        self.finder = FakeFinder(FILE.info, NESTED.info)
+        self.finder.manifests = self.manifests
+        self.fetcher = FakeFetcher(FILE, NESTED)
+        self.cache = Cache(self.store, self.fetcher, Read(), lambda: "")
+        self.fs = Filesystem(self.tree, self.manifests, self.finder, self.cache, mtime=lambda file: CREATED, born=BORN)
+        self.folder = self.inode("")
+
+    def inode(self, name: str) -> int:
+        node = self.tree.find("snapshots", name)
+        assert node is not None
+        return node.inode
+
+    async def open(self, name: str) -> int:
+        return await self.fs.open(self.inode(name))
+
+
+@asynccontextmanager
+async def running(bench: Bench) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bench.cache.run)
+        yield
+        nursery.cancel_scope.cancel()
+    await bench.store.aclose()
+
+
+def run(root: Path, scenario: Callable[[Bench], Awaitable[None]], rate: float = 20.0) -> None:
+    async def main() -> None:
+        bench = Bench(root, state)
+        async with running(bench):
+            await scenario(bench)
+
+    state = State.open(root / "state.db")
+    try:
+        trio.run(main, clock=trio.testing.MockClock(rate=rate))
+    finally:
+        state.close()
+
+
+def test_a_listing_shows_every_name_at_once_and_sizes_as_far_as_they_are_known(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.manifests.found(FILE.info)
+        listed = {name: attributes.size for name, attributes, _ in bench.fs.listing(bench.folder, 0)}
+        assert listed == {"domain": 0, FILE.info.name: len(FILE.data), LOST.info.name: None}
+        assert not bench.finder.lookups
+
+    run(tmp_path, scenario)
+
+
+def test_a_listing_goes_on_from_the_position_that_each_entry_gives(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        whole = list(bench.fs.listing(bench.folder, 0))
+        for number, (_, _, after) in enumerate(whole, 1):
+            assert list(bench.fs.listing(bench.folder, after)) == whole[number:]
+
+    run(tmp_path, scenario)
+
+
+def test_the_root_has_the_catalogue_and_dots_lead_up(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        assert [name for name, _, _ in bench.fs.listing(ROOT_INODE, 0)] == ["snapshots"]
+        domain = bench.inode("domain")
+        for parent, name, expected in [
+            (domain, ".", domain),
+            (domain, "..", bench.folder),
+            (bench.folder, "..", ROOT_INODE),
+            (ROOT_INODE, "..", ROOT_INODE),
+        ]:
+            assert await bench.fs.lookup(parent, name) == Attributes(expected, True, 0, BORN)
+
+    run(tmp_path, scenario)
+
+
+def test_looking_up_a_name_waits_for_its_size_and_asks_once(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        expected = Attributes(bench.inode(FILE.info.name), False, len(FILE.data), CREATED)
+        for _ in range(2):
+            assert await bench.fs.lookup(bench.folder, FILE.info.name) == expected
+            assert await bench.fs.attributes(expected.inode) == expected
+        assert bench.finder.lookups == [FILE.info.name]
+        assert bench.fs.usage() == Usage(len(FILE.data), len(bench.tree))
+
+    run(tmp_path, scenario)
+
+
+def test_a_name_whose_size_nobody_knows_fails_and_stays_listed(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        inode = bench.inode(LOST.info.name)
+        for ask in (bench.fs.lookup(bench.folder, LOST.info.name), bench.fs.attributes(inode), bench.fs.open(inode)):
+            with pytest.raises(MetadataUnavailable, match=LOST.info.name):
+                await ask
+        assert LOST.info.name in [name for name, _, _ in bench.fs.listing(bench.folder, 0)]
+
+    run(tmp_path, scenario)
+
+
+def test_what_is_not_there_is_no_such_entry(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        file = bench.inode(FILE.info.name)
+        for ask in (
+            bench.fs.lookup(bench.folder, "absent"),
+            bench.fs.lookup(bench.folder, ""),
+            bench.fs.lookup(file, "below a file"),
+            bench.fs.lookup(file, ".."),
+            bench.fs.lookup(12345, "."),
+            bench.fs.attributes(12345),
+            bench.fs.open(12345),
+            bench.fs.open(bench.folder),
+            bench.fs.read(12345, 0, 1),
+        ):
+            with pytest.raises(NoSuchEntry) as caught:
+                await ask
+            assert errno_of(caught.value) == errno.ENOENT
+        for inode in (12345, file):
+            with pytest.raises(NoSuchEntry):
+                list(bench.fs.listing(inode, 0))
+
+    run(tmp_path, scenario)
+
+
+def test_each_open_is_a_handle_of_its_own_that_lasts_until_its_close(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        first, second = await bench.open(FILE.info.name), await bench.open(FILE.info.name)
+        assert first != second
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.fs.read, first, 0, 10)
+            await until(lambda: bool(bench.fetcher.jobs and bench.fetcher.last.urgent))
+            bench.fetcher.last.land(0)
+        bench.fs.close(first)
+        with pytest.raises(NoSuchEntry, match=f"handle {first}"):
+            bench.fs.read_now(first, 0, 10)
+        assert await bench.fs.read(second, 0, 10) == FILE.data[:10]
+        bench.fs.close(second)
+        bench.fs.close(second)
+        bench.fs.close(99)
+        third = await bench.open(FILE.info.name)
+        assert third not in (first, second)
+
+    run(tmp_path, scenario)
+
+
+def test_read_now_gives_what_is_in_memory_and_leaves_the_rest_to_read(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        handle = await bench.open(NESTED.info.name)
+        assert bench.fs.read_now(handle, 0, 10) is None
+        with trio.move_on_after(0.1):
+            await bench.fs.read(handle, 0, 10)
+        bench.fetcher.last.land(0)
+        assert await bench.fs.read(handle, 0, 2000) == NESTED.data
+        ready = bench.fs.read_now(handle, 990, 100)
+        assert ready is not None
+        assert bytes(ready) == NESTED.data[990:]
+
+    run(tmp_path, scenario)
+
+
+def test_an_open_that_fails_leaves_no_handle_and_nothing_open(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.store.aclose()
+        with pytest.raises(Stopping):
+            await bench.open(FILE.info.name)
+        assert not bench.cache.flows()
+        assert not bench.store.opened()
+
+    run(tmp_path, scenario)
+
+
+def _samples() -> list[CachefsError]:
+    """One of each error class, with some evidence for every field."""
+    classes = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, CachefsError)]
+    made = []
+    for kind in classes:
+        error = kind.__new__(kind)
+        Exception.__init__(error, "evidence")
+        made.append(error)
+    return made
+
+
+@pytest.mark.parametrize("error", _samples(), ids=lambda error: type(error).__name__)
+def test_every_error_has_an_errno_that_a_reader_can_act_on(error: CachefsError) -> None:
+    expected = errno.ENOSPC if isinstance(error, errors.StoreFull) else errno.EIO
+    assert errno_of(error) == expected
