@@ -42,7 +42,7 @@ def test_wrong_bytes_never_land_and_after_a_restart_a_peer_that_was_banned_is_as
         receiver = bench.receiver()
         download = bench.fetch(receiver)
         receiver.wants(4)
-        await until(lambda: "corrupt pieces" in bench.failures())
+        await until(lambda: "wrong bytes" in bench.failures())
         assert str(seeder.peer) in bench.failures()
         origin.write_bytes(FILE.data)
         download.restart()

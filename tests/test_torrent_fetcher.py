@@ -174,8 +174,7 @@ def test_what_was_fetched_is_seeded_to_others_as_metadata_and_as_pieces(tmp_path
             second.wants(*range(FILE.blocks))
             await second.lands(*range(FILE.blocks))
             assert second.path.read_bytes() == FILE.data
-            sources = {report.name: report.received for report in other.ledger.report()}
-            assert set(sources) == {str(ours.listen)}
+            await until(lambda: [report.name for report in other.ledger.report()] == [str(ours.listen)])
 
     fetch_from(tmp_path, scenario, settings=ours)
 

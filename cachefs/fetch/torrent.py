@@ -212,6 +212,7 @@ class TorrentFetcher:
         # What we end ourselves, a torrent being removed for one, and what a ban ends, is no failure of its own.
         if alert.error.category().name() != "libtorrent":
             self._source_failed(_endpoint(alert.endpoint), alert.error.message())
+        self._with(alert, TorrentDownload.on_disconnected)
 
     def _on_ban(self, alert: lt.peer_ban_alert) -> None:
         self._ledger.failed(_endpoint(alert.endpoint), "sent wrong bytes; banned", lied=True)

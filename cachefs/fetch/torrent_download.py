@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 URGENT, AHEAD, UNWANTED = 7, 4, 0
 _LOOK_AGAIN = (0.05, 5.0)
 _CLEARED_AWAY = (0.1, 5.0)
+_GONE_FROM_LIST = 0.05
+_GIVEN_UP = 2.0
 
 
 class Phase(enum.Enum):
@@ -69,6 +71,7 @@ class TorrentDownload:
         self.peers = 0
         self.rate = 0.0
         self._received, self._arriving = 0, False
+        self._counting = self._measured = False
         self.failing = ""
         self.landed_since_measured = False
         self._session = session
@@ -154,7 +157,7 @@ class TorrentDownload:
             self._refuted.clear()
             self._lives += 1
             self._finished, self._flushing, self._sent, self._looks = [], [], {}, {}
-            self.peers, self.rate = 0, 0.0
+            self.peers, self.rate, self._measured = 0, 0.0, False
 
     def _add(self) -> None:
         self.phase = Phase.ADDING
@@ -179,8 +182,7 @@ class TorrentDownload:
         self._handle = handle
         self.phase = Phase.RUNNING
         self._send_priorities()
-        for seed in self._swarm.web_seeds:
-            handle.add_url_seed(seed.urls(self.job.name)[0])
+        self._add_web_seeds(handle)
         self._connect()
         handle.resume()
 
@@ -206,8 +208,8 @@ class TorrentDownload:
         self._patience = 1.0
 
     def _revive(self) -> None:
-        """After a file error, add the torrent anew: libtorrent asks no peer again for what it failed to write."""
-        if self._broken:
+        """Add the torrent anew where libtorrent would ask nobody: after a file error, or when all peers have gone."""
+        if self._broken or (self._measured and not self.peers):
             self.remove()
 
     def _connect(self) -> None:
@@ -215,18 +217,22 @@ class TorrentDownload:
             for address in self._swarm.peers:
                 self._handle.connect_peer(address)
 
+    def _add_web_seeds(self, handle: lt.torrent_handle) -> None:
+        # In every form that the host may know; libtorrent drops the one that is answered with 404.
+        for seed in self._swarm.web_seeds:
+            for url in seed.urls(self.job.name):
+                handle.add_url_seed(url)
+
     def supervise(self, now: float) -> None:
         """Called about twice a second: try the sources again when what is wanted does not come."""
         if not self.busy or self._handle is None or now - self._progress_at < self._patience:
             return
         self._progress_at = now
         self._patience = min(self._patience * 2, 15.0)
-        if not self.peers:
+        if not self.peers and self._patience > _GIVEN_UP:
             self.remove()  # libtorrent dials an address three times and then never again
             return
-        for seed in self._swarm.web_seeds:
-            for url in seed.urls(self.job.name):
-                self._handle.add_url_seed(url)
+        self._add_web_seeds(self._handle)
         self._connect()
         if not self._arriving:
             self._ask_again(self._wanted)
@@ -259,12 +265,24 @@ class TorrentDownload:
                 peers = await trio.to_thread.run_sync(self._handle.get_peer_info)
         if self._handle is None:
             return []
+        self._measured = True
         self.peers = sum(1 for peer in peers if not peer.flags & (peer.handshake | peer.connecting))
         self.rate = float(sum(peer.payload_down_speed for peer in peers))
         # The rate is an average that takes a minute to forget.
         before, self._received = self._received, sum(peer.total_download for peer in peers)
         self._arriving = self._received > before
         return peers
+
+    def on_disconnected(self) -> None:
+        """A peer is gone: whether any is left decides how the next wish is pursued, so it is asked at once."""
+        if not self._counting:
+            self._counting = True
+            self._nursery.start_soon(self._count_peers)
+
+    async def _count_peers(self) -> None:
+        await trio.sleep(_GONE_FROM_LIST)
+        self._counting = False
+        await self.measured_peers()
 
     # Pieces on their way to the file
 
