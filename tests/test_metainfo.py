@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
+import libtorrent as lt
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cachefs.content import ContentId
@@ -171,3 +172,17 @@ def test_a_torrent_of_several_files_is_refused() -> None:
 def test_a_torrent_that_is_too_large_is_refused_unread() -> None:
     with pytest.raises(MetainfoError, match="at most"):
         parse(bytes(MAX_METAINFO + 1))
+
+
+@given(st.integers(1, 2**40), st.integers(14, 27), st.text("abcdefghijklmnopqrstuvwxyz0123456789-.", min_size=3))
+def test_libtorrent_finds_the_same_hash_length_and_pieces_in_what_is_built(
+    length: int, exponent: int, name: str
+) -> None:
+    piece_length = 2**exponent
+    assume(length <= 1000 * piece_length)
+    pieces = bytes(20 * -(-length // piece_length))
+    info = build(name, length, pieces, piece_length)
+    read = lt.load_torrent_buffer(info.raw).ti
+    assert read is not None
+    assert read.info_hashes().v1.to_bytes() == info.content.digest
+    assert (read.total_size(), read.piece_length(), read.num_pieces()) == (length, piece_length, len(pieces) // 20)
