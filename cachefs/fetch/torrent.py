@@ -225,14 +225,13 @@ class TorrentFetcher:
         why = alert.error_message() or alert.error.message()
         self._ledger.failed(next((str(s) for s in self._swarm.web_seeds if url.startswith(s.base)), url), why)
 
-    def _count(self, key: bytes, peer: lt.peer_info, rates: dict[str, float], *, arriving: bool) -> None:
+    def _count(self, key: bytes, peer: lt.peer_info, rates: dict[str, float]) -> None:
         source = self._source_of(peer)
         before = self._counted.get((key, source), 0)
         # A new connection starts to count from nothing.
         self._ledger.received(source, peer.total_download - (before if peer.total_download >= before else 0))
         self._counted[key, source] = peer.total_download
-        if arriving:
-            rates[source] = rates.get(source, 0.0) + peer.payload_down_speed
+        rates[source] = rates.get(source, 0.0) + peer.payload_down_speed
 
     def _source_of(self, peer: lt.peer_info) -> str:
         if peer.connection_type != peer.web_seed:
@@ -265,7 +264,7 @@ class TorrentFetcher:
                 continue
             peers = await download.measured_peers()
             for peer in peers:
-                self._count(digest, peer, rates, arriving=download.rate > 0)
+                self._count(digest, peer, rates)
         self._ledger.set_rates(rates)
 
     def _dial_for_magnets(self) -> None:

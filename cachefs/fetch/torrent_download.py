@@ -267,10 +267,10 @@ class TorrentDownload:
             return []
         self._measured = True
         self.peers = sum(1 for peer in peers if not peer.flags & (peer.handshake | peer.connecting))
+        self.rate = float(sum(peer.payload_down_speed for peer in peers))
+        # The rate is an average that takes a minute to forget.
         before, self._received = self._received, sum(peer.total_download for peer in peers)
         self._arriving = self._received > before
-        # libtorrent's rate is an average that takes a minute to forget.
-        self.rate = float(sum(peer.payload_down_speed for peer in peers)) if self._arriving else 0.0
         return peers
 
     def on_disconnected(self) -> None:
