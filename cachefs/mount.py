@@ -39,12 +39,14 @@ from cachefs.fetch.base import Item
 from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.policy import Hedging
 from cachefs.fetch.rclone import RcloneFetcher
+from cachefs.fetch.rebuild import RcloneMetadata
 from cachefs.fetch.remotes import Remotes
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
 from cachefs.manifests import Manifests
+from cachefs.metainfo import Metainfo
 from cachefs.shelf import SnapshotShelf
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
@@ -164,6 +166,11 @@ class Assembly:
         self._fetcher = TorrentFetcher(
             config.torrent, self._ledger, peers=sources.peers, web_seeds=web_seeds, trackers=sources.trackers
         )
+        hedging = Hedging(config.fetch)
+        remotes = Remotes(web_seeds, sources.rclone_remotes, sources.carried_webseeds)
+        self._rclone = RcloneFetcher(
+            config.rclone, self._ledger, hedging, remotes, data_dir / "rclone", memory=config.read.failure_memory
+        )
         self._metadata = MetadataService(
             config.read,
             self._ledger,
@@ -171,11 +178,7 @@ class Assembly:
             directory=sources.torrent_dir,
             web_seeds=web_seeds,
             peers=self._fetcher,
-        )
-        hedging = Hedging(config.fetch)
-        remotes = Remotes(web_seeds, sources.rclone_remotes, sources.carried_webseeds)
-        self._rclone = RcloneFetcher(
-            config.rclone, self._ledger, hedging, remotes, data_dir / "rclone", memory=config.read.failure_memory
+            last_resort=self._last_resort(config, data_dir) if web_seeds or sources.rclone_remotes else None,
         )
         self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
         self._cache = Cache(self._store, self._router, config.read, self._evidence)
@@ -189,6 +192,16 @@ class Assembly:
         self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._stop = trio.Event()
         self._served = trio.Event()
+
+    def _last_resort(self, config: Config, data_dir: Path) -> RcloneMetadata | None:
+        if not config.rclone.enabled:
+            return None
+        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep)
+        last_resort.clear()
+        return last_resort
+
+    async def _keep(self, info: Metainfo, path: Path) -> None:
+        await self._store.take(info.manifest, path)
 
     def _evidence(self) -> str:
         return "; ".join(self._ledger.recent(60.0)[:3])

@@ -374,6 +374,10 @@ class RcloneFetcher:
         """All sources that may have `item`."""
         return self._remotes.of(item)
 
+    def configured(self) -> list[RemoteSource]:
+        """The sources that may have any name."""
+        return self._remotes.sources
+
     def usable(self, item: Item) -> list[RemoteSource]:
         """The sources that may be asked for `item` now, best first; none while rclone isn't there."""
         return rank(self._remotes.of(item), item.content) if self.child.ready else []
