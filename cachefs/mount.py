@@ -29,6 +29,7 @@ from cachefs.catalog import chain, snapshots
 from cachefs.catalog.snapshots import SnapshotLock
 from cachefs.catalog.tree import File, Tree
 from cachefs.config import Config, load_webseed_toml
+from cachefs.config import Limits as LimitSettings
 from cachefs.content import ContentId
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
@@ -40,8 +41,10 @@ from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
 from cachefs.manifests import Manifests
+from cachefs.store.eviction import Bounds, Limits
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
+from cachefs.store.room import Room
 from cachefs.store.state import State
 
 log = logging.getLogger(__name__)
@@ -166,7 +169,8 @@ class Assembly:
             web_seeds=web_seeds,
             peers=self._fetcher,
         )
-        self._cache = Cache(self._store, self._fetcher, config.read, self._evidence)
+        self._room = Room(self._store, state, _limits(config.limits))
+        self._cache = Cache(self._store, self._fetcher, config.read, self._evidence, self._room)
         filesystem = Filesystem(
             self._tree, self._manifests, self._metadata, self._cache, mtime=_mtimes(state), born=created
         )
@@ -216,6 +220,7 @@ class Assembly:
                 await nursery.start(self._store.run)
                 await nursery.start(self._fetcher.run)
                 await nursery.start(self._cache.run)
+                await nursery.start(self._room.run, self._cache)
                 await nursery.start(self._metadata.run)
                 await nursery.start(self._manifests.run, self._metadata)
                 yield
@@ -284,6 +289,11 @@ def _shown(config: Config, lock: SnapshotLock) -> dict[str, ContentId]:
         current=settings.current_version,
     )
     return {name: lock.downloads[name] for name in names}
+
+
+def _limits(settings: LimitSettings) -> Limits:
+    whole = Bounds(size=settings.size or None, age=settings.age or None)
+    return Limits(whole, free_space=settings.free_space)
 
 
 def _webseed_toml(data_dir: Path) -> tuple[str, ...]:
