@@ -16,8 +16,7 @@ import trio
 
 from cachefs import window
 from cachefs.content import Manifest
-from cachefs.fetch.base import Download
-from cachefs.metainfo import Metainfo
+from cachefs.fetch.base import Download, Item
 from cachefs.store.objects import ObjectStore
 from cachefs.store.stored import StoredObject
 
@@ -74,12 +73,9 @@ class Unlimited:
 class Flow:
     """One open content id. Its `landed` and `failed` are the fetcher's `Sink`."""
 
-    def __init__(
-        self, stored: StoredObject, info: Metainfo, name: str, room: Admission, ended: Callable[[Flow], None]
-    ) -> None:
+    def __init__(self, stored: StoredObject, item: Item, room: Admission, ended: Callable[[Flow], None]) -> None:
         self.stored = stored
-        self.name = name
-        self.info = info
+        self.item = item
         self.readers: set[Reader] = set()
         self.download: Download | None = None
         self.last_error = ""

@@ -48,7 +48,7 @@ class Bench:
 
     async def open(self, item: Content = FILE) -> Reader:
         self.clock.autojump_threshold = float("inf")
-        reader = await self.cache.open(item.info, item.info.name)
+        reader = await self.cache.open(item.item)
         self.clock.autojump_threshold = 0
         return reader
 
@@ -60,7 +60,7 @@ class Bench:
         except CachefsError as error:
             self.outcomes.append(error)
         else:
-            assert data == self.contents[reader.flow.info.content].data[offset : offset + size]
+            assert data == self.contents[reader.flow.item.content].data[offset : offset + size]
             self.outcomes.append(data)
 
     async def start_read(self, reader: Reader, offset: int, size: int) -> None:
@@ -84,7 +84,7 @@ class Bench:
 
 
 def bytes_of(reader: Reader) -> bytes:
-    return next(item.data for item in (FILE, OTHER) if item.info.content == reader.flow.info.content)
+    return next(item.data for item in (FILE, OTHER) if item.info.content == reader.flow.item.content)
 
 
 def run(root: Path, scenario: Callable[[Bench], Awaitable[None]], limits: Read | None = None) -> None:

@@ -50,7 +50,7 @@ class RoomBench(Bench):
         super().__init__(store, clock, nursery, Read(deadline=DEADLINE), self.room, FILES)
 
     async def open(self, item: Content = FILES[0]) -> Reader:
-        return await self.cache.open(item.info, item.info.name)
+        return await self.cache.open(item.item)
 
     async def fill(self, item: Content, *, blocks: int | None = None) -> None:
         """Have the first `blocks` of a file, or all, read and landed, and the file closed, a second after another."""
@@ -82,7 +82,7 @@ class RoomBench(Bench):
                 self.clock.jump(0.001)
 
     def download(self, reader: Reader) -> FakeDownload:
-        return next(d for d in reversed(self.fetcher.jobs) if d.job.metainfo == reader.flow.info)
+        return next(d for d in reversed(self.fetcher.jobs) if d.job.item == reader.flow.item)
 
     async def shut(self, reader: Reader) -> None:
         """Close the file, and let the fetcher let go of it."""

@@ -108,7 +108,7 @@ def test_pins_are_kept_across_starts(tmp_path: Path) -> None:
 def test_what_is_only_seeded_is_evicted(tmp_path: Path) -> None:
     async def scenario(bench: RoomBench) -> None:
         await bench.fill(ONE)
-        await bench.cache.seed(ONE.info, ONE.info.name)
+        await bench.cache.seed(ONE.item)
         assert bench.store.opened()
         await bench.fill(TWO)
         assert bench.held(ONE, TWO) == [False, True]

@@ -26,7 +26,6 @@ _WANTED = float("inf")
 class Claimant(Protocol):
     """Who wants room for the blocks of an open object."""
 
-    name: str
     stored: StoredObject
 
     def grow(self) -> None:
