@@ -189,8 +189,11 @@ http {{
 
 
 @contextmanager
-def aria2_seeder(torrent: Path, directory: Path) -> Iterator[Peer]:
-    """aria2 seeding the file of `torrent` that lies in `directory` under the torrent's own name."""
+def aria2_seeder(torrent: Path, directory: Path, *, limit: str = "0") -> Iterator[Peer]:
+    """aria2 seeding the file of `torrent` that lies in `directory` under the torrent's own name.
+
+    `limit` is the most it uploads, in bytes per second: "30K".
+    """
     port, content = free_port(), metainfo.parse(torrent.read_bytes()).content
     options: dict[str, object] = {
         "dir": directory,
@@ -200,7 +203,7 @@ def aria2_seeder(torrent: Path, directory: Path) -> Iterator[Peer]:
         "bt-seed-unverified": "true",
         "check-integrity": "false",
         "file-allocation": "none",
-        "max-upload-limit": "0",
+        "max-upload-limit": limit,
     } | dict.fromkeys(("enable-dht", "enable-dht6", "bt-enable-lpd", "enable-peer-exchange"), "false")
     command: list[str | Path] = [
         "aria2c",

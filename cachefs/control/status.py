@@ -61,6 +61,7 @@ class StatusSource:
             "sources": [asdict(report) for report in self.ledger.report()],
             "transfers": self._transfers(),
             "fetched": {choice.value: size for choice, size in self.fetcher.fetched.items()},
+            "handed_over": dict(self.fetcher.handed_over),
             "hedging": self._hedging(),
             "rclone": await self.rclone.report(),
             "waiting": self._waiting(),
