@@ -32,7 +32,7 @@ from cachefs.config import Config, load_webseed_toml
 from cachefs.content import ContentId
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
-from cachefs.drivers import tuning
+from cachefs.drivers import overlay, tuning
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
 from cachefs.errors import CachefsError, CatalogError, ConfigError
 from cachefs.fetch.base import Item
@@ -68,6 +68,7 @@ class Mounted:
 def run(config: Config, ready: Callable[[Mounted], None]) -> None:
     """Mount, call `ready` when the mount is usable, and return when it is gone."""
     mountpoint, data_dir = _places(config)
+    _writable_view(config, mountpoint, data_dir)  # before anything is touched, for what it refuses
     with DataDirLock(data_dir, mountpoint):
         _prepare_mountpoint(mountpoint)
         trio.run(_run, config, mountpoint, data_dir, ready, restrict_keyboard_interrupt_to_checkpoints=True)
@@ -84,11 +85,19 @@ def _places(config: Config) -> tuple[Path, Path]:
     return mountpoint, data_dir
 
 
+def _writable_view(config: Config, mountpoint: Path, data_dir: Path) -> overlay.WritableView | None:
+    if not config.mount.writable:
+        return None
+    owner = overlay.Owner.parse(config.mount.owner)
+    return overlay.WritableView(mountpoint / CATALOGUE, data_dir / CATALOGUE, owner)
+
+
 def _prepare_mountpoint(mountpoint: Path) -> None:
     if mountinfo.mount_at(mountpoint) is not None:
         if not mountinfo.is_dead(mountpoint):
             raise CachefsError(f"{mountpoint} is mounted already; `cachefs umount {mountpoint}` takes it away")
         log.warning("%s: clearing away a mount whose daemon is gone", mountpoint)
+        overlay.uncover(mountpoint)
         mountinfo.unmount_lazily(mountpoint)
     if not mountpoint.is_dir():
         raise CachefsError(f"{mountpoint} is not a directory; make it first: mkdir -p {mountpoint}")
@@ -171,10 +180,13 @@ class Assembly:
         self._cache = Cache(self._store, self._fetcher, config.read, self._evidence)
         shelves = {CATALOGUE: SnapshotShelf(self._manifests, self._metadata, _mtimes(state))}
         filesystem = Filesystem(self._tree, shelves, self._cache, born=created)
-        self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
+        self._view = view = _writable_view(config, mountpoint, data_dir)
+        allow_other = config.mount.allow_other or (view is not None and view.foreign)
+        owner = view.owner if view else None
+        self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner)
         self._status = StatusSource(
             mountpoint, data_dir, lock.chain, len(lock.downloads), self._tree, state, self._manifests,
-            self._metadata, self._cache, self._fetcher, self._ledger, time.time(),
+            self._metadata, self._cache, self._fetcher, self._ledger, time.time(), view is not None,
         )  # fmt: skip
         self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._stop = trio.Event()
@@ -198,6 +210,9 @@ class Assembly:
             nursery.start_soon(self._watch_signals)
             nursery.start_soon(self._serve)
             await trio.to_thread.run_sync(self._settle)
+            if self._view is not None:
+                await trio.to_thread.run_sync(self._view.mount)
+                nursery.start_soon(self._watch_view, self._view)
             commands: dict[str, control.Command] = {"status": self._status.collect, "stop": self._stopping}
             await nursery.start(control.serve, self._data_dir, commands)
             nursery.start_soon(self._watch_mount)
@@ -255,6 +270,10 @@ class Assembly:
         await mountinfo.wait_gone(self._mountpoint)
         self._stop.set()
 
+    async def _watch_view(self, view: overlay.WritableView) -> None:
+        await view.wait_gone()
+        self._stop.set()  # who expects to write must not go on with the read-only directory below
+
     async def _stopping(self) -> None:
         self._stop.set()
 
@@ -263,11 +282,20 @@ class Assembly:
         with trio.move_on_after(_GRACE):
             await self._metadata.stop()
             await self._cache.stop()
+        if self._view is not None:
+            await trio.to_thread.run_sync(self._uncover)
         # The kernel asks once more for a page whose readahead failed, so the answers go on until the last user
         # is gone: that ends a mount which was taken out of the tree.
         with trio.move_on_after(_LINGER):
             await trio.to_thread.run_sync(self._detach)
             await self._served.wait()
+
+    def _uncover(self) -> None:
+        """Take the writable view away, while what is below it still answers."""
+        try:
+            overlay.uncover(self._mountpoint)
+        except CachefsError as error:
+            log.warning("%s", error)  # it goes with the mount below
 
     def _detach(self) -> None:
         entry = mountinfo.mount_at(self._mountpoint)

@@ -41,6 +41,7 @@ class StatusSource:
     fetcher: Fetcher
     ledger: Ledger
     started: float
+    writable: bool = False
 
     async def collect(self) -> Mapping[str, Any]:
         """All of it, now. Sizes in bytes, rates in bytes per second, times in seconds."""
@@ -50,6 +51,7 @@ class StatusSource:
             "mount": {
                 "mountpoint": str(self.mountpoint),
                 "data_dir": str(self.data_dir),
+                "writable": self.writable,
                 "pid": os.getpid(),
                 "uptime": time.time() - self.started,
             },
