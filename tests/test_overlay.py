@@ -109,6 +109,13 @@ def test_an_upper_layer_that_the_kernel_refuses_is_named_with_what_to_do(tmp_pat
         assert str(inner.upper) in str(caught.value)
 
 
+def test_a_view_that_the_kernel_would_make_read_only_is_an_error_and_not_left_there(tmp_path: Path) -> None:
+    (tmp_path / "data" / overlay.WORK / "work" / "of" / "somebody" / "else").mkdir(parents=True)
+    with pytest.raises(CachefsError, match="read-only"), covered(tmp_path):
+        pass
+    assert mountinfo.overlays_in(tmp_path / "mnt") == []
+
+
 def test_a_view_inside_its_own_upper_layer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="upper layer"):
         WritableView(tmp_path / "data" / "snapshots" / "mnt" / "snapshots", tmp_path / "data" / "snapshots", ROOT)
