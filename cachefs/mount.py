@@ -37,6 +37,7 @@ from cachefs.drivers.pyfuse3 import Pyfuse3Driver
 from cachefs.errors import CachefsError, CatalogError, ConfigError
 from cachefs.fetch.base import Item
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.outage import Outage
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
@@ -189,11 +190,18 @@ class Assembly:
             self._metadata, self._cache, self._fetcher, self._ledger, time.time(), view is not None,
         )  # fmt: skip
         self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
+        self._outage = Outage(self._waited_for, self._progress, self._evidence)
         self._stop = trio.Event()
         self._served = trio.Event()
 
     def _evidence(self) -> str:
         return "; ".join(self._ledger.recent(60.0)[:3])
+
+    def _waited_for(self) -> list[str]:
+        return [*(wait.name for wait in self._cache.waiting()), *self._metadata.waiting()]
+
+    def _progress(self) -> int:
+        return sum(report.received for report in self._ledger.report()) + self._manifests.known()
 
     async def run(self, ready: Callable[[Mounted], None]) -> None:
         """Bring everything up, wait for a reason to stop, take everything down."""
@@ -217,6 +225,7 @@ class Assembly:
             await nursery.start(control.serve, self._data_dir, commands)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
+            nursery.start_soon(self._outage.run)
             ready(Mounted(self._mountpoint, self._lock.chain, len(self._lock.downloads), self._shown_files()))
             await self._stop.wait()
             await self._let_go()
