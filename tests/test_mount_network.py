@@ -64,6 +64,11 @@ def _partly_here(mount: Mount, library: Library) -> None:
     assert len(mount.held_pieces(library, LARGE)) < LENGTH // PIECE
 
 
+def _fails_and_is_told(mount: Mount) -> bool:
+    assert read_error(mount.snapshots / LARGE, LENGTH - 1, 1) == "EIO"
+    return _logged(mount, BEGUN) > 0
+
+
 def _logged(mount: Mount, words: str) -> int:
     return mount.child.printed().count(words)
 
@@ -80,8 +85,7 @@ def test_a_cut_cable_ends_reads_at_their_deadline_leaves_the_cache_readable_and_
             start = time.monotonic()
             assert reading.result(30) == "EIO"
             assert time.monotonic() - start < 3 + 4
-            assert read_error(mount.snapshots / LARGE, LENGTH - 1, 1) == "EIO"
-            assert _logged(mount, BEGUN) == 1
+            mount.child.wait_until("told of the outage", lambda: _fails_and_is_told(mount))
             start = time.monotonic()
             forget_pages(mount.snapshots / TRANSACTIONS)
             assert same(mount, library, [BODIES, TRANSACTIONS])
