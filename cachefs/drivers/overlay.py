@@ -53,9 +53,8 @@ _REASONS = {
     errno.EPERM: _NEEDS_ROOT,
     errno.EACCES: _NEEDS_ROOT,
     errno.ENODEV: "this kernel has no overlayfs; `modprobe overlay` may load it",
-    errno.EINVAL: "the kernel can't use it as an upper layer: put the data directory on a local ext4, xfs or btrfs; "
-    "`dmesg` says more",
-    errno.EXDEV: f"it and {WORK} in the data directory must be on one file system",
+    errno.EINVAL: "the kernel can't use it as an upper layer: put the data directory on a local ext4, xfs or btrfs, "
+    f"and {WORK} beside it on the same; `dmesg` says more",
 }
 _libc = ctypes.CDLL(None, use_errno=True)
 
