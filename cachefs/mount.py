@@ -38,10 +38,16 @@ from cachefs.errors import CachefsError, CatalogError, ConfigError
 from cachefs.fetch.base import Item
 from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.outage import Outage
+from cachefs.fetch.policy import Hedging
+from cachefs.fetch.rclone import RcloneFetcher
+from cachefs.fetch.rebuild import RcloneMetadata
+from cachefs.fetch.remotes import Remotes
+from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
 from cachefs.manifests import Manifests
+from cachefs.metainfo import Metainfo
 from cachefs.shelf import SnapshotShelf
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
@@ -166,9 +172,14 @@ class Assembly:
         self._manifests = Manifests(self._store, state, names)
         web_seeds = [WebSeed(url) for url in (*config.sources.webseeds, *_webseed_toml(data_dir))]
         sources = config.sources
-        self._ledger = Ledger([*map(str, sources.peers), *map(str, web_seeds)])
+        self._ledger = Ledger([*map(str, sources.peers), *map(str, web_seeds), *sources.rclone_remotes])
         self._fetcher = TorrentFetcher(
             config.torrent, self._ledger, peers=sources.peers, web_seeds=web_seeds, trackers=sources.trackers
+        )
+        hedging = Hedging(config.fetch)
+        remotes = Remotes(web_seeds, sources.rclone_remotes, sources.carried_webseeds)
+        self._rclone = RcloneFetcher(
+            config.rclone, self._ledger, hedging, remotes, data_dir / "rclone", memory=config.read.failure_memory
         )
         self._metadata = MetadataService(
             config.read,
@@ -177,8 +188,10 @@ class Assembly:
             directory=sources.torrent_dir,
             web_seeds=web_seeds,
             peers=self._fetcher,
+            last_resort=self._last_resort(config, data_dir) if web_seeds or sources.rclone_remotes else None,
         )
-        self._cache = Cache(self._store, self._fetcher, config.read, self._evidence)
+        self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
+        self._cache = Cache(self._store, self._router, config.read, self._evidence)
         shelves = {CATALOGUE: SnapshotShelf(self._manifests, self._metadata, _mtimes(state))}
         filesystem = Filesystem(self._tree, shelves, self._cache, born=created)
         self._view = view = _writable_view(config, mountpoint, data_dir)
@@ -187,12 +200,22 @@ class Assembly:
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner)
         self._status = StatusSource(
             mountpoint, data_dir, lock.chain, len(lock.downloads), self._tree, state, self._manifests,
-            self._metadata, self._cache, self._fetcher, self._ledger, time.time(), view is not None,
+            self._metadata, self._cache, self._router, self._rclone, self._ledger, time.time(), view is not None,
         )  # fmt: skip
         self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._outage = Outage(self._waited_for, self._progress, self._evidence)
         self._stop = trio.Event()
         self._served = trio.Event()
+
+    def _last_resort(self, config: Config, data_dir: Path) -> RcloneMetadata | None:
+        if not config.rclone.enabled:
+            return None
+        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep)
+        last_resort.clear()
+        return last_resort
+
+    async def _keep(self, info: Metainfo, path: Path) -> None:
+        await self._store.take(info.manifest, path)
 
     def _evidence(self) -> str:
         return "; ".join(self._ledger.recent(60.0)[:3])
@@ -240,6 +263,8 @@ class Assembly:
             try:
                 await nursery.start(self._store.run)
                 await nursery.start(self._fetcher.run)
+                await nursery.start(self._rclone.run)
+                await nursery.start(self._router.run)
                 await nursery.start(self._cache.run)
                 await nursery.start(self._metadata.run)
                 await nursery.start(self._manifests.run, self._metadata)
@@ -291,20 +316,13 @@ class Assembly:
         with trio.move_on_after(_GRACE):
             await self._metadata.stop()
             await self._cache.stop()
-        if self._view is not None:
-            await trio.to_thread.run_sync(self._uncover)
+        if self._view is not None:  # it goes first, while what is below it still answers
+            await trio.to_thread.run_sync(self._view.unmount)
         # The kernel asks once more for a page whose readahead failed, so the answers go on until the last user
         # is gone: that ends a mount which was taken out of the tree.
         with trio.move_on_after(_LINGER):
             await trio.to_thread.run_sync(self._detach)
             await self._served.wait()
-
-    def _uncover(self) -> None:
-        """Take the writable view away, while what is below it still answers."""
-        try:
-            overlay.uncover(self._mountpoint)
-        except CachefsError as error:
-            log.warning("%s", error)  # it goes with the mount below
 
     def _detach(self) -> None:
         entry = mountinfo.mount_at(self._mountpoint)

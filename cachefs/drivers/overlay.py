@@ -133,6 +133,13 @@ class WritableView:
             raise CachefsError(f"{self.directory} and {self.upper}: too long together for the options of a mount")
         return data
 
+    def unmount(self) -> None:
+        """Take it away, whoever still uses it. What goes wrong is logged: it goes with the mount below, then."""
+        try:
+            uncover(self.directory.parent)
+        except CachefsError as error:
+            log.warning("%s", error)
+
     def refresh(self) -> None:
         """Have names looked up anew, after those of the mount below changed; CachefsError if the view is gone.
 
