@@ -29,6 +29,7 @@ from cachefs.catalog import chain, snapshots
 from cachefs.catalog.snapshots import SnapshotLock
 from cachefs.catalog.tree import File, Tree
 from cachefs.config import Config, load_webseed_toml
+from cachefs.config import Limits as LimitSettings
 from cachefs.content import ContentId
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
@@ -49,8 +50,10 @@ from cachefs.filesystem import Filesystem
 from cachefs.manifests import Manifests
 from cachefs.metainfo import Metainfo
 from cachefs.shelf import SnapshotShelf
+from cachefs.store.eviction import Bounds, Limits
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
+from cachefs.store.room import Room
 from cachefs.store.state import State
 
 log = logging.getLogger(__name__)
@@ -191,7 +194,8 @@ class Assembly:
             last_resort=self._last_resort(config, data_dir) if web_seeds or sources.rclone_remotes else None,
         )
         self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
-        self._cache = Cache(self._store, self._router, config.read, self._evidence)
+        self._room = Room(self._store, state, _limits(config.limits))
+        self._cache = Cache(self._store, self._router, config.read, self._evidence, self._room)
         shelves = {CATALOGUE: SnapshotShelf(self._manifests, self._metadata, _mtimes(state))}
         filesystem = Filesystem(self._tree, shelves, self._cache, born=created)
         self._view = view = _writable_view(config, mountpoint, data_dir)
@@ -266,6 +270,7 @@ class Assembly:
                 await nursery.start(self._rclone.run)
                 await nursery.start(self._router.run)
                 await nursery.start(self._cache.run)
+                await nursery.start(self._room.run, self._cache)
                 await nursery.start(self._metadata.run)
                 await nursery.start(self._manifests.run, self._metadata)
                 yield
@@ -340,6 +345,11 @@ def _shown(config: Config, lock: SnapshotLock) -> dict[str, ContentId]:
         current=settings.current_version,
     )
     return {name: lock.downloads[name] for name in names}
+
+
+def _limits(settings: LimitSettings) -> Limits:
+    whole = Bounds(size=settings.size or None, age=settings.age or None)
+    return Limits(whole, free_space=settings.free_space)
 
 
 def _webseed_toml(data_dir: Path) -> tuple[str, ...]:

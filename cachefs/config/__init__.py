@@ -24,6 +24,7 @@ from cachefs.config.values import (
     Reader,
     Version,
     Wrong,
+    as_age,
     as_chain_file,
     as_chain_name,
     as_choice,
@@ -34,6 +35,7 @@ from cachefs.config.values import (
     as_owner,
     as_path,
     as_seconds,
+    as_size,
     as_text,
     as_version,
     as_whole,
@@ -47,6 +49,7 @@ from cachefs.errors import ConfigError
 __all__ = [
     "Config",
     "Fetch",
+    "Limits",
     "Mount",
     "Peer",
     "Rclone",
@@ -214,6 +217,19 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """[limits]: how much the data directory may keep. 0 is no limit.
+
+    size: bytes on disk, of everything in its store; free_space: bytes to leave free on its file system; age: for how
+    many seconds content is kept after it was last used.
+    """
+
+    size: int = field(default=0, metadata={"read": as_size})
+    free_space: int = field(default=0, metadata={"read": as_size})
+    age: float = field(default=0.0, metadata={"read": as_age})
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings."""
 
@@ -224,6 +240,7 @@ class Config:
     fetch: Fetch = field(default_factory=Fetch)
     rclone: Rclone = field(default_factory=Rclone)
     read: Read = field(default_factory=Read)
+    limits: Limits = field(default_factory=Limits)
 
     def override(self, **given: object) -> Config:
         """These settings with those that were given on the command line, by key, whatever their section.

@@ -123,6 +123,9 @@ class RcloneDownload:
         self.demand(frozenset(), frozenset())
         self._end_if_idle()
 
+    def leave(self) -> None:
+        self.close()
+
     def _end_if_idle(self) -> None:
         if not self.opened and not self._runs:
             self._fetcher.forget(self)
