@@ -89,7 +89,8 @@ def _places(config: Config) -> tuple[Path, Path]:
         raise ConfigError("mountpoint", "not given: name it on the command line or as [mount] mountpoint")
     if config.mount.data_dir is None:
         raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
-    mountpoint, data_dir = (Path(os.path.abspath(p)) for p in (config.mount.mountpoint, config.mount.data_dir))  # noqa: PTH100
+    mountpoint = mountinfo.located(config.mount.mountpoint)
+    data_dir = Path(os.path.abspath(config.mount.data_dir))  # noqa: PTH100
     if data_dir.is_relative_to(mountpoint):
         raise ConfigError(str(data_dir), f"the data directory can't be inside the mount point {mountpoint}")
     return mountpoint, data_dir

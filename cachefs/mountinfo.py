@@ -27,6 +27,7 @@ from cachefs.errors import CachefsError
 
 TYPE = "fuse.cachefs"
 _TABLE = Path("/proc/self/mountinfo")
+_MOST_LINKS = 40  # the kernel's own limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +68,29 @@ def source_of(data_dir: Path) -> str:
 
 def mount_at(mountpoint: Path) -> MountEntry | None:
     """The topmost cachefs mount at exactly this path. Never touches the mount itself, which may be dead."""
-    wanted = _absolute(mountpoint)
+    wanted = located(mountpoint)
     return next((entry for entry in reversed(mounts()) if entry.mountpoint == wanted), None)
 
 
 def overlays_in(mountpoint: Path) -> list[Path]:
     """The directories right below this path over which an overlayfs is mounted, oldest first."""
-    wanted = _absolute(mountpoint)
+    wanted = located(mountpoint)
     return [place for place, kind, _, _ in _table() if kind == "overlay" and place.parent == wanted]
 
 
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))  # noqa: PTH100  resolve() would ask the mount
+def located(path: Path) -> Path:
+    """Where a path leads, as the kernel's table writes it: absolute and without links.
+
+    What is mounted there isn't asked, for it may be dead or hang: of the last part only a link's text is read.
+    """
+    for _ in range(_MOST_LINKS):
+        folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100  as the shell's pwd
+        path = Path(os.path.realpath(folder), name)
+        try:
+            path = path.parent / os.readlink(path)  # noqa: PTH115  the text of a link
+        except OSError:
+            break  # not a link
+    return path
 
 
 def is_dead(mountpoint: Path) -> bool:
