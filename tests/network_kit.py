@@ -4,7 +4,8 @@ How it works: each end of the pair lies in a namespace of its own, made with `ip
 nobody's (192.0.2.0/24 is for documentation). A process is put into one with nsenter, which enters the network alone:
 files, Unix sockets and mounts stay what they are for everybody, so a test sees the mount of a daemon that can't see
 the test's network. (`ip netns exec` would give the daemon a mount table of its own.) Cutting takes the far end of
-the cable down, as a dead switch does: the near side's packets go nowhere, and nobody tells it.
+the cable down, as a dead switch does: the near side's packets go nowhere, and nobody tells it. What the far end sends
+may be held to a rate, whichever protocol it is.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ class Network:
 
 
 @contextmanager
-def two_networks() -> Iterator[Network]:
-    """Two namespaces with a cable between them; whoever runs in them must have ended before this is left."""
+def two_networks(rate: str) -> Iterator[Network]:
+    """Two namespaces with a cable between them, that carries `rate` (48mbit, say) from the far end to the near one.
+
+    Whoever runs in them must have ended before this is left.
+    """
     unique = f"{os.getpid()}-{secrets.token_hex(3)}"
     near, far = f"cachefs-near-{unique}", f"cachefs-far-{unique}"
     try:
@@ -50,6 +54,9 @@ def two_networks() -> Iterator[Network]:
         for name, address in ((near, NEAR_ADDRESS), (far, FAR_ADDRESS)):
             _ip("-n", name, "address", "add", f"{address}/30", "dev", "cable")
             _ip("-n", name, "link", "set", "cable", "up")
+        # A bucket of a few hundredths of a second, and a queue as routers have.
+        shaping = ("tbf", "rate", rate, "burst", "256kb", "latency", "200ms")
+        _run("tc", "-n", far, "qdisc", "add", "dev", "cable", "root", *shaping)
         yield Network(_entering(near), _entering(far), far)
     finally:
         for name in (near, far):
@@ -61,5 +68,9 @@ def _entering(name: str) -> tuple[str, ...]:
 
 
 def _ip(*arguments: str) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr.strip()}; network namespaces need root"
+    _run("ip", *arguments)
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr.strip()}; network namespaces need root"

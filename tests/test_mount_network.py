@@ -28,8 +28,8 @@ from tests.mount_kit import (
 from tests.network_kit import FAR_ADDRESS, NEAR_ADDRESS, Network, two_networks
 
 LARGE, LENGTH = DOMAIN, 16 * 2**20
-SLOWLY = "[torrent]\ndownload_limit = 6_000_000\n"
-"""Bytes per second: so that the cable is cut in the midst of the large file on every machine."""
+RATE = "48mbit"
+"""So slow that the cable is cut in the midst of the large file on every machine, whatever fetches it."""
 
 BEGUN, OVER = "nothing comes from any source", "bytes come again, after"
 
@@ -43,15 +43,15 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 def far_away(library: Library) -> Iterator[tuple[Network, Seedbox]]:
     """A seed box at the far end of a cable."""
     listening = ("--listen", f"{FAR_ADDRESS}:0", "--http", f"{FAR_ADDRESS}:0")
-    with two_networks() as network, seeding(library, *listening, http=True, within=network.far) as box:
+    with two_networks(RATE) as network, seeding(library, *listening, http=True, within=network.far) as box:
         yield network, box
 
 
 @contextmanager
 def near(place: Path, library: Library, network: Network, *options: str) -> Iterator[Mount]:
-    """A slow mount at the near end."""
+    """A mount at the near end."""
     listening = ("--listen", f"{NEAR_ADDRESS}:0")
-    with mounted(place, library.chain, *listening, *options, settings=SLOWLY, within=network.near) as mount:
+    with mounted(place, library.chain, *listening, *options, within=network.near) as mount:
         yield mount
 
 
