@@ -203,12 +203,13 @@ class Assembly:
         allow_other = config.mount.allow_other or (view is not None and view.foreign)
         owner = view.owner if view else None
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner)
+        self._outage = Outage(self._waited_for, self._progress, self._evidence)
         self._status = StatusSource(
             mountpoint, data_dir, lock.chain, len(lock.downloads), self._tree, state, self._manifests,
-            self._metadata, self._cache, self._router, self._rclone, self._ledger, time.time(), view is not None,
+            self._metadata, self._cache, self._router, self._rclone, self._ledger, time.time(),
+            self._outage, view is not None,
         )  # fmt: skip
         self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
-        self._outage = Outage(self._waited_for, self._progress, self._evidence)
         self._stop = trio.Event()
         self._served = trio.Event()
 

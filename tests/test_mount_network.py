@@ -18,6 +18,7 @@ from tests.mount_kit import (
     TRANSACTIONS,
     Library,
     Mount,
+    cachefs,
     forget_pages,
     make_library,
     mounted,
@@ -86,6 +87,7 @@ def test_a_cut_cable_ends_reads_at_their_deadline_leaves_the_cache_readable_and_
             assert reading.result(30) == "EIO"
             assert time.monotonic() - start < 3 + 4
             mount.child.wait_until("told of the outage", lambda: _fails_and_is_told(mount))
+            assert "\noutage     nothing comes from any source, for " in cachefs("status", mount.mountpoint).stdout
             start = time.monotonic()
             forget_pages(mount.snapshots / TRANSACTIONS)
             assert same(mount, library, [BODIES, TRANSACTIONS])
@@ -95,6 +97,7 @@ def test_a_cut_cable_ends_reads_at_their_deadline_leaves_the_cache_readable_and_
             assert same(mount, library)
             mount.child.wait_until("told", lambda: _logged(mount, OVER) > 0)
             assert (_logged(mount, BEGUN), _logged(mount, OVER)) == (1, 1)
+            assert mount.status()["outage"] is None
 
 
 @pytest.mark.parametrize("kind", ["peer", "webseed"])

@@ -48,10 +48,10 @@ def test_an_outage_is_told_once_however_long_it_lasts_and_its_end_once(watched: 
     async def scenario(sources: Sources, outage: Outage) -> None:
         sources.waiting = ["one.seg", "two.seg"]
         await trio.sleep(300.5)
-        assert outage.since is not None
+        assert outage.seconds() == 300.5
         sources.received += 1
         await trio.sleep(2)
-        assert outage.since is None
+        assert outage.seconds() is None
 
     begun, over = watched(scenario)
     assert "one.seg and 1 more reads waited 5 s in vain (peer: no route to host)" in begun

@@ -39,6 +39,8 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
         f"{store['complete']:,} complete, {store['open']:,} open"
     )
     yield from _sources(answer["sources"])
+    if answer["outage"] is not None:
+        yield f"outage     nothing comes from any source, for {_duration(answer['outage'])}"
     yield from _rclone(answer["rclone"])
     yield from _transfers(answer["transfers"])
     yield from _waiting(answer["waiting"])

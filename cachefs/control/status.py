@@ -19,6 +19,7 @@ from cachefs import __version__
 from cachefs.cache import Cache
 from cachefs.catalog.tree import Tree
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.outage import Outage
 from cachefs.fetch.rclone import RcloneFetcher
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger
@@ -43,7 +44,8 @@ class StatusSource:
     rclone: RcloneFetcher
     ledger: Ledger
     started: float
-    writable: bool = False
+    outage: Outage
+    writable: bool
 
     async def collect(self) -> Mapping[str, Any]:
         """All of it, now. Sizes in bytes, rates in bytes per second, times in seconds."""
@@ -61,6 +63,7 @@ class StatusSource:
             "metadata": {"known": self.manifests.known(), **asdict(self.metadata.report())},
             "store": self._store(),
             "sources": [asdict(report) for report in self.ledger.report()],
+            "outage": self.outage.seconds(),
             "transfers": self._transfers(),
             "fetched": {choice.value: size for choice, size in self.fetcher.fetched.items()},
             "hedging": self._hedging(),

@@ -37,10 +37,9 @@ class Outage:
         self._in_vain = 0.0
         self._since: float | None = None
 
-    @property
-    def since(self) -> float | None:
-        """When the outage began, on trio's clock in seconds; None if there is none."""
-        return self._since
+    def seconds(self) -> float | None:
+        """For how long nothing has come, in seconds; None if there is no outage."""
+        return None if self._since is None else trio.current_time() - self._since
 
     async def run(self) -> None:
         """Look, for ever."""
@@ -69,5 +68,5 @@ class Outage:
 
     def _over(self) -> None:
         if self._since is not None:
-            log.warning("bytes come again, after %.0f s without any", trio.current_time() - self._since)
+            log.warning("bytes come again, after %.0f s without any", self.seconds())
             self._since = None
