@@ -33,11 +33,12 @@ from cachefs.config import Limits as LimitSettings
 from cachefs.content import ContentId
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
-from cachefs.drivers import tuning
+from cachefs.drivers import overlay, tuning
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
 from cachefs.errors import CachefsError, CatalogError, ConfigError
 from cachefs.fetch.base import Item
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.outage import Outage
 from cachefs.fetch.policy import Hedging
 from cachefs.fetch.rclone import RcloneFetcher
 from cachefs.fetch.rebuild import RcloneMetadata
@@ -77,6 +78,7 @@ class Mounted:
 def run(config: Config, ready: Callable[[Mounted], None]) -> None:
     """Mount, call `ready` when the mount is usable, and return when it is gone."""
     mountpoint, data_dir = _places(config)
+    _writable_view(config, mountpoint, data_dir)  # before anything is touched, for what it refuses
     with DataDirLock(data_dir, mountpoint):
         _prepare_mountpoint(mountpoint)
         trio.run(_run, config, mountpoint, data_dir, ready, restrict_keyboard_interrupt_to_checkpoints=True)
@@ -87,10 +89,18 @@ def _places(config: Config) -> tuple[Path, Path]:
         raise ConfigError("mountpoint", "not given: name it on the command line or as [mount] mountpoint")
     if config.mount.data_dir is None:
         raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
-    mountpoint, data_dir = (Path(os.path.abspath(p)) for p in (config.mount.mountpoint, config.mount.data_dir))  # noqa: PTH100
+    mountpoint = mountinfo.located(config.mount.mountpoint)
+    data_dir = Path(os.path.abspath(config.mount.data_dir))  # noqa: PTH100
     if data_dir.is_relative_to(mountpoint):
         raise ConfigError(str(data_dir), f"the data directory can't be inside the mount point {mountpoint}")
     return mountpoint, data_dir
+
+
+def _writable_view(config: Config, mountpoint: Path, data_dir: Path) -> overlay.WritableView | None:
+    if not config.mount.writable:
+        return None
+    owner = overlay.Owner.parse(config.mount.owner)
+    return overlay.WritableView(mountpoint / CATALOGUE, data_dir / CATALOGUE, owner)
 
 
 def _prepare_mountpoint(mountpoint: Path) -> None:
@@ -98,6 +108,7 @@ def _prepare_mountpoint(mountpoint: Path) -> None:
         if not mountinfo.is_dead(mountpoint):
             raise CachefsError(f"{mountpoint} is mounted already; `cachefs umount {mountpoint}` takes it away")
         log.warning("%s: clearing away a mount whose daemon is gone", mountpoint)
+        overlay.uncover(mountpoint)
         mountinfo.unmount_lazily(mountpoint)
     if not mountpoint.is_dir():
         raise CachefsError(f"{mountpoint} is not a directory; make it first: mkdir -p {mountpoint}")
@@ -188,10 +199,15 @@ class Assembly:
         self._cache = Cache(self._store, self._router, config.read, self._evidence, self._room)
         shelves = {CATALOGUE: SnapshotShelf(self._manifests, self._metadata, _mtimes(state))}
         filesystem = Filesystem(self._tree, shelves, self._cache, born=created)
-        self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
+        self._view = view = _writable_view(config, mountpoint, data_dir)
+        allow_other = config.mount.allow_other or (view is not None and view.foreign)
+        owner = view.owner if view else None
+        self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner)
+        self._outage = Outage(self._waited_for, self._progress, self._evidence)
         self._status = StatusSource(
             mountpoint, data_dir, lock.chain, len(lock.downloads), self._tree, state, self._manifests,
             self._metadata, self._cache, self._router, self._rclone, self._ledger, time.time(),
+            self._outage, view is not None,
         )  # fmt: skip
         self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._stop = trio.Event()
@@ -210,6 +226,12 @@ class Assembly:
     def _evidence(self) -> str:
         return "; ".join(self._ledger.recent(60.0)[:3])
 
+    def _waited_for(self) -> list[str]:
+        return [*(wait.name for wait in self._cache.waiting()), *self._metadata.waiting()]
+
+    def _progress(self) -> int:
+        return sum(report.received for report in self._ledger.report()) + self._manifests.known()
+
     async def run(self, ready: Callable[[Mounted], None]) -> None:
         """Bring everything up, wait for a reason to stop, take everything down."""
         async with self._services():
@@ -225,10 +247,14 @@ class Assembly:
             nursery.start_soon(self._watch_signals)
             nursery.start_soon(self._serve)
             await trio.to_thread.run_sync(self._settle)
+            if self._view is not None:
+                await trio.to_thread.run_sync(self._view.mount)
+                nursery.start_soon(self._watch_view, self._view)
             commands: dict[str, control.Command] = {"status": self._status.collect, "stop": self._stopping}
             await nursery.start(control.serve, self._data_dir, commands)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
+            nursery.start_soon(self._outage.run)
             ready(Mounted(self._mountpoint, self._lock.chain, len(self._lock.downloads), self._shown_files()))
             await self._stop.wait()
             await self._let_go()
@@ -285,6 +311,10 @@ class Assembly:
         await mountinfo.wait_gone(self._mountpoint)
         self._stop.set()
 
+    async def _watch_view(self, view: overlay.WritableView) -> None:
+        await view.wait_gone()
+        self._stop.set()  # who expects to write must not go on with the read-only directory below
+
     async def _stopping(self) -> None:
         self._stop.set()
 
@@ -293,6 +323,8 @@ class Assembly:
         with trio.move_on_after(_GRACE):
             await self._metadata.stop()
             await self._cache.stop()
+        if self._view is not None:  # it goes first, while what is below it still answers
+            await trio.to_thread.run_sync(self._view.unmount)
         # The kernel asks once more for a page whose readahead failed, so the answers go on until the last user
         # is gone: that ends a mount which was taken out of the tree.
         with trio.move_on_after(_LINGER):

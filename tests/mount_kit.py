@@ -18,7 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,9 +94,9 @@ def _published(into: Path, files: dict[str, Path]) -> Library:
 
 
 @contextmanager
-def seeding(library: Library, *options: str, http: bool = False) -> Iterator[Seedbox]:
-    """`cachefs seed` of a library, as a peer; as a web seed too with `http`."""
-    with cachefs_seed(library.root, "--out", library.products, *options, http=http) as box:
+def seeding(library: Library, *options: str, http: bool = False, within: Sequence[str] = ()) -> Iterator[Seedbox]:
+    """`cachefs seed` of a library, as a peer; as a web seed too with `http`; `within` another network, if given."""
+    with cachefs_seed(library.root, "--out", library.products, *options, http=http, within=within) as box:
         yield box
 
 
@@ -235,10 +235,15 @@ def mounted(
     peers: Iterable[Peer | str] = (),
     webseeds: Iterable[str] = (),
     settings: str = "",
+    within: Sequence[str] = (),
 ) -> Iterator[Mount]:
-    """A usable mount on `place`/mnt with its data in `place`/data, as often as wanted one after another."""
+    """A usable mount on `place`/mnt with its data in `place`/data, as often as wanted one after another.
+
+    `within` comes before the command, to start it in another network.
+    """
     arguments = mount_command(place, chain, *options, peers=peers, webseeds=webseeds, settings=settings)
-    with _cleared(place / "mnt"), running("cachefs mount", command_of(arguments), signal.SIGTERM) as child:
+    command = [*within, *command_of(arguments)]
+    with _cleared(place / "mnt"), running("cachefs mount", command, signal.SIGTERM) as child:
         child.wait_until("ready", lambda: "; ready\n" in child.printed())
         yield Mount(place / "mnt", place / "data", child)
 

@@ -19,6 +19,7 @@ from cachefs import __version__
 from cachefs.cache import Cache
 from cachefs.catalog.tree import Tree
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.outage import Outage
 from cachefs.fetch.rclone import RcloneFetcher
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger
@@ -43,6 +44,8 @@ class StatusSource:
     rclone: RcloneFetcher
     ledger: Ledger
     started: float
+    outage: Outage
+    writable: bool
 
     async def collect(self) -> Mapping[str, Any]:
         """All of it, now. Sizes in bytes, rates in bytes per second, times in seconds."""
@@ -52,6 +55,7 @@ class StatusSource:
             "mount": {
                 "mountpoint": str(self.mountpoint),
                 "data_dir": str(self.data_dir),
+                "writable": self.writable,
                 "pid": os.getpid(),
                 "uptime": time.time() - self.started,
             },
@@ -59,6 +63,7 @@ class StatusSource:
             "metadata": {"known": self.manifests.known(), **asdict(self.metadata.report())},
             "store": self._store(),
             "sources": [asdict(report) for report in self.ledger.report()],
+            "outage": self.outage.seconds(),
             "transfers": self._transfers(),
             "fetched": {choice.value: size for choice, size in self.fetcher.fetched.items()},
             "handed_over": dict(self.fetcher.handed_over),
