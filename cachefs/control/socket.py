@@ -65,8 +65,14 @@ async def _converse(commands: Mapping[str, Command], stream: trio.SocketStream) 
     async with stream:
         if _peer_uid(stream) not in (0, os.getuid()):
             return
-        with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(_ANSWER_WITHIN):
-            await stream.send_all(await _answer(await _line(stream), commands) + b"\n")
+        with contextlib.suppress(trio.BrokenResourceError):
+            line = b""
+            with trio.move_on_after(_ANSWER_WITHIN):
+                line = await _line(stream)
+            # A command may take its time: who asked says for how long they wait.
+            answer = await _answer(line, commands)
+            with trio.move_on_after(_ANSWER_WITHIN):
+                await stream.send_all(answer + b"\n")
 
 
 def _peer_uid(stream: trio.SocketStream) -> int:
