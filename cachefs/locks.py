@@ -9,7 +9,7 @@ anything is written, is written in one step that a crash can't tear, and the ver
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,15 @@ import trio
 from cachefs.catalog import chain, snapshots
 from cachefs.catalog.difference import Difference
 from cachefs.catalog.files import read_text
-from cachefs.catalog.history import History
+from cachefs.catalog.history import History, Version
 from cachefs.catalog.snapshots import LOCK_NAME, SnapshotLock
 from cachefs.config import Config
 from cachefs.content import ContentId
 from cachefs.errors import CatalogError, ConfigError
 
 log = logging.getLogger(__name__)
+
+__all__ = ["CATALOGUE", "LOCK_NAME", "LockFile", "fetch_chain", "shown", "updated", "with_hashes"]
 
 CATALOGUE = "snapshots"
 """The catalogue's folder, in the mount as well as in the data directory."""
@@ -84,15 +86,24 @@ class LockFile:
     def roll_back(self, steps: int) -> Difference:
         """Put the lock back that was in use `steps` versions ago; what that changed. CatalogError."""
         with self.history.editing():
-            present = read_text(self.path) if self.path.exists() else ""
-            older = [version for version in self.history.versions() if version.text() != present]
-            if len(older) < steps:
-                raise CatalogError(self.history.directory, f"keeps {len(older)} older locks, not {steps}")
+            text = self.before(steps).text()
             try:
                 lock = self.load()
             except CatalogError:
                 lock = SnapshotLock("", {})  # broken, which may be why it is rolled back
-            return self._replace(lock, older[steps - 1].text())
+            return self._replace(lock, text)
+
+    def older(self) -> list[Version]:
+        """The versions that are kept and differ from the present lock, the latest first."""
+        present = read_text(self.path) if self.path.exists() else ""
+        return [version for version in self.history.versions() if version.text() != present]
+
+    def before(self, steps: int) -> Version:
+        """The version `steps` before the present lock; CatalogError if so many aren't kept."""
+        older = self.older()
+        if len(older) < steps:
+            raise CatalogError(self.history.directory, f"keeps {len(older)} older locks, not {steps}")
+        return older[steps - 1]
 
     def _replace(self, old: SnapshotLock, text: str) -> Difference:
         new = snapshots.parse_lock(text, self.path, old.chain or None)
@@ -101,6 +112,30 @@ class LockFile:
         new.save(self.path)
         self.history.keep(text)
         return Difference.of(old.downloads, new.downloads)
+
+
+def with_hashes(
+    entries: Mapping[str, ContentId], given: Mapping[str, ContentId], *, new: bool = False
+) -> dict[str, ContentId]:
+    """`entries` with other content for the names `given`; names that aren't there are refused, or added if `new`."""
+    unknown = [name for name in given if name not in entries]
+    if unknown and not new:
+        raise CatalogError(LOCK_NAME, "not in the lock; --new adds a name", key=unknown[0])
+    return {**entries, **given}
+
+
+def updated(
+    entries: Mapping[str, ContentId], published: Mapping[str, ContentId], only: Iterable[str] = ()
+) -> dict[str, ContentId]:
+    """`entries` brought up to a published chain.toml: all of them, or `only` these names."""
+    names = tuple(only)
+    if not names:
+        return dict(published)
+    unknown = [name for name in names if name not in published and name not in entries]
+    if unknown:
+        raise CatalogError(LOCK_NAME, "neither in the lock nor in chain.toml", key=unknown[0])
+    kept = {name: content for name, content in entries.items() if name not in names}
+    return kept | {name: published[name] for name in names if name in published}
 
 
 async def fetch_chain(location: str) -> dict[str, ContentId]:

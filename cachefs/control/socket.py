@@ -21,7 +21,7 @@ from typing import Any
 
 import trio
 
-from cachefs.errors import CachefsError, ControlError
+from cachefs.errors import CachefsError, ControlError, NoDaemon
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def ask(data_dir: Path, command: str, *, timeout: float = _ANSWER_WITHIN) -> Any
     except TimeoutError:
         raise ControlError(f"the daemon of {data_dir} doesn't answer within {timeout:g} s") from None
     except OSError as error:
-        raise ControlError(f"no daemon answers for {data_dir}: {error.strerror}; is it mounted?") from None
+        raise NoDaemon(f"no daemon answers for {data_dir}: {error.strerror}; is it mounted?") from None
     if not line.endswith(b"\n"):
         raise ControlError(f"the daemon of {data_dir} hung up in the middle of its answer")
     answer = json.loads(line)
