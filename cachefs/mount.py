@@ -32,13 +32,15 @@ from cachefs.control.status import StatusSource
 from cachefs.drivers import tuning
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
 from cachefs.errors import CachefsError, ConfigError
+from cachefs.fetch.base import Item
 from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
-from cachefs.locks import LockFile
+from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
 from cachefs.reload import Parts, Reloader, Shown, mtimes
+from cachefs.shelf import SnapshotShelf
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.state import State
@@ -125,11 +127,10 @@ class Assembly:
             peers=self._fetcher,
         )
         self._cache = Cache(self._store, self._fetcher, config.read, self._evidence)
-        filesystem = Filesystem(
-            shown.tree, self._manifests, self._metadata, self._cache, mtime=mtimes(state), born=shown.created
-        )
+        shelf = SnapshotShelf(self._manifests, self._metadata, mtimes(state))
+        filesystem = Filesystem(shown.tree, {CATALOGUE: shelf}, self._cache, born=shown.created)
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
-        parts = Parts(state, self._manifests, self._metadata, filesystem, self._driver.forget)
+        parts = Parts(state, self._manifests, self._metadata, shelf, filesystem, self._driver.forget)
         self._reloader = Reloader(config, lock_file, shown, parts)
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
@@ -197,7 +198,7 @@ class Assembly:
             info = self._manifests.recall(content)
             if info is not None:
                 with contextlib.suppress(CachefsError):
-                    await self._cache.seed(info, name)
+                    await self._cache.seed(Item(name, info.manifest, info))
 
     def _settle(self) -> None:
         """Wait until the kernel has been answered once, then raise its limits."""

@@ -29,6 +29,7 @@ from cachefs.fetch.metadata import MetadataService
 from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
+from cachefs.shelf import SnapshotShelf
 from cachefs.store.state import State
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Parts:
     state: State
     manifests: Manifests
     metadata: MetadataService
+    shelf: SnapshotShelf
     filesystem: Filesystem
     forget: Callable[[Iterable[tuple[int, str]]], None]
 
@@ -98,7 +100,8 @@ class Reloader:
         parts.state.sync_names(new.lock.downloads, new.created)
         parts.manifests.switch(new.names)
         parts.metadata.forget(Difference.of(old.names, new.names).gone)
-        parts.filesystem.switch(new.tree, mtimes(parts.state), new.created)
+        parts.shelf.mtime = mtimes(parts.state)
+        parts.filesystem.switch(new.tree, new.created)
         self.shown = new
         wrong = list(outdated(old.tree, new.tree))
         # A look-up under way holds its directory in the kernel until we have answered: not on the event loop.

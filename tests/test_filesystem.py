@@ -19,6 +19,7 @@ from cachefs.config import Read
 from cachefs.errors import CachefsError, MetadataUnavailable, Stopping
 from cachefs.filesystem import Attributes, Filesystem, NoSuchEntry, Stale, Usage, errno_of
 from cachefs.manifests import Manifests
+from cachefs.shelf import SnapshotShelf
 from cachefs.store import ObjectStore, State
 from tests.fakes import BLOCK, FakeFetcher, FakeFinder, content, until
 
@@ -40,7 +41,8 @@ class Bench:
         self.finder.manifests = self.manifests
         self.fetcher = FakeFetcher(FILE, NESTED)
         self.cache = Cache(self.store, self.fetcher, Read(), lambda: "")
-        self.fs = Filesystem(self.tree, self.manifests, self.finder, self.cache, mtime=lambda file: CREATED, born=BORN)
+        shelf = SnapshotShelf(self.manifests, self.finder, lambda file: CREATED)
+        self.fs = Filesystem(self.tree, {"snapshots": shelf}, self.cache, born=BORN)
         self.folder = self.inode("")
 
     def inode(self, name: str) -> int:
@@ -232,7 +234,7 @@ def test_after_a_switch_an_open_file_keeps_attributes_and_bytes_and_its_inode_is
     async def scenario(bench: Bench) -> None:
         inode = bench.inode(FILE.info.name)
         handle = await bench.open(FILE.info.name)
-        bench.fs.switch(_other_tree(), lambda file: CREATED + 1, BORN + 1)
+        bench.fs.switch(_other_tree(), BORN + 1)
         assert await bench.fs.attributes(inode) == Attributes(inode, False, len(FILE.data), CREATED)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_reads, bench, handle)
@@ -255,7 +257,7 @@ def test_whoever_waited_for_a_size_while_the_tree_was_switched_has_to_look_again
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_is_stale, bench, name)
             await until(lambda: bool(bench.finder.lookups))
-            bench.fs.switch(_other_tree(), lambda file: CREATED, BORN)
+            bench.fs.switch(_other_tree(), BORN)
 
     run(tmp_path, scenario)
 
