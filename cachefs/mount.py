@@ -24,6 +24,9 @@ from typing import Any
 import trio
 
 from cachefs import mountinfo
+from cachefs.adoption.memory import Memory
+from cachefs.adoption.overrides import Overrides
+from cachefs.adoption.takeover import MEMORY_NAME, Takeover
 from cachefs.cache import Cache
 from cachefs.config import Config, load_webseed_toml
 from cachefs.content import ContentId
@@ -39,6 +42,7 @@ from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
+from cachefs.recheck import recheck
 from cachefs.reload import Parts, Reloader, Shown, mtimes
 from cachefs.shelf import SnapshotShelf
 from cachefs.store.lock import DataDirLock
@@ -53,12 +57,13 @@ _LINGER = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """What a mount that has become usable tells."""
+    """What a mount that has become usable tells; `remarks` are on local files that aren't what the lock says."""
 
     mountpoint: Path
     chain: str
     names: int
     shown: int
+    remarks: tuple[str, ...] = ()
 
 
 def run(config: Config, ready: Callable[[Mounted], None]) -> None:
@@ -131,7 +136,9 @@ class Assembly:
         filesystem = Filesystem(shown.tree, {CATALOGUE: shelf}, self._cache, born=shown.created)
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
         parts = Parts(state, self._manifests, self._metadata, shelf, filesystem, self._driver.forget)
-        self._reloader = Reloader(config, lock_file, shown, parts)
+        takeover = Takeover(self._store, self._manifests.recall, self._manifests.found, Memory(data_dir / MEMORY_NAME))
+        overrides = Overrides(lock_file.path.parent, takeover, state.complete_hashes)
+        self._reloader = Reloader(config, lock_file, shown, parts, overrides.apply)
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
             self._metadata, self._cache, self._fetcher, self._ledger, time.time(),
@@ -146,14 +153,15 @@ class Assembly:
     async def run(self, ready: Callable[[Mounted], None]) -> None:
         """Bring everything up, wait for a reason to stop, take everything down."""
         async with self._services():
+            remarks = await self._reloader.prepare(self._reloader.shown.lock.downloads)
             self._driver.mount()
             try:
-                await self._mounted(ready)
+                await self._mounted(ready, remarks)
             finally:
                 # Not before the last handler has ended: it would answer through a session that is gone.
                 self._driver.close()
 
-    async def _mounted(self, ready: Callable[[Mounted], None]) -> None:
+    async def _mounted(self, ready: Callable[[Mounted], None], remarks: list[str]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_signals, nursery)
             nursery.start_soon(self._serve)
@@ -166,8 +174,10 @@ class Assembly:
             await nursery.start(control.serve, self._data_dir, commands)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
+            nursery.start_soon(recheck, self._store, self._manifests.recall)
             shown = self._reloader.shown
-            ready(Mounted(self._mountpoint, shown.lock.chain, len(shown.lock.downloads), len(shown.names)))
+            names = len(shown.lock.downloads)
+            ready(Mounted(self._mountpoint, shown.lock.chain, names, len(shown.names), tuple(remarks)))
             await self._stop.wait()
             await self._let_go()
             nursery.cancel_scope.cancel()
@@ -221,8 +231,8 @@ class Assembly:
         self._stop.set()
 
     async def _reload(self) -> Mapping[str, Any]:
-        difference = await self._reloader.reload()
-        return {"difference": difference.as_json(), "text": [*difference.lines(), difference.summary()]}
+        difference, remarks = await self._reloader.reload()
+        return {"difference": difference.as_json(), "text": [*difference.lines(), difference.summary(), *remarks]}
 
     async def _stopping(self) -> None:
         self._stop.set()

@@ -6,6 +6,8 @@ with no await in between, so that no request sees the one half of it. Open handl
 and go on. Last, the kernel is told which names it remembers wrongly; until it has heard that, it may still come
 with an old inode, is answered ESTALE, and looks the name up anew by itself.
 
+Before any of that, `prepare` may make contents of the new lock available from local files.
+
 A name that comes, or whose hash changed, has its metadata looked for like any other; what the store has already
 under that hash, from an older lock say, is used at once.
 """
@@ -13,7 +15,7 @@ under that hash, from an older lock say, is used at once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import trio
@@ -69,29 +71,41 @@ class Parts:
 class Reloader:
     """Holds what is shown now, and replaces it."""
 
-    def __init__(self, config: Config, lock_file: LockFile, shown: Shown, parts: Parts) -> None:
+    def __init__(
+        self,
+        config: Config,
+        lock_file: LockFile,
+        shown: Shown,
+        parts: Parts,
+        prepare: Callable[[Mapping[str, ContentId]], Awaitable[list[str]]],
+    ) -> None:
         self.shown = shown
+        self.prepare = prepare
         self._config = config
         self._lock_file = lock_file
         self._parts = parts
         self._alone = trio.Lock()
 
-    async def reload(self) -> Difference:
-        """Use the lock as it is in the file now; what that changed. On any CachefsError nothing has changed."""
+    async def reload(self) -> tuple[Difference, list[str]]:
+        """Use the lock as it is in the file now; what that changed, and remarks on local files.
+
+        On any CachefsError nothing has changed.
+        """
         async with self._alone:
             before = self.shown
             lock, created = await self._lock_file.load_or_make(self._config, before.lock.chain)
+            new = Shown.of(self._config, lock, created)
+            remarks = await self.prepare(lock.downloads)
             difference = Difference.of(before.lock.downloads, lock.downloads)
             if difference:
-                await self._use(Shown.of(self._config, lock, created))
-                _tell(difference)
-            return difference
+                await self._use(new)
+            _tell(difference, remarks)
+            return difference, remarks
 
     async def hang_up(self) -> None:
         """The same at SIGHUP: what went wrong is for the log."""
         try:
-            if not await self.reload():
-                log.info("reload: the lock is the same")
+            await self.reload()
         except CachefsError as error:
             log.error("reload: nothing has changed: %s", error)
 
@@ -115,7 +129,9 @@ def mtimes(state: State) -> Callable[[File], float]:
     return lambda file: created[file.path]
 
 
-def _tell(difference: Difference) -> None:
+def _tell(difference: Difference, remarks: Iterable[str]) -> None:
+    for remark in remarks:
+        log.warning("%s", remark)
     log.info("reload: %s", difference.summary())
     lines = list(difference.lines())
     for line in lines[:_LOGGED]:

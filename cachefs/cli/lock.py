@@ -17,9 +17,11 @@ import click
 import trio
 
 from cachefs import locks
+from cachefs.adoption.placing import place
 from cachefs.catalog.chain import format_chain
 from cachefs.catalog.difference import Difference
 from cachefs.catalog.snapshots import parse_lock
+from cachefs.cli.progress import bytes_bar
 from cachefs.cli.reload import PATIENCE
 from cachefs.cli.target import data_dir_of
 from cachefs.config import load_config
@@ -151,6 +153,24 @@ def _content(name: str, text: str) -> ContentId:
         return ContentId.btih(text.lower())
     except ValueError:
         raise CatalogError(locks.LOCK_NAME, f"not an info-hash of 40 hex digits: {text!r}", key=name) from None
+
+
+@lock.command()
+@click.argument("name")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path))
+@click.option("--new", is_flag=True, help="Add NAME if the lock doesn't have it.")
+@click.pass_obj
+def override(target: Target, name: str, file: Path, new: bool) -> None:
+    """Use FILE as NAME: link it into DATA_DIR/snapshots, and put its hash into the lock.
+
+    FILE isn't copied, moved or changed. Nothing is downloaded. Deleting DATA_DIR/snapshots/NAME and `rollback` undo it.
+    """
+    entries = target.file.load().downloads
+    if not new:
+        list(_known([name], entries))
+    with bytes_bar("hashing") as report:
+        content = trio.run(place, target.data_dir, name, file, entries, report)
+    target.use(target.file.edit(lambda entries: locks.with_hashes(entries, {name: content}, new=new)))
 
 
 @lock.command()

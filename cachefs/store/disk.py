@@ -140,6 +140,14 @@ def replace_file(path: Path, raw: bytes) -> None:
         raise
 
 
+def save_manifest(root: Path, content: ContentId, raw: bytes) -> None:
+    """Keep a manifest that was checked in the store below `root`. StoreFull, StoreFailed."""
+    path = directory_of(root, content) / "manifest"
+    with named(path):
+        make_directory(path.parent)
+        replace_file(path, raw)
+
+
 def read_file(path: Path) -> bytes | None:
     """All of a file, or None if there isn't one."""
     fd = open_sealed(path)

@@ -75,10 +75,7 @@ class ObjectStore:
 
     def save_manifest(self, content: ContentId, raw: bytes) -> None:
         """Keep a manifest that the caller has checked. Blocking, short. StoreFull, StoreFailed."""
-        path = self._directory(content) / "manifest"
-        with disk.named(path):
-            disk.make_directory(path.parent)
-            disk.replace_file(path, raw)
+        disk.save_manifest(self.root, content, raw)
 
     def known(self) -> Iterator[ContentId]:
         """The content ids whose manifests are here, from the directories themselves. Blocking: run it in a thread."""

@@ -154,6 +154,12 @@ class State:
             rows = self._db.execute("SELECT Name, Hash, Length, Created, Completed FROM BittorrentInfo ORDER BY Name")
             return {row[0]: Info(*row) for row in rows}
 
+    def complete_hashes(self) -> set[str]:
+        """The hashes, in hex, of the names that are complete."""
+        with _translated():
+            rows = self._db.execute("SELECT Hash FROM BittorrentInfo WHERE Completed IS NOT NULL")
+            return {row[0] for row in rows}
+
     def set_lengths(self, lengths: Mapping[str, int]) -> None:
         """Record lengths in bytes by name; names that aren't there are passed over."""
         with self._transaction() as db:

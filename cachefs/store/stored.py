@@ -79,6 +79,11 @@ class StoredObject:
         self._owner = owner
 
     @property
+    def bytes_path(self) -> Path:
+        """The file that has the bytes: `path`, or the user's own where it was taken over in place."""
+        return self.path.readlink() if self.path.is_symlink() else self.path
+
+    @property
     def allocated(self) -> int:
         """The bytes the file takes on disk, whole sectors."""
         with disk.named(self.path):
