@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from click.testing import CliRunner
 
 from cachefs import metainfo, mountinfo
 from cachefs.catalog.chain import format_chain
+from cachefs.cli import main
 from cachefs.content import ContentId
 from cachefs.control import socket as control
 from cachefs.origin.torrents import publish
@@ -113,6 +115,21 @@ def cachefs(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "cachefs", *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def typed(*arguments: str | Path) -> Done:
+    """The same in this process, which saves a second of starting one."""
+    done = CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+    return Done(done.exit_code, done.stdout, done.stderr)
 
 
 @dataclass(frozen=True, slots=True)

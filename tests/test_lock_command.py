@@ -14,7 +14,7 @@ from cachefs.cli import main
 from cachefs.config import Config, Snapshots
 from cachefs.content import ContentId
 from cachefs.locks import LockFile
-from tests.mount_kit import DOMAIN, HEADERS, Library, cachefs, make_library, mounted
+from tests.mount_kit import DOMAIN, HEADERS, Library, make_library, mounted, typed
 
 ONE, TWO = ContentId("btih", bytes([1]) * 20), ContentId("btih", bytes([2]) * 20)
 
@@ -123,8 +123,8 @@ def test_a_change_is_in_use_when_the_command_returns_and_knows_the_daemons_chain
 ) -> None:
     with mounted(tmp_path, library.chain, "--torrent-dir", library.products) as mount:
         size = (mount.snapshots / DOMAIN).stat().st_size
-        done = cachefs("lock", "--mount", mount.mountpoint, "set", HEADERS, library.content(DOMAIN).hex)
+        done = typed("lock", "--mount", mount.mountpoint, "set", HEADERS, library.content(DOMAIN).hex)
         assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "in use")
         assert (mount.snapshots / HEADERS).stat().st_size == size
-        assert cachefs("lock", "--mount", mount.mountpoint, "update").returncode == 0
+        assert typed("lock", "--mount", mount.mountpoint, "update").returncode == 0
         assert (mount.snapshots / HEADERS).stat().st_size == 5

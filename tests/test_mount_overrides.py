@@ -29,6 +29,7 @@ from tests.mount_kit import (
     read_error,
     same,
     seeding,
+    typed,
 )
 
 SIZES = (5, 100_000, PIECE, 3 * PIECE + 1, 2 * PIECE + 5)
@@ -68,7 +69,7 @@ def test_an_adopted_directory_is_mounted_with_nothing_fetched_and_seeded_to_othe
     library: Library, elsewhere: Path, tmp_path: Path
 ) -> None:
     node = Path(shutil.copytree(library.root, elsewhere / "snapshots"))
-    done = cachefs("adopt", node, "--data-dir", tmp_path / "data", "--chain-toml", library.chain, "--json")
+    done = typed("adopt", node, "--data-dir", tmp_path / "data", "--chain-toml", library.chain, "--json")
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["taken"]) == set(library.files)
     port = free_port()
@@ -110,7 +111,7 @@ def test_a_local_file_of_another_hash_is_told_ready_to_paste_and_used_once_the_l
         text = mount.lock.read_text()
         assert f'"{DOMAIN}":"{library.content(DOMAIN).hex}"' in text
         mount.lock.write_text(text.replace(f'"{DOMAIN}":"{library.content(DOMAIN).hex}"', pasted[0]))
-        assert cachefs("reload", mount.mountpoint).returncode == 0
+        assert typed("reload", mount.mountpoint).returncode == 0
         assert same(mount, other, [DOMAIN])
     assert local.read_bytes() == other.files[DOMAIN].read_bytes()
     with mounted(tmp_path) as mount:
@@ -124,7 +125,7 @@ def test_a_name_whose_hash_is_changed_in_the_lock_is_fetched_anew(
     with seeding(library) as one, seeding(other) as two:
         with mounted(tmp_path, library.chain, peers=[str(one.peer), str(two.peer)]) as mount:
             assert same(mount, library, [BODIES, DOMAIN])
-            done = cachefs("lock", "--mount", mount.mountpoint, "set", BODIES, other.content(BODIES).hex)
+            done = typed("lock", "--mount", mount.mountpoint, "set", BODIES, other.content(BODIES).hex)
             assert done.returncode == 0
             assert same(mount, other, [BODIES])
             assert same(mount, library, [DOMAIN])
@@ -139,18 +140,18 @@ def test_lock_override_uses_a_file_as_it_is_while_open_handles_keep_the_old_byte
         fd = os.open(mount.snapshots / HISTORY, os.O_RDONLY)
         try:
             command = ("lock", "--mount", mount.mountpoint, "override", HISTORY, replacement)
-            refused = cachefs(*command)
+            refused = typed(*command)
             assert refused.returncode == 1
             assert f"{local}: another file is in the place" in refused.stderr
             local.unlink()
-            done = cachefs(*command)
+            done = typed(*command)
             assert (done.returncode, done.stderr) == (0, "")
             assert f"~ {HISTORY}  {library.content(HISTORY).hex} -> {other.content(HISTORY).hex}" in done.stdout
             assert same(mount, other, [HISTORY])
             assert os.pread(fd, 100, PIECE) == part(library.files[HISTORY], PIECE, 100)
         finally:
             os.close(fd)
-        assert cachefs("lock", "--mount", mount.mountpoint, "override", "x.seg", replacement).returncode == 1
+        assert typed("lock", "--mount", mount.mountpoint, "override", "x.seg", replacement).returncode == 1
     assert replacement.read_bytes() == other.files[HISTORY].read_bytes()
     with mounted(tmp_path, None, *QUICK) as mount:
         assert same(mount, other, [HISTORY])
@@ -159,7 +160,7 @@ def test_lock_override_uses_a_file_as_it_is_while_open_handles_keep_the_old_byte
 def test_lock_override_works_before_it_is_mounted(library: Library, other: Library, tmp_path: Path) -> None:
     with mounted(tmp_path, library.chain):
         pass
-    done = cachefs("lock", "--data-dir", tmp_path / "data", "override", HEADERS, other.files[HEADERS])
+    done = typed("lock", "--data-dir", tmp_path / "data", "override", HEADERS, other.files[HEADERS])
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "not mounted: the next mount uses it")
     with mounted(tmp_path) as mount:
         assert same(mount, other, [HEADERS])
