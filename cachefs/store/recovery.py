@@ -154,6 +154,8 @@ def _look(fd: int, manifest: Manifest, bits: Bitmap | None, seal: Seal | None) -
     # Before it is given its length: what lies beyond the end is a hole too.
     gaps = disk.holes(fd, min(now.size, manifest.length))
     gaps.append(Span(now.size, max(0, manifest.length - now.size)))
+    if bits is not None and bits.complete and seal is not None and now.size == manifest.length:
+        gaps = []  # it was whole: a hole in it may well be content that is zeros
     if now.size != manifest.length:
         os.ftruncate(fd, manifest.length)
     if bits is None or seal is not None or now.size > manifest.length:
