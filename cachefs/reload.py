@@ -58,7 +58,10 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a mount that hold names; `forget` tells the kernel, and blocks until it has heard."""
+    """The parts of a mount that hold names.
+
+    `forget` tells the kernel, and blocks until it has heard. `followers` are called when the switch is made.
+    """
 
     state: State
     manifests: Manifests
@@ -66,6 +69,7 @@ class Parts:
     shelf: SnapshotShelf
     filesystem: Filesystem
     forget: Callable[[Iterable[tuple[int, str]]], None]
+    followers: tuple[Callable[[], None], ...] = ()
 
 
 class Reloader:
@@ -117,6 +121,11 @@ class Reloader:
         parts.shelf.mtime = mtimes(parts.state)
         parts.filesystem.switch(new.tree, new.created)
         self.shown = new
+        for follow in parts.followers:
+            try:
+                follow()
+            except CachefsError as error:  # the lock is in use all the same
+                log.error("reload: %s", error)
         wrong = list(outdated(old.tree, new.tree))
         # A look-up under way holds its directory in the kernel until we have answered: not on the event loop.
         await trio.to_thread.run_sync(parts.forget, wrong, abandon_on_cancel=True)
