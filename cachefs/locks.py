@@ -57,7 +57,7 @@ class LockFile:
         if not await trio.Path(self.path).exists():
             await self._make(config, chain_name)
         text = read_text(self.path)
-        lock = snapshots.parse_lock(text, self.path, chain_name)
+        lock = await trio.to_thread.run_sync(snapshots.parse_lock, text, self.path, chain_name)
         try:
             self.history.keep(text)
         except CatalogError as error:

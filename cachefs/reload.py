@@ -98,7 +98,8 @@ class Reloader:
         async with self._alone:
             before = self.shown
             lock, created = await self._lock_file.load_or_make(self._config, before.lock.chain)
-            new = Shown.of(self._config, lock, created)
+            # A large lock takes a while; readers are served meanwhile.
+            new = await trio.to_thread.run_sync(Shown.of, self._config, lock, created)
             remarks = await self.prepare(lock.downloads)
             difference = Difference.of(before.lock.downloads, lock.downloads)
             if difference:
