@@ -58,11 +58,15 @@ class LockFile:
             await self._make(config, chain_name)
         text = read_text(self.path)
         lock = await trio.to_thread.run_sync(snapshots.parse_lock, text, self.path, chain_name)
+        await trio.to_thread.run_sync(self._keep, text)
+        return lock, self.path.stat().st_mtime
+
+    def _keep(self, text: str) -> None:
         try:
-            self.history.keep(text)
+            with self.history.editing():
+                self.history.keep(text)
         except CatalogError as error:
             log.warning("this lock can't be rolled back to: %s", error)
-        return lock, self.path.stat().st_mtime
 
     async def _make(self, config: Config, chain_name: str | None) -> None:
         if not config.snapshots.chain_toml:

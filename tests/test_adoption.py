@@ -158,6 +158,8 @@ def test_files_behind_links_are_found_under_the_names_they_have_there(bench: Ben
     (bench.library.root / "domain").rename(elsewhere)
     (bench.library.root / "domain").symlink_to(elsewhere)
     (elsewhere / "again").symlink_to(bench.library.root)
+    (elsewhere / "itself").symlink_to(elsewhere / "itself")
+    (elsewhere / "nowhere").symlink_to(elsewhere / "absent")
     assert set(bench.adopt(chain=bench.library.chain).taken) == set(bench.library.files)
 
 

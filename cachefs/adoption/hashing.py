@@ -12,6 +12,7 @@ tick of the kernel's clock two writes leave the same mtime, and the second could
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,8 +64,11 @@ class Local:
 
 def local_files(root: Path, entries: Mapping[str, ContentId]) -> list[Local]:
     """The files below `root` that could be content, sorted by name; links are followed. OSError if it can't be read."""
-    names = sorted(_walk(root.resolve(), "", set()))
-    return [Local(name, path, seal_of(path), entries.get(name)) for name, path in names]
+    found = []
+    for name, path in sorted(_walk(root.resolve(), "", set())):
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            found.append(Local(name, path, seal_of(path), entries.get(name)))
+    return found
 
 
 def seal_of(path: Path) -> Seal:
@@ -79,7 +83,7 @@ def _walk(folder: Path, prefix: str, seen: set[Path]) -> Iterator[tuple[str, Pat
         return
     seen.add(folder)
     for entry in sorted(folder.iterdir()):
-        path = entry.resolve()
+        path = Path(os.path.realpath(entry))  # resolve() raises for a link to itself
         if entry.name.startswith("."):
             continue
         if path.is_dir():
@@ -110,8 +114,10 @@ async def identify(
         else:
             queue.append(job)
         await trio.lowlevel.checkpoint()
-    await _Crew(queue, memory, done, report).run()
-    memory.save()
+    try:
+        await _Crew(queue, memory, done, report).run()
+    finally:
+        memory.save()
 
 
 def _known(file: Local, recall: Recall) -> Metainfo | None:

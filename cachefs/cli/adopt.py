@@ -71,4 +71,5 @@ def _lines(adoption: Adoption) -> Iterator[str]:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+    listed = ", ".join(sorted(names)[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+    return listed.encode("utf-8", "backslashreplace").decode()  # a file may have any bytes for a name
