@@ -14,8 +14,9 @@ under that hash, from an older lock say, is used at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import trio
@@ -103,7 +104,8 @@ class Reloader:
             remarks = await self.prepare(lock.downloads)
             difference = Difference.of(before.lock.downloads, lock.downloads)
             if difference:
-                await self._use(new)
+                self._switch(new)
+                await self._spread(before)
             _tell(difference, remarks)
             return difference, remarks
 
@@ -113,30 +115,45 @@ class Reloader:
             await self.reload()
         except CachefsError as error:
             log.error("reload: nothing has changed: %s", error)
+        except Exception:  # a fault of ours is no reason to end the mount
+            log.exception("reload failed")
 
-    async def _use(self, new: Shown) -> None:
-        old, parts = self.shown, self._parts
+    def _switch(self, new: Shown) -> None:
+        """What may fail comes first, the rest is assignments: no await, so nobody sees a part of it."""
+        parts, old = self._parts, self.shown
         parts.state.sync_names(new.lock.downloads, new.created)
+        mtime = mtimes(parts.state)
         parts.manifests.switch(new.names)
+        parts.shelf.mtime = mtime
         parts.metadata.forget(Difference.of(old.names, new.names).gone)
-        parts.shelf.mtime = mtimes(parts.state)
         parts.filesystem.switch(new.tree, new.created)
         self.shown = new
+
+    async def _spread(self, old: Shown) -> None:
+        """Let everybody else know. What fails here is logged: the lock is in use."""
+        parts, new = self._parts, self.shown
         for follow in parts.followers:
-            try:
+            with _logged():
                 follow()
-            except CachefsError as error:  # the lock is in use all the same
-                log.error("reload: %s", error)
         wrong = list(outdated(old.tree, new.tree))
         # A look-up under way holds its directory in the kernel until we have answered: not on the event loop.
         await trio.to_thread.run_sync(parts.forget, wrong, abandon_on_cancel=True)
-        await parts.manifests.seek(parts.metadata)
+        with _logged():
+            await parts.manifests.seek(parts.metadata)
 
 
 def mtimes(state: State) -> Callable[[File], float]:
     """When each name's content came into the lock, which is what its file's mtime shows."""
     created = {name: info.created for name, info in state.infos().items()}
     return lambda file: created[file.path]
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    try:
+        yield
+    except (CachefsError, OSError) as error:
+        log.error("reload: the lock is in use, but: %s", error)
 
 
 def _tell(difference: Difference, remarks: Iterable[str]) -> None:
