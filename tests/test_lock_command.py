@@ -14,6 +14,7 @@ from cachefs.cli import main
 from cachefs.config import Config, Snapshots
 from cachefs.content import ContentId
 from cachefs.locks import LockFile
+from cachefs.store import DataDirLock
 from tests.mount_kit import DOMAIN, HEADERS, Library, make_library, mounted, typed
 
 ONE, TWO = ContentId("btih", bytes([1]) * 20), ContentId("btih", bytes([2]) * 20)
@@ -99,6 +100,11 @@ def test_set_changes_the_hashes_given_and_refuses_unknown_names_and_bad_hashes(b
     assert bench.file.path.read_bytes() == before
     bench.run("set", "--new", "x.seg", ONE.hex)
     assert bench.entries["x.seg"] == ONE
+
+
+def test_a_change_while_a_daemon_is_starting_says_what_to_do(bench: Bench) -> None:
+    with DataDirLock(bench.file.data_dir):
+        assert "`cachefs reload`" in bench.lines("set", "a.seg", TWO.hex)[-1]
 
 
 def test_rollback_lists_what_there_is_and_goes_back(bench: Bench) -> None:

@@ -27,8 +27,9 @@ from cachefs.cli.target import data_dir_of
 from cachefs.config import load_config
 from cachefs.content import ContentId
 from cachefs.control import socket as control
-from cachefs.errors import CatalogError, ConfigError, NoDaemon
+from cachefs.errors import CatalogError, ConfigError, DataDirBusy, NoDaemon
 from cachefs.locks import LockFile
+from cachefs.store.lock import DataDirLock
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +62,16 @@ class Target:
         try:
             control.ask(self.data_dir, "reload", timeout=PATIENCE)
         except NoDaemon:
-            click.echo("not mounted: the next mount uses it")
+            click.echo(self._who_uses_it())
         else:
             click.echo("in use")
+
+    def _who_uses_it(self) -> str:
+        try:
+            with DataDirLock(self.data_dir):
+                return "not mounted: the next mount uses it"
+        except DataDirBusy:  # its daemon doesn't listen yet, and may have read the lock already
+            return "a mount is just coming up or going down: `cachefs reload` when it is usable"
 
 
 def show_difference(difference: Difference) -> None:
