@@ -405,7 +405,8 @@ class RcloneFetcher:
 
     def usable(self, item: Item) -> list[RemoteSource]:
         """The sources that may be asked for `item` now, best first; none while rclone isn't there."""
-        return rank(self._remotes.of(item), item.content) if self.child.ready else []
+        known = [source for source in self._remotes.of(item) if self.child.knows(source.variables)]
+        return rank(known, item.content) if self.child.ready else []
 
     def serves(self) -> bool:
         """Whether web seeds are asked through rclone: it answers, or is about to."""
