@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from cachefs.cache import Cache
 from cachefs.catalog.tree import Directory, File, Node, Tree
+from cachefs.content import ContentId
 from cachefs.errors import (
     CachefsError,
     MetadataUnavailable,
@@ -59,6 +60,7 @@ class Filesystem:
         self._cache = cache
         self._born = born
         self._readers: dict[int, Reader] = {}
+        self._opened: dict[ContentId, set[int]] = {}
         self._handles = itertools.count(1)
 
     async def lookup(self, parent: int, name: str) -> Attributes:
@@ -87,7 +89,12 @@ class Filesystem:
         item = await self._shelves[node.catalogue].item(node)
         handle = next(self._handles)
         self._readers[handle] = await self._cache.open(item)
+        self._opened.setdefault(node.content, set()).add(inode)
         return handle
+
+    def inodes(self, content: ContentId) -> frozenset[int]:
+        """The inodes under which this content was ever opened: where the kernel may have pages of it."""
+        return frozenset(self._opened.get(content, ()))
 
     def read_now(self, handle: int, offset: int, size: int) -> memoryview | None:
         """Bytes that are in memory, valid until the next await; None if `read` has to be used."""

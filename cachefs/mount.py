@@ -45,6 +45,7 @@ from cachefs.shelf import SnapshotShelf
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.state import State
+from cachefs.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -172,9 +173,18 @@ class Assembly:
         shelves = {CATALOGUE: SnapshotShelf(self._manifests, self._metadata, _mtimes(state))}
         filesystem = Filesystem(self._tree, shelves, self._cache, born=created)
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
+
+        async def forget_pages(content: ContentId) -> None:
+            for inode in filesystem.inodes(content):
+                await self._driver.forget_pages(inode)
+
+        self._upkeep = Upkeep(
+            self._store, state, self._cache, config.scrub,
+            files=lambda: self._tree.files(), shelves=shelves, forget_pages=forget_pages,
+        )  # fmt: skip
         self._status = StatusSource(
             mountpoint, data_dir, lock.chain, len(lock.downloads), self._tree, state, self._manifests,
-            self._metadata, self._cache, self._fetcher, self._ledger, time.time(),
+            self._metadata, self._cache, self._fetcher, self._ledger, self._upkeep, time.time(),
         )  # fmt: skip
         self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._stop = trio.Event()
@@ -198,10 +208,16 @@ class Assembly:
             nursery.start_soon(self._watch_signals)
             nursery.start_soon(self._serve)
             await trio.to_thread.run_sync(self._settle)
-            commands: dict[str, control.Command] = {"status": self._status.collect, "stop": self._stopping}
+            commands: dict[str, control.Command | control.Job] = {
+                "status": self._status.collect,
+                "stop": self._stopping,
+                "verify": control.Job(self._upkeep.verify),
+                "scrub": control.Job(self._upkeep.scrub),
+            }
             await nursery.start(control.serve, self._data_dir, commands)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
+            nursery.start_soon(self._upkeep.run)
             ready(Mounted(self._mountpoint, self._lock.chain, len(self._lock.downloads), self._shown_files()))
             await self._stop.wait()
             await self._let_go()

@@ -35,6 +35,10 @@ COMMANDS = {
     "mount": LazyCommand("cachefs.cli.mount:mount", "Mount a chain's snapshots; bytes are fetched when first read."),
     "umount": LazyCommand("cachefs.cli.umount:umount", "Take a mount away, also a dead one."),
     "status": LazyCommand("cachefs.cli.status:status", "Show what a running mount holds, fetches and waits for."),
+    "verify": LazyCommand(
+        "cachefs.cli.verify:verify", "Hash what is held, and say what is wrong; --repair fetches it."
+    ),
+    "scrub": LazyCommand("cachefs.cli.scrub:scrub", "Read all that a mount holds from the disk, and mend it."),
     "seed": LazyCommand("cachefs.cli.seed:seed", "Serve a directory as torrent seeder and web seed."),
 }
 

@@ -23,6 +23,7 @@ from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.sources import Ledger
 from cachefs.manifests import Manifests
 from cachefs.store.state import State
+from cachefs.upkeep import Upkeep
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class StatusSource:
     cache: Cache
     fetcher: Fetcher
     ledger: Ledger
+    upkeep: Upkeep
     started: float
 
     async def collect(self) -> Mapping[str, Any]:
@@ -56,6 +58,7 @@ class StatusSource:
             "catalogue": {"chain": self.chain, "names": self.names_in_lock, "shown": shown},
             "metadata": {"known": self.manifests.known(), **asdict(self.metadata.report())},
             "store": self._store(),
+            "upkeep": asdict(self.upkeep.report()),
             "sources": [asdict(report) for report in self.ledger.report()],
             "transfers": self._transfers(),
             "waiting": self._waiting(),

@@ -14,6 +14,7 @@ event loop turns to another task, which is what lets all reads share one buffer.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 
 from cachefs import mountinfo
 from cachefs.errors import CachefsError
@@ -175,6 +177,14 @@ class Pyfuse3Driver:
     async def serve(self) -> None:
         """Answer the kernel until the mount is gone or this is cancelled."""
         await pyfuse3.main(max_tasks=MAX_TASKS)
+
+    async def forget_pages(self, inode: int) -> None:
+        """Have the kernel drop what it has read of an inode, mapped pages too.
+
+        Waits for reads of it that are under way, so it isn't for a handler to call.
+        """
+        with contextlib.suppress(OSError):  # the kernel doesn't know the inode any more
+            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, pyfuse3.InodeT(inode), abandon_on_cancel=True)
 
     def close(self) -> None:
         """Unmount, even while files are open: they get errors from now on."""

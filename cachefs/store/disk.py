@@ -77,6 +77,46 @@ def open_writable(path: Path) -> int:
     return writable
 
 
+def unshare(path: Path) -> None:
+    """Make `path` a file of its own before it is written to, if it is a hard link: the other name is the user's."""
+    fd = open_sealed(path)
+    if fd is None:
+        return
+    try:
+        if os.fstat(fd).st_nlink > 1:
+            _replace_by_copy(fd, path)
+    finally:
+        os.close(fd)
+
+
+def _replace_by_copy(fd: int, path: Path) -> None:
+    copy, temporary = mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
+        left = os.fstat(fd).st_size
+        while left and (count := os.copy_file_range(fd, copy, left)):  # shares the extents where that can be done
+            left -= count
+        os.fsync(copy)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(copy)
+
+
+def is_still(path: Path, fd: int) -> bool:
+    """Whether `path` names the open file, and nobody has put another there or taken it away."""
+    try:
+        return os.path.samestat(path.stat(follow_symlinks=False), os.fstat(fd))
+    except OSError:
+        return False
+
+
+def forget_pages(fd: int, span: Span) -> None:
+    """Drop what memory holds of a span, if it is on disk as well, so that the next read asks the disk."""
+    os.posix_fadvise(fd, span.offset, span.length, os.POSIX_FADV_DONTNEED)
+
+
 def seal_of(fd: int) -> Seal:
     """The file's size, mtime and inode number as they are now."""
     status = os.fstat(fd)

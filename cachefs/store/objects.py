@@ -23,7 +23,7 @@ from pathlib import Path
 
 import trio
 
-from cachefs.content import ContentId, Manifest
+from cachefs.content import Bitmap, ContentId, Manifest
 from cachefs.errors import CachefsError, Stopping
 from cachefs.store import disk, recovery
 from cachefs.store.recovery import Found
@@ -84,6 +84,27 @@ class ObjectStore:
         for path in self.root.glob("*/??/*/manifest"):
             with contextlib.suppress(ValueError):
                 yield ContentId.parse(f"{path.parts[-4]}:{path.parts[-2]}")
+
+    def held(self, content: ContentId) -> int | None:
+        """The bytes that are here by all that is known without looking at the data file; None if there is no object.
+
+        The next open may believe less. Blocking, short. StoreFailed.
+        """
+        stored = self._objects.get(content)
+        if stored is not None:
+            return stored.held
+        row = self._tools.state.load_object(content)
+        if row is None and not (self._directory(content) / "data").exists():
+            return None
+        return row.held if row is not None else 0
+
+    def recorded(self, manifest: Manifest) -> Bitmap:
+        """The blocks that are here, as far as `held` goes. Blocking, short. StoreFailed."""
+        stored = self._objects.get(manifest.content)
+        if stored is not None:
+            return stored.verified.copy()
+        row = self._tools.state.load_object(manifest.content)
+        return recovery.recorded_bits(manifest, row) or Bitmap(manifest.blocks)
 
     def opened(self) -> list[StoredObject]:
         """The objects that are open now."""
@@ -172,6 +193,9 @@ class ObjectStore:
         try:
             if not stored.sealed:
                 await self._settle(stored, found)
+            lost = [index for index in recovery.recorded_bits(manifest, row) or () if index not in stored.verified]
+            if lost:
+                _log.warning("%s: %d blocks are gone or wrong, and missing from now on", path, len(lost))
         except BaseException:
             stored.abandon()
             raise

@@ -45,7 +45,7 @@ def find(path: Path, manifest: Manifest, row: ObjectRow | None) -> Found:
 
     StoreFull or StoreFailed if the file can't be opened or given its length.
     """
-    bits = _bits(manifest, row)
+    bits = recorded_bits(manifest, row)
     with disk.named(path):
         if row is not None and bits is not None and bits.complete and row.seal is not None:
             fd = disk.open_sealed(path)
@@ -68,8 +68,8 @@ def _matches(fd: int, seal: Seal) -> bool:
     return False
 
 
-def _bits(manifest: Manifest, row: ObjectRow | None) -> Bitmap | None:
-    """The row's bits, or None if there are none that fit this manifest."""
+def recorded_bits(manifest: Manifest, row: ObjectRow | None) -> Bitmap | None:
+    """The row's bits, believed or not; None if there are none that fit this manifest."""
     if row is None or (row.length, row.block_length) != (manifest.length, manifest.block_length):
         return None
     try:

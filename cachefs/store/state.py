@@ -1,10 +1,11 @@
 """What the store remembers between starts: SQLite in WAL mode, in one file.
 
-How it works: two tables. `BittorrentInfo` has a row for each name of the lock (Erigon's columns); `objects`
-has one for each content id, with a bit for every block known to be good **on disk**. Nothing here is
-precious: names come back from the lock, lengths from the manifests, bits by hashing the data files. So
-`synchronous=NORMAL` is enough (a power cut may lose the last commits, never the database's consistency),
-and a database that is damaged is moved aside and started anew. It is never deleted, in case someone wants
+How it works: `BittorrentInfo` has a row for each name of the lock (Erigon's columns); `objects` has one for
+each content id, with a bit for every block known to be good **on disk**; `scrubs` says when an object was last
+read again. Nothing here is precious: names come back from the lock, lengths from the manifests, bits by
+hashing the data files. So `synchronous=NORMAL` is enough (a power cut may lose the last commits, never the
+database's consistency), but for taking a bit back: the bit that was written before must not return. A
+database that is damaged is moved aside and started anew. It is never deleted, in case someone wants
 to know what happened. On a read-only file system a copy in memory is used: reads work, nothing is kept.
 
 All calls are synchronous and quick, and belong to the thread that called `open`.
@@ -34,6 +35,13 @@ CREATE TABLE objects (
     held INTEGER NOT NULL, seal_size INTEGER, seal_mtime_ns INTEGER, seal_inode INTEGER, completed REAL,
     last_used REAL NOT NULL
 );
+"""
+# Not in the schema of the first databases: made where it is missing.
+_SCRUBS = "CREATE TABLE IF NOT EXISTS scrubs (id TEXT PRIMARY KEY NOT NULL, scrubbed REAL NOT NULL) WITHOUT ROWID"
+# What was just completed was hashed as it came.
+_LONGEST_UNREAD = """
+SELECT id, coalesce(scrubbed, completed, 0) AS at FROM objects LEFT JOIN scrubs USING (id) WHERE held > 0
+ORDER BY at, id LIMIT 1
 """
 # A new name, or one with a new hash: what the store already has under that hash is known at once.
 _UPSERT = """
@@ -169,6 +177,16 @@ class State:
             db.execute(f"INSERT OR REPLACE INTO objects (id, {_FIELDS}) VALUES (?,?,?,?,?,?,?,?,?,?)", values)
             db.execute(_COMPLETED, (row.completed, content.hex))
 
+    def save_object_synced(self, content: ContentId, row: ObjectRow) -> None:
+        """The same, so that not even a power cut brings back the row that was there before."""
+        with _translated():
+            self._db.execute("PRAGMA synchronous = FULL")
+        try:
+            self.save_object(content, row)
+        finally:
+            with _translated():
+                self._db.execute("PRAGMA synchronous = NORMAL")
+
     def touch_object(self, content: ContentId, last_used: float) -> None:
         """Record when an object was last used."""
         with self._transaction() as db:
@@ -178,7 +196,19 @@ class State:
         """Drop an object's row; its names are no longer completed."""
         with self._transaction() as db:
             db.execute("DELETE FROM objects WHERE id = ?", (str(content),))
+            db.execute("DELETE FROM scrubs WHERE id = ?", (str(content),))
             db.execute(_COMPLETED, (None, content.hex))
+
+    def save_scrubbed(self, content: ContentId, when: float) -> None:
+        """Record when all that is held of an object was read again."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO scrubs (id, scrubbed) VALUES (?, ?)", (str(content), when))
+
+    def longest_unread(self) -> tuple[ContentId, float] | None:
+        """The object that was hashed the longest time ago, and when (0: never); None if nothing is held."""
+        with _translated():
+            row = self._db.execute(_LONGEST_UNREAD).fetchone()
+        return None if row is None else (ContentId.parse(row[0]), row[1])
 
     def counts(self) -> Counts:
         """Totals over all rows: no data file is looked at."""
@@ -223,6 +253,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         if fresh:
             _create(db)
         _check(db)
+        db.execute(_SCRUBS)
     except (sqlite3.DatabaseError, _BrokenError) as error:
         db.close()
         if isinstance(error, sqlite3.Error) and error.sqlite_errorcode not in _VERDICTS:
@@ -263,8 +294,10 @@ def _copy_in_memory(path: Path) -> sqlite3.Connection:
         with contextlib.closing(source):
             source.backup(db)
         _check(db)
+        db.execute(_SCRUBS)
         return db
     db.close()
     db = sqlite3.connect(":memory:", isolation_level=None)
     _create(db)
+    db.execute(_SCRUBS)
     return db

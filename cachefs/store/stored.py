@@ -8,6 +8,10 @@ its data. The commit that has the last block also makes the file read-only and r
 If a sync fails, the kernel has forgotten the pages that it couldn't write and the next sync would report
 success. So nothing is committed any more until the object is opened again and what is on disk is hashed.
 
+A block whose bytes turn out wrong later, because a disk forgets, is doubted: its bit goes at once, and the
+recorded one before `doubt` returns; the seal is broken and the block is missing like any other. A read that was
+waiting for the disk in that moment may have got the wrong bytes, and reads again.
+
 Reads that the page cache can answer are made with RWF_NOWAIT on the event loop: a thread would cost ten times
 the read. They share one buffer, for a reply is copied into the kernel before the next read is looked at.
 """
@@ -15,8 +19,8 @@ the read. They share one buffer, for a reply is copied into the kernel before th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +29,7 @@ import trio
 from cachefs.content import Bitmap, Manifest
 from cachefs.errors import StoreFailed
 from cachefs.store import disk
-from cachefs.store.recovery import Found
+from cachefs.store.recovery import Found, block_is_good
 from cachefs.store.state import ObjectRow, Seal, State
 
 READ_NOW_LIMIT = 2**20
@@ -72,6 +76,7 @@ class StoredObject:
         self._committing = trio.Lock()
         self._dirty = False
         self._frozen = False
+        self._doubts = 0
 
     def attach(self, owner: Owner) -> None:
         """Tell `owner` from now on; the store's own call."""
@@ -144,10 +149,14 @@ class StoredObject:
 
     async def read(self, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`, less only what lies past the end; StoreFailed rather than fewer."""
-        ready = self.read_now(offset, size)
-        if ready is not None:
-            return bytes(ready)
-        return await trio.to_thread.run_sync(self._read, offset, min(size, self._length - offset))
+        while True:
+            ready = self.read_now(offset, size)
+            if ready is not None:
+                return bytes(ready)
+            doubts = self._doubts
+            data = await trio.to_thread.run_sync(self._read, offset, min(size, self._length - offset))
+            if doubts == self._doubts:
+                return data
 
     def _read(self, offset: int, size: int) -> bytes:
         data = bytearray(size)
@@ -160,6 +169,70 @@ class StoredObject:
         for index in range(offset // self._block_length, -(-(offset + size) // self._block_length)):
             if index not in self.verified:
                 raise StoreFailed(f"{self.path}: block {index} was read before it was there")
+
+    def wrong(self, blocks: Sequence[int], *, from_disk: bool = False) -> list[int]:
+        """Those of `blocks` whose bytes in the file are not what they should be; one that can't be read is wrong.
+
+        `from_disk`: what the disk has, not what memory remembers of it. Blocking, in a thread of trio's.
+        """
+        if not disk.is_still(self.path, self._fd):
+            return list(blocks)
+        buffer = memoryview(bytearray(min(self._block_length, self._length)))
+        found: list[int] = []
+        for index in blocks:
+            trio.from_thread.check_cancelled()
+            if from_disk:
+                disk.forget_pages(self._fd, self.manifest.span(index))
+            if not block_is_good(self._fd, self.manifest, index, buffer):
+                found.append(index)
+        return found
+
+    async def doubt(self, blocks: Iterable[int]) -> list[int]:
+        """Serve these blocks no more: their bytes are wrong. They are missing from now on, also after a power cut.
+
+        Returns those that were there. StoreFull or StoreFailed if that can't be recorded: they are not served all the
+        same, and the next commit tries to record it again.
+        """
+        bad = [index for index in blocks if index in self.verified]
+        for index in bad:
+            self.verified.discard(index)
+        if bad:
+            self.complete = False
+            self._doubts += 1
+            with trio.CancelScope(shield=True):
+                async with self._committing:
+                    await self._take_back(bad)
+        return bad
+
+    async def _take_back(self, bad: list[int]) -> None:
+        self._seal = self._completed = None
+        try:
+            await trio.to_thread.run_sync(self._reopen)
+            row = self._tools.state.load_object(self.manifest.content)
+            if row is not None:
+                # Of the recorded bits, not of those in memory: some of these may not be synced yet.
+                bits = Bitmap.from_bytes(self.manifest.blocks, row.bitmap)
+                for index in bad:
+                    bits.discard(index)
+                row = replace(row, bitmap=bytes(bits), held=_held(self.manifest, bits), seal=None, completed=None)
+                self._tools.state.save_object_synced(self.manifest.content, row)
+        except BaseException:
+            self._dirty = True
+            if self._owner is not None:
+                self._owner.landed(self, 0)
+            raise
+
+    def _reopen(self) -> None:
+        """Have a file that may be written to, of the right length, whatever became of it."""
+        with disk.named(self.path):
+            disk.unshare(self.path)
+            fd = disk.open_writable(self.path)
+            try:
+                if os.fstat(fd).st_size != self._length:
+                    os.ftruncate(fd, self._length)
+                os.dup2(fd, self._fd, inheritable=False)  # whoever reads in a thread goes on with the old one
+            finally:
+                os.close(fd)
 
     async def commit(self) -> None:
         """Make everything that has landed durable; seal the file if that is all of it. StoreFull, StoreFailed."""
