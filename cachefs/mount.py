@@ -37,6 +37,10 @@ from cachefs.drivers.pyfuse3 import Pyfuse3Driver
 from cachefs.errors import CachefsError, CatalogError, ConfigError
 from cachefs.fetch.base import Item
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.policy import Hedging
+from cachefs.fetch.rclone import RcloneFetcher
+from cachefs.fetch.remotes import Remotes
+from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
@@ -157,7 +161,7 @@ class Assembly:
         self._manifests = Manifests(self._store, state, names)
         web_seeds = [WebSeed(url) for url in (*config.sources.webseeds, *_webseed_toml(data_dir))]
         sources = config.sources
-        self._ledger = Ledger([*map(str, sources.peers), *map(str, web_seeds)])
+        self._ledger = Ledger([*map(str, sources.peers), *map(str, web_seeds), *sources.rclone_remotes])
         self._fetcher = TorrentFetcher(
             config.torrent, self._ledger, peers=sources.peers, web_seeds=web_seeds, trackers=sources.trackers
         )
@@ -169,7 +173,13 @@ class Assembly:
             web_seeds=web_seeds,
             peers=self._fetcher,
         )
-        self._cache = Cache(self._store, self._fetcher, config.read, self._evidence)
+        hedging = Hedging(config.fetch)
+        remotes = Remotes(web_seeds, sources.rclone_remotes, sources.carried_webseeds)
+        self._rclone = RcloneFetcher(
+            config.rclone, self._ledger, hedging, remotes, data_dir / "rclone", memory=config.read.failure_memory
+        )
+        self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
+        self._cache = Cache(self._store, self._router, config.read, self._evidence)
         shelves = {CATALOGUE: SnapshotShelf(self._manifests, self._metadata, _mtimes(state))}
         filesystem = Filesystem(self._tree, shelves, self._cache, born=created)
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
@@ -184,7 +194,7 @@ class Assembly:
         )  # fmt: skip
         self._status = StatusSource(
             mountpoint, data_dir, lock.chain, len(lock.downloads), self._tree, state, self._manifests,
-            self._metadata, self._cache, self._fetcher, self._ledger, self._upkeep, time.time(),
+            self._metadata, self._cache, self._router, self._rclone, self._ledger, self._upkeep, time.time(),
         )  # fmt: skip
         self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._stop = trio.Event()
@@ -232,6 +242,8 @@ class Assembly:
             try:
                 await nursery.start(self._store.run)
                 await nursery.start(self._fetcher.run)
+                await nursery.start(self._rclone.run)
+                await nursery.start(self._router.run)
                 await nursery.start(self._cache.run)
                 await nursery.start(self._metadata.run)
                 await nursery.start(self._manifests.run, self._metadata)

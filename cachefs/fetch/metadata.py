@@ -99,12 +99,17 @@ class MetadataService:
         self._failures: dict[str, _Failure] = {}
         self._waits: dict[str, trio.Event] = {}
         self._active: set[str] = set()
+        self._from_web: set[ContentId] = set()
         self._lookups = 0
         self._stopping = False
         self._drained = trio.Event()
         self._work = trio.lowlevel.ParkingLot()
         self._hopeless_until = float("-inf")
         self._arrived_at = float("-inf")
+
+    def came_from_web(self, content: ContentId) -> bool:
+        """Whether a web seed told its metadata, in this run: then that web seed is known to be there."""
+        return content in self._from_web
 
     @property
     def has_sources(self) -> bool:
@@ -278,11 +283,15 @@ class MetadataService:
         """The first source's right answer, or MetadataUnavailable with what each of them said."""
         said: list[str] = []
         searches = [self._from_directory] if self._directory else []
-        searches += [host.fetch for host in self._hosts]
+        from_web = [host.fetch for host in self._hosts]
+        searches += from_web
         searches += [self._from_peers] if self._peers.has_peers else []
         for search in searches:
             try:
-                return await search(name, content)
+                metainfo = await search(name, content)
+                if search in from_web:
+                    self._from_web.add(content)
+                return metainfo
             except MetadataUnavailable as error:
                 said.append(error.reason)
             except (MetainfoError, ContentMismatch) as error:
