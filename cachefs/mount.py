@@ -29,6 +29,7 @@ from cachefs.catalog import chain, snapshots
 from cachefs.catalog.snapshots import SnapshotLock
 from cachefs.catalog.tree import File, Tree
 from cachefs.config import Config, load_webseed_toml
+from cachefs.config import Limits as LimitSettings
 from cachefs.content import ContentId
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
@@ -39,15 +40,19 @@ from cachefs.fetch.base import Item
 from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.policy import Hedging
 from cachefs.fetch.rclone import RcloneFetcher
+from cachefs.fetch.rebuild import RcloneMetadata
 from cachefs.fetch.remotes import Remotes
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
 from cachefs.manifests import Manifests
+from cachefs.metainfo import Metainfo
 from cachefs.shelf import SnapshotShelf
+from cachefs.store.eviction import Bounds, Limits
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
+from cachefs.store.room import Room
 from cachefs.store.state import State
 from cachefs.upkeep import Upkeep
 
@@ -165,6 +170,11 @@ class Assembly:
         self._fetcher = TorrentFetcher(
             config.torrent, self._ledger, peers=sources.peers, web_seeds=web_seeds, trackers=sources.trackers
         )
+        hedging = Hedging(config.fetch)
+        remotes = Remotes(web_seeds, sources.rclone_remotes, sources.carried_webseeds)
+        self._rclone = RcloneFetcher(
+            config.rclone, self._ledger, hedging, remotes, data_dir / "rclone", memory=config.read.failure_memory
+        )
         self._metadata = MetadataService(
             config.read,
             self._ledger,
@@ -172,14 +182,11 @@ class Assembly:
             directory=sources.torrent_dir,
             web_seeds=web_seeds,
             peers=self._fetcher,
-        )
-        hedging = Hedging(config.fetch)
-        remotes = Remotes(web_seeds, sources.rclone_remotes, sources.carried_webseeds)
-        self._rclone = RcloneFetcher(
-            config.rclone, self._ledger, hedging, remotes, data_dir / "rclone", memory=config.read.failure_memory
+            last_resort=self._last_resort(config, data_dir) if web_seeds or sources.rclone_remotes else None,
         )
         self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
-        self._cache = Cache(self._store, self._router, config.read, self._evidence)
+        self._room = Room(self._store, state, _limits(config.limits))
+        self._cache = Cache(self._store, self._router, config.read, self._evidence, self._room)
         shelves = {CATALOGUE: SnapshotShelf(self._manifests, self._metadata, _mtimes(state))}
         filesystem = Filesystem(self._tree, shelves, self._cache, born=created)
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
@@ -199,6 +206,16 @@ class Assembly:
         self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._stop = trio.Event()
         self._served = trio.Event()
+
+    def _last_resort(self, config: Config, data_dir: Path) -> RcloneMetadata | None:
+        if not config.rclone.enabled:
+            return None
+        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep)
+        last_resort.clear()
+        return last_resort
+
+    async def _keep(self, info: Metainfo, path: Path) -> None:
+        await self._store.take(info.manifest, path)
 
     def _evidence(self) -> str:
         return "; ".join(self._ledger.recent(60.0)[:3])
@@ -245,6 +262,7 @@ class Assembly:
                 await nursery.start(self._rclone.run)
                 await nursery.start(self._router.run)
                 await nursery.start(self._cache.run)
+                await nursery.start(self._room.run, self._cache)
                 await nursery.start(self._metadata.run)
                 await nursery.start(self._manifests.run, self._metadata)
                 yield
@@ -313,6 +331,11 @@ def _shown(config: Config, lock: SnapshotLock) -> dict[str, ContentId]:
         current=settings.current_version,
     )
     return {name: lock.downloads[name] for name in names}
+
+
+def _limits(settings: LimitSettings) -> Limits:
+    whole = Bounds(size=settings.size or None, age=settings.age or None)
+    return Limits(whole, free_space=settings.free_space)
 
 
 def _webseed_toml(data_dir: Path) -> tuple[str, ...]:

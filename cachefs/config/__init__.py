@@ -24,6 +24,7 @@ from cachefs.config.values import (
     Reader,
     Version,
     Wrong,
+    as_age,
     as_chain_file,
     as_chain_name,
     as_choice,
@@ -33,6 +34,7 @@ from cachefs.config.values import (
     as_number,
     as_path,
     as_seconds,
+    as_size,
     as_text,
     as_version,
     as_whole,
@@ -46,6 +48,7 @@ from cachefs.errors import ConfigError
 __all__ = [
     "Config",
     "Fetch",
+    "Limits",
     "Mount",
     "Peer",
     "Rclone",
@@ -206,6 +209,19 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """[limits]: how much the data directory may keep. 0 is no limit.
+
+    size: bytes on disk, of everything in its store; free_space: bytes to leave free on its file system; age: for how
+    many seconds content is kept after it was last used.
+    """
+
+    size: int = field(default=0, metadata={"read": as_size})
+    free_space: int = field(default=0, metadata={"read": as_size})
+    age: float = field(default=0.0, metadata={"read": as_age})
+
+
+@dataclass(frozen=True, slots=True)
 class Scrub:
     """[scrub]: reading again what is held.
 
@@ -228,6 +244,7 @@ class Config:
     fetch: Fetch = field(default_factory=Fetch)
     rclone: Rclone = field(default_factory=Rclone)
     read: Read = field(default_factory=Read)
+    limits: Limits = field(default_factory=Limits)
     scrub: Scrub = field(default_factory=Scrub)
 
     def override(self, **given: object) -> Config:

@@ -100,6 +100,9 @@ class Download(Protocol):
     def close(self) -> None:
         """Nobody reads it now. It may stay to be seeded; `Sink.ended` follows when it doesn't."""
 
+    def leave(self) -> None:
+        """Nobody reads it and its bytes are to go: don't seed it any more. `Sink.ended` follows, unless `open` does."""
+
 
 class Fetcher(Protocol):
     """A back end that turns jobs into downloads."""

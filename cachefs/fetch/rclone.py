@@ -126,6 +126,9 @@ class RcloneDownload:
         self.demand(frozenset(), frozenset())
         self._end_if_idle()
 
+    def leave(self) -> None:
+        self.close()
+
     def _end_if_idle(self) -> None:
         if not self.opened and not self._runs:
             self._fetcher.forget(self)
@@ -376,6 +379,10 @@ class RcloneFetcher:
     def sources(self, item: Item) -> list[RemoteSource]:
         """All sources that may have `item`."""
         return self._remotes.of(item)
+
+    def configured(self) -> list[RemoteSource]:
+        """The sources that may have any name."""
+        return self._remotes.sources
 
     def usable(self, item: Item) -> list[RemoteSource]:
         """The sources that may be asked for `item` now, best first; none while rclone isn't there."""

@@ -110,6 +110,7 @@ class RcloneChild:
         self.restarts = 0
         self.trouble = "rclone is being started"
         self._said = ""
+        self._unusable = False
         self._users = 0
         self._outdated = False
 
@@ -118,9 +119,9 @@ class RcloneChild:
         """Whether it answers, as far as is known."""
         return self.control is not None
 
-    async def until_ready(self) -> None:
-        """Return when it answers."""
-        while self.control is None:
+    async def until_known(self) -> None:
+        """Return when it answers, or when it is known that it can't be used."""
+        while self.control is None and not self._unusable:
             await self._changed.wait()
 
     def suspect(self) -> None:
@@ -157,7 +158,9 @@ class RcloneChild:
                 self.binary = await trio.to_thread.run_sync(find_binary, self._settings.binary)
                 await self._live(self.binary)
             except RcloneUnusable as error:
+                self._unusable = True
                 self._say(f"rclone can't be used, torrents go on without it: {error}")
+                self._tell()
                 await trio.sleep(_LOOK_AGAIN)
                 continue
             if self._outdated:
@@ -230,8 +233,8 @@ class RcloneChild:
             if self._said:
                 self._say(f"rclone {self.binary.version if self.binary else ''} answers again")
             self._said = ""
-            self._changed.set()
-            self._changed = trio.Event()
+            self._unusable = False
+            self._tell()
         while self.control is not None:
             await self._suspected.wait()
             self._suspected = trio.Event()
@@ -242,6 +245,10 @@ class RcloneChild:
                     process.kill()
                 await trio.sleep(_IDLE_LOOK)
         process.kill()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     def _say(self, what: str) -> None:
         """Log what changed, once."""

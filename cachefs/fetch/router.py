@@ -111,12 +111,22 @@ class RoutedDownload:
             self.torrent.open()
 
     def close(self) -> None:
+        self._forget_wishes()
+        if self.torrent is not None:
+            self.torrent.close()
+        self.rclone.close()
+
+    def leave(self) -> None:
+        self._forget_wishes()
+        if self.torrent is not None:
+            self.torrent.leave()
+        self.rclone.leave()
+
+    def _forget_wishes(self) -> None:
         self.opened = False
         self._urgent, self._ahead, self._hedged = {}, frozenset(), set()
         if self.torrent is not None:
             self.torrent.sought = False
-            self.torrent.close()
-        self.rclone.close()
 
     # What the halves tell
 

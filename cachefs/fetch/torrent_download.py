@@ -103,8 +103,7 @@ class TorrentDownload:
         self._flushing: list[int] = []
         self._lives = 0
         self._out = trio.Event()
-        self._broken = False
-        self._outdated = False
+        self._broken = self._leaving = self._outdated = False
         self._looks: dict[int, int] = {}
         self._be_patient()
         self._add()
@@ -141,12 +140,17 @@ class TorrentDownload:
         return "" if self.peers else "no peer is connected"
 
     def open(self) -> None:
-        self.opened = True
+        self.opened, self._leaving = True, False
 
     def close(self) -> None:
         self.opened = False
         self.demand(frozenset(), frozenset())
         self.idle_since = trio.current_time()
+
+    def leave(self) -> None:
+        self._leaving = True
+        self.close()
+        self.remove()
 
     def transfer(self) -> Transfer:
         return Transfer(self.content, self.job.item.name, self.peers, self.rate, len(self._wanted), self.trouble())
@@ -212,6 +216,8 @@ class TorrentDownload:
         self._add_web_seeds(handle)
         self._connect()
         handle.resume()
+        if self._leaving:
+            self.remove()
 
     def discard(self) -> None:
         """Let go of the file; this is of no use afterwards."""

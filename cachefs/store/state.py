@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +36,13 @@ CREATE TABLE objects (
     last_used REAL NOT NULL
 );
 """
-# Not in the schema of the first databases: made where it is missing.
-_SCRUBS = "CREATE TABLE IF NOT EXISTS scrubs (id TEXT PRIMARY KEY NOT NULL, scrubbed REAL NOT NULL) WITHOUT ROWID"
+# Made where it is missing, so that a database from before there were pins or scrubs goes on.
+_LATER = (
+    """CREATE TABLE IF NOT EXISTS pins (
+        catalogue TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL, PRIMARY KEY (catalogue, name)
+    ) WITHOUT ROWID""",
+    "CREATE TABLE IF NOT EXISTS scrubs (id TEXT PRIMARY KEY NOT NULL, scrubbed REAL NOT NULL) WITHOUT ROWID",
+)
 # What was just completed was hashed as it came.
 _LONGEST_UNREAD = """
 SELECT id, coalesce(scrubbed, completed, 0) AS at FROM objects LEFT JOIN scrubs USING (id) WHERE held > 0
@@ -104,6 +109,15 @@ class Counts:
     objects: int
     complete: int
     held: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Pin:
+    """A name that is pinned, and the content it had when that was last looked at."""
+
+    catalogue: str
+    name: str
+    content: ContentId
 
 
 class State:
@@ -210,6 +224,29 @@ class State:
             row = self._db.execute(_LONGEST_UNREAD).fetchone()
         return None if row is None else (ContentId.parse(row[0]), row[1])
 
+    def last_used(self) -> dict[ContentId, float]:
+        """When each object was last used, in Unix seconds."""
+        with _translated():
+            return {ContentId.parse(row[0]): row[1] for row in self._db.execute("SELECT id, last_used FROM objects")}
+
+    def pins(self) -> list[Pin]:
+        """Every pin, sorted by catalogue and name."""
+        with _translated():
+            rows = self._db.execute("SELECT catalogue, name, content FROM pins ORDER BY catalogue, name")
+            return [Pin(catalogue, name, ContentId.parse(content)) for catalogue, name, content in rows]
+
+    def set_pins(self, pins: Iterable[Pin]) -> None:
+        """Add pins; a name that is pinned is from now on pinned with this content."""
+        rows = [(pin.catalogue, pin.name, str(pin.content)) for pin in pins]
+        with self._transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO pins (catalogue, name, content) VALUES (?, ?, ?)", rows)
+
+    def drop_pins(self, pins: Iterable[Pin]) -> None:
+        """Take pins away, by catalogue and name."""
+        with self._transaction() as db:
+            rows = [(pin.catalogue, pin.name) for pin in pins]
+            db.executemany("DELETE FROM pins WHERE catalogue = ? AND name = ?", rows)
+
     def counts(self) -> Counts:
         """Totals over all rows: no data file is looked at."""
         with _translated():
@@ -253,7 +290,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         if fresh:
             _create(db)
         _check(db)
-        db.execute(_SCRUBS)
+        _create_later(db)
     except (sqlite3.DatabaseError, _BrokenError) as error:
         db.close()
         if isinstance(error, sqlite3.Error) and error.sqlite_errorcode not in _VERDICTS:
@@ -265,6 +302,11 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _create(db: sqlite3.Connection) -> None:
     marks = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_VERSION};"
     db.executescript(f"BEGIN; {_SCHEMA} {marks} COMMIT;")
+
+
+def _create_later(db: sqlite3.Connection) -> None:
+    for table in _LATER:
+        db.execute(table)
 
 
 def _check(db: sqlite3.Connection) -> None:
@@ -294,10 +336,10 @@ def _copy_in_memory(path: Path) -> sqlite3.Connection:
         with contextlib.closing(source):
             source.backup(db)
         _check(db)
-        db.execute(_SCRUBS)
+        _create_later(db)
         return db
     db.close()
     db = sqlite3.connect(":memory:", isolation_level=None)
     _create(db)
-    db.execute(_SCRUBS)
+    _create_later(db)
     return db
