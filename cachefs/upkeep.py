@@ -98,7 +98,7 @@ class Upkeep:
         files = self._named()
         outcome = await self._run(checker, files, _bytes_told(tell), repair=True)
         for content in {file.content for file in files.values()}:
-            if self._store.held(content) is not None:
+            if self._store.exists(content):
                 self._state.save_scrubbed(content, self._clock())
         return outcome.as_json()
 

@@ -100,9 +100,8 @@ class Verification:
         groups: dict[ContentId, list[str]] = {}
         for name in sorted(names):
             groups.setdefault(names[name], []).append(name)
-        sizes = {content: self._store.held(content) for content in groups}
-        held = [content for content, size in sizes.items() if size is not None]
-        self._total = sum(size or 0 for size in sizes.values())
+        held = [content for content in groups if self._store.exists(content)]
+        self._total = sum(map(self._store.held, held))
         self._report(0, self._total)
         found: dict[ContentId, Verdict] = {}
         queue = iter(held)

@@ -109,7 +109,7 @@ def _replace_by_copy(fd: int, path: Path) -> None:
 def is_still(path: Path, fd: int) -> bool:
     """Whether `path` names the open file, and nobody has put another there or taken it away."""
     try:
-        return os.path.samestat(path.stat(follow_symlinks=False), os.fstat(fd))
+        return os.path.samestat(path.stat(), os.fstat(fd))
     except OSError:
         return False
 

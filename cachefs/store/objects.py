@@ -83,27 +83,28 @@ class ObjectStore:
         # A directory of its own comes with it: what a limit has to reckon with until the store is looked at again.
         self.metadata_bytes += space.cost(Span(0, len(raw))) + space.UNIT
 
+    def held(self, content: ContentId) -> int:
+        """How many verified bytes of some content are here. Blocking, short."""
+        stored = self._objects.get(content)
+        if stored is not None:
+            return stored.held
+        row = self._tools.state.load_object(content)
+        return row.held if row is not None else 0
+
     def known(self) -> Iterator[ContentId]:
         """The content ids whose manifests are here, from the directories themselves. Blocking: run it in a thread."""
         for path in self.root.glob("*/??/*/manifest"):
             with contextlib.suppress(ValueError):
                 yield ContentId.parse(f"{path.parts[-4]}:{path.parts[-2]}")
 
-    def held(self, content: ContentId) -> int | None:
-        """The bytes that are here by all that is known without looking at the data file; None if there is no object.
-
-        The next open may believe less. Blocking, short. StoreFailed.
-        """
-        stored = self._objects.get(content)
-        if stored is not None:
-            return stored.held
-        row = self._tools.state.load_object(content)
-        if row is None and not (self._directory(content) / "data").exists():
-            return None
-        return row.held if row is not None else 0
+    def exists(self, content: ContentId) -> bool:
+        """Whether there is an object at all, by what is recorded or by its data file. Blocking, short. StoreFailed."""
+        if content in self._objects or self._tools.state.load_object(content) is not None:
+            return True
+        return (self._directory(content) / "data").exists()
 
     def recorded(self, manifest: Manifest) -> Bitmap:
-        """The blocks that are here, as far as `held` goes. Blocking, short. StoreFailed."""
+        """The blocks of `held`: the next open may believe less. Blocking, short. StoreFailed."""
         stored = self._objects.get(manifest.content)
         if stored is not None:
             return stored.verified.copy()
