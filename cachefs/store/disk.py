@@ -12,8 +12,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkstemp
 
@@ -23,7 +22,6 @@ from cachefs.store.state import Seal
 
 _COMMON = os.O_CLOEXEC | os.O_NOFOLLOW
 _OURS = 0o600
-_AHEAD = 8 * 2**20
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -114,20 +112,9 @@ def is_still(path: Path, fd: int) -> bool:
         return False
 
 
-def announced(fd: int, spans: Iterable[Span], *, afresh: bool = False) -> Iterator[Span]:
-    """The spans, each after the kernel was told to read it and the next few: so the disk is busy meanwhile.
-
-    `afresh`: what memory holds of them is dropped first, as far as it is on disk.
-    """
-    waiting: deque[Span] = deque()
-    for span in spans:
-        if afresh:
-            os.posix_fadvise(fd, span.offset, span.length, os.POSIX_FADV_DONTNEED)
-        os.posix_fadvise(fd, span.offset, span.length, os.POSIX_FADV_WILLNEED)
-        waiting.append(span)
-        if waiting[-1].end - waiting[0].offset >= _AHEAD:
-            yield waiting.popleft()
-    yield from waiting
+def forget_pages(fd: int, span: Span) -> None:
+    """Drop what memory holds of a span, if it is on disk as well, so that the next read asks the disk."""
+    os.posix_fadvise(fd, span.offset, span.length, os.POSIX_FADV_DONTNEED)
 
 
 def seal_of(fd: int) -> Seal:

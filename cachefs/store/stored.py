@@ -207,11 +207,11 @@ class StoredObject:
         if not disk.is_still(self.path, self._fd):
             return list(blocks)
         buffer = memoryview(bytearray(min(self._block_length, self._length)))
-        announced = disk.announced(self._fd, map(self.manifest.span, blocks), afresh=from_disk)
         found: list[int] = []
         for index in blocks:
             trio.from_thread.check_cancelled()
-            next(announced)
+            if from_disk:
+                disk.forget_pages(self._fd, self.manifest.span(index))
             if not block_is_good(self._fd, self.manifest, index, buffer):
                 found.append(index)
         return found
