@@ -97,9 +97,8 @@ class Upkeep:
         checker = Checker(from_disk=True, rate=self._settings.rate if rate is None else rate)
         files = self._named()
         outcome = await self._run(checker, files, _bytes_told(tell), repair=True)
-        for content in {file.content for file in files.values()}:
-            if self._store.exists(content):
-                self._state.save_scrubbed(content, self._clock())
+        for content in (await self._store.inventory()).keys() & {file.content for file in files.values()}:
+            self._state.save_scrubbed(content, self._clock())
         return outcome.as_json()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -100,8 +100,9 @@ class Verification:
         groups: dict[ContentId, list[str]] = {}
         for name in sorted(names):
             groups.setdefault(names[name], []).append(name)
-        held = [content for content in groups if self._store.exists(content)]
-        self._total = sum(map(self._store.held, held))
+        sizes = await self._store.inventory()
+        held = [content for content in groups if content in sizes]
+        self._total = sum(sizes[content] for content in held)
         self._report(0, self._total)
         found: dict[ContentId, Verdict] = {}
         queue = iter(held)

@@ -9,7 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
+from cachefs import metainfo
+from cachefs.catalog.snapshots import LOCK_NAME, UNKNOWN_CHAIN, SnapshotLock
+from cachefs.store import ObjectStore, State
 from tests.mount_kit import (
     BODIES,
     DOMAIN,
@@ -38,22 +42,38 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 
 @contextmanager
-def filled(library: Library, place: Path, *options: str) -> Iterator[Mount]:
-    """A mount whose only source is gone after everything was read from it."""
-    with seeding(library) as box, mounted(place, library.chain, peers=[str(box.peer)]) as mount:
-        assert same(mount, library)
-    with mounted(place, None, "--deadline", "1", *options) as mount:
-        mount.wait_for("offering all it has", lambda now: now["store"]["open"] == len(library.files))
-        yield mount
-
-
-@contextmanager
 def healable(library: Library, place: Path) -> Iterator[Mount]:
     """A mount that holds everything, and whose source is there."""
-    with seeding(library) as box, mounted(place, library.chain, peers=[str(box.peer)]) as mount:
+    stocked(library, place)
+    with seeding(library) as box, mounted(place, peers=[str(box.peer)]) as mount:
         assert same(mount, library)
-        mount.wait_for("sealed", lambda now: now["store"]["complete"] == len(library.files))
+        assert mount.received() == 0
         yield mount
+
+
+def stocked(library: Library, place: Path) -> dict[str, Path]:
+    """A data directory that holds all of the library, as a mount leaves it; the data files by name."""
+
+    async def fill() -> None:
+        store = ObjectStore(place / "data" / "store", state)
+        for name, path in library.files.items():
+            info = metainfo.parse(library.torrent(name).read_bytes())
+            store.save_manifest(info.content, info.raw)
+            stored = await store.open(info.manifest)
+            paths[name] = stored.path
+            for index in range(info.manifest.blocks):
+                span = info.manifest.span(index)
+                await stored.write(index, part(path, span.offset, span.length))
+        await store.aclose()
+
+    paths: dict[str, Path] = {}
+    (place / "data" / "snapshots").mkdir(parents=True)
+    lock = SnapshotLock(UNKNOWN_CHAIN, {name: library.content(name) for name in library.files})
+    lock.save(place / "data" / "snapshots" / LOCK_NAME)
+    state = State.open(place / "data" / "state.db")
+    trio.run(fill)
+    state.close()
+    return paths
 
 
 def rot(path: Path, offset: int, *, zeros: int = 0) -> None:
@@ -113,7 +133,8 @@ def test_repair_fetches_the_wrong_piece_and_seals_the_file_before_it_returns(lib
 def test_a_bad_block_that_cannot_be_healed_is_an_error_for_its_readers_and_for_nobody_else(
     library: Library, tmp_path: Path
 ) -> None:
-    with filled(library, tmp_path) as mount:
+    stocked(library, tmp_path)
+    with mounted(tmp_path, None, "--deadline", "1") as mount:
         rot(data_of(mount, library, HISTORY), PIECE + 5)
         done = cachefs("verify", "--repair", "--data-dir", mount.data_dir)
         assert done.returncode == 1
@@ -159,9 +180,7 @@ def test_zeroed_and_emptied_data_after_a_crash_is_found_and_fetched_again(librar
 
 
 def test_a_block_of_zeros_under_a_seal_that_still_holds_is_found_by_verify(library: Library, tmp_path: Path) -> None:
-    with filled(library, tmp_path) as mount:
-        path = data_of(mount, library, HISTORY)
-    rot(path, 2 * PIECE, zeros=PIECE)
+    rot(stocked(library, tmp_path)[HISTORY], 2 * PIECE, zeros=PIECE)
     done = cachefs("verify", "--data-dir", tmp_path / "data")
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.splitlines()[0] == f"{HISTORY}: 1 of 6 blocks wrong (2)"
@@ -170,24 +189,29 @@ def test_a_block_of_zeros_under_a_seal_that_still_holds_is_found_by_verify(libra
         assert PIECE <= mount.received(PIECE) < 2 * PIECE
 
 
-@pytest.mark.parametrize("running", [True, False], ids=["mounted", "not mounted"])
-def test_verify_finds_every_file_that_was_emptied(library: Library, tmp_path: Path, running: bool) -> None:
-    def empty(mount: Mount) -> None:
-        for name in library.files:
-            path = data_of(mount, library, name)
-            path.chmod(0o600)
-            os.truncate(path, 0)
+def empty(path: Path) -> None:
+    path.chmod(0o600)
+    os.truncate(path, 0)
 
-    with filled(library, tmp_path) as mount:
-        if running:
-            empty(mount)
-            done = cachefs("verify", "--data-dir", mount.data_dir)
-            assert read_error(mount.snapshots / HISTORY) == "EIO"
-    if not running:
-        empty(mount)
-        done = cachefs("verify", "--data-dir", tmp_path / "data")
+
+def test_verify_finds_every_file_that_was_emptied(library: Library, tmp_path: Path) -> None:
+    for path in stocked(library, tmp_path).values():
+        empty(path)
+    done = cachefs("verify", "--data-dir", tmp_path / "data")
     assert (done.returncode, done.stderr) == (1, "")
     assert [line.partition(":")[0] for line in done.stdout.splitlines()[:-1]] == sorted(library.files)
+
+
+def test_verify_finds_every_file_that_was_emptied_under_a_mount(library: Library, tmp_path: Path) -> None:
+    paths = stocked(library, tmp_path)
+    with mounted(tmp_path, None, "--deadline", "1") as mount:
+        mount.wait_for("offering all it has", lambda now: now["store"]["open"] == len(library.files))
+        for path in paths.values():
+            empty(path)
+        done = cachefs("verify", "--data-dir", mount.data_dir)
+        assert (done.returncode, done.stderr) == (1, "")
+        assert [line.partition(":")[0] for line in done.stdout.splitlines()[:-1]] == sorted(library.files)
+        assert read_error(mount.snapshots / HISTORY) == "EIO"
     with seeding(library) as box, mounted(tmp_path, peers=[str(box.peer)]) as mount:
         assert same(mount, library)
 
@@ -206,18 +230,16 @@ def test_scrub_reads_the_disk_and_mends_what_is_wrong(library: Library, tmp_path
 
 def test_the_daemon_scrubs_by_itself_what_it_has_not_read_for_the_interval(library: Library, tmp_path: Path) -> None:
     settings = "[scrub]\ninterval = 0.5\nrate = 0\n"
-    with seeding(library) as box, mounted(tmp_path, library.chain, peers=[str(box.peer)], settings=settings) as mount:
-        assert same(mount, library)
-        mount.wait_for("sealed", lambda now: now["store"]["complete"] == len(library.files))
-        rot(data_of(mount, library, HISTORY), PIECE)
+    path = stocked(library, tmp_path)[HISTORY]
+    with seeding(library) as box, mounted(tmp_path, peers=[str(box.peer)], settings=settings) as mount:
+        rot(path, PIECE)
         mount.wait_for("mended", lambda now: now["upkeep"]["mended"] == 1)
-        assert data_of(mount, library, HISTORY).read_bytes() == library.files[HISTORY].read_bytes()
+        assert path.read_bytes() == library.files[HISTORY].read_bytes()
         assert f"{HISTORY}: block 1 wrong on disk" in mount.child.printed()
 
 
 def test_verify_takes_names_and_patterns_and_stops_at_the_first_if_told(library: Library, tmp_path: Path) -> None:
-    with filled(library, tmp_path) as mount:
-        paths = {name: data_of(mount, library, name) for name in library.files}
+    paths = stocked(library, tmp_path)
     for name in (HISTORY, DOMAIN):
         rot(paths[name], 0)
     assert cachefs("verify", "--data-dir", tmp_path / "data", HEADERS, "v1-*-bodies.seg").returncode == 0

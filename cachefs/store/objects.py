@@ -93,15 +93,18 @@ class ObjectStore:
 
     def known(self) -> Iterator[ContentId]:
         """The content ids whose manifests are here, from the directories themselves. Blocking: run it in a thread."""
-        for path in self.root.glob("*/??/*/manifest"):
+        return self._ids("manifest")
+
+    def _ids(self, file: str) -> Iterator[ContentId]:
+        for path in self.root.glob(f"*/??/*/{file}"):
             with contextlib.suppress(ValueError):
                 yield ContentId.parse(f"{path.parts[-4]}:{path.parts[-2]}")
 
-    def exists(self, content: ContentId) -> bool:
-        """Whether there is an object at all, by what is recorded or by its data file. Blocking, short. StoreFailed."""
-        if content in self._objects or self._tools.state.load_object(content) is not None:
-            return True
-        return (self._directory(content) / "data").exists()
+    async def inventory(self) -> dict[ContentId, int]:
+        """Every object there is, and how many verified bytes of it: 0 for a data file of which nothing is recorded."""
+        found = await trio.to_thread.run_sync(lambda: dict.fromkeys(self._ids("data"), 0))
+        found |= self._tools.state.held()  # a file may be gone that should be there
+        return found | {content: stored.held for content, stored in self._objects.items()}
 
     def recorded(self, manifest: Manifest) -> Bitmap:
         """The blocks of `held`: the next open may believe less. Blocking, short. StoreFailed."""

@@ -224,6 +224,11 @@ class State:
             row = self._db.execute(_LONGEST_UNREAD).fetchone()
         return None if row is None else (ContentId.parse(row[0]), row[1])
 
+    def held(self) -> dict[ContentId, int]:
+        """Every object, and how many bytes of it are known to be good on disk."""
+        with _translated():
+            return {ContentId.parse(row[0]): row[1] for row in self._db.execute("SELECT id, held FROM objects")}
+
     def last_used(self) -> dict[ContentId, float]:
         """When each object was last used, in Unix seconds."""
         with _translated():
