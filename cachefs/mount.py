@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from cachefs.catalog.snapshots import SnapshotLock
 from cachefs.catalog.tree import File, Tree
 from cachefs.config import Config, load_webseed_toml
 from cachefs.config import Limits as LimitSettings
-from cachefs.content import ContentId
+from cachefs.content import ContentId, Span
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
 from cachefs.drivers import tuning
@@ -191,9 +191,9 @@ class Assembly:
         filesystem = Filesystem(self._tree, shelves, self._cache, born=created)
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
 
-        async def forget_pages(content: ContentId) -> None:
+        async def forget_pages(content: ContentId, spans: Sequence[Span]) -> None:
             for inode in filesystem.inodes(content):
-                await self._driver.forget_pages(inode)
+                await self._driver.forget_pages(inode, spans)
 
         self._upkeep = Upkeep(
             self._store, state, self._cache, config.scrub,

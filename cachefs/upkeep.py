@@ -22,7 +22,7 @@ import trio
 
 from cachefs.cache import Cache
 from cachefs.catalog.tree import File
-from cachefs.content import ContentId, Manifest
+from cachefs.content import ContentId, Manifest, Span
 from cachefs.errors import CachefsError
 from cachefs.fetch.base import Item
 from cachefs.shelf import Shelf
@@ -65,7 +65,7 @@ class Upkeep:
         *,
         files: Callable[[], Iterable[File]],
         shelves: Mapping[str, Shelf],
-        forget_pages: Callable[[ContentId], Awaitable[None]],
+        forget_pages: Callable[[ContentId, Sequence[Span]], Awaitable[None]],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -157,7 +157,7 @@ class Upkeep:
             if flow.item.content == item.content and flow.download is not None:
                 flow.download.doubted()
         with trio.move_on_after(_PATIENCE):
-            await self._forget_pages(item.content)
+            await self._forget_pages(item.content, _spans(item.manifest, verdict.wrong))
         if not repair:
             return verdict
         mended, trouble = await self._fetch(item, verdict.wrong)
@@ -197,6 +197,16 @@ class Upkeep:
 
 def _bytes_told(tell: Callable[[Any], None]) -> Report:
     return lambda done, total: tell({"done": done, "total": total})
+
+
+def _spans(manifest: Manifest, blocks: Sequence[int]) -> list[Span]:
+    """Where sorted blocks lie in the file, neighbours together."""
+    spans: list[Span] = []
+    for span in map(manifest.span, blocks):
+        if spans and spans[-1].end == span.offset:
+            span = Span(spans[-1].offset, spans.pop().length + span.length)
+        spans.append(span)
+    return spans
 
 
 def _blocks(numbers: Sequence[int]) -> str:

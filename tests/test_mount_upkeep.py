@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -159,6 +161,27 @@ def test_bad_bytes_that_were_served_leave_the_page_cache_and_mapped_memory(libra
             assert mapped[at] == good
             assert os.pread(file.fileno(), 1, at) == bytes([good])
         assert same(mount, library)
+
+
+def test_a_reader_that_waits_for_another_block_keeps_no_bad_bytes_alive(library: Library, tmp_path: Path) -> None:
+    path = stocked(library, tmp_path)[HISTORY]
+    with ThreadPoolExecutor(2) as pool, mounted(tmp_path, None, "--deadline", "60") as mount:
+        shown = mount.snapshots / HISTORY
+        rot(path, 0)
+        assert cachefs("verify", "--data-dir", mount.data_dir).returncode == 1
+        waiting = pool.submit(read_error, shown)
+        mount.waiting(1)
+        good = pread(shown, 4 * PIECE, 4096)
+        rot(path, 4 * PIECE + 5)
+        forget_pages(shown)
+        assert pread(shown, 4 * PIECE, 4096) != good  # nobody can know yet
+        started = time.monotonic()
+        assert cachefs("verify", "--data-dir", mount.data_dir).returncode == 1
+        assert time.monotonic() - started < 9
+        second = pool.submit(read_error, shown, 4 * PIECE)
+        mount.waiting(2)
+        mount.unmount()
+        assert [waiting.result(), second.result()] == ["EIO", "EIO"]
 
 
 def test_zeroed_and_emptied_data_after_a_crash_is_found_and_fetched_again(library: Library, tmp_path: Path) -> None:
