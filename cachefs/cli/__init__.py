@@ -35,6 +35,10 @@ COMMANDS = {
     "mount": LazyCommand("cachefs.cli.mount:mount", "Mount a chain's snapshots; bytes are fetched when first read."),
     "umount": LazyCommand("cachefs.cli.umount:umount", "Take a mount away, also a dead one."),
     "status": LazyCommand("cachefs.cli.status:status", "Show what a running mount holds, fetches and waits for."),
+    "adopt": LazyCommand("cachefs.cli.adopt:adopt", "Take over an existing snapshots directory."),
+    "db": LazyCommand("cachefs.cli.db:db", "Show BittorrentInfo, the downloader's database."),
+    "lock": LazyCommand("cachefs.cli.lock:lock", "Show, compare, edit and roll back the lock."),
+    "reload": LazyCommand("cachefs.cli.reload:reload", "Have a running mount take an edited lock into use."),
     "verify": LazyCommand(
         "cachefs.cli.verify:verify", "Hash what is held, and say what is wrong; --repair fetches it."
     ),

@@ -78,6 +78,7 @@ def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str
 
 def _ready(mounted: Mounted, ready_fd: int | None) -> None:
     text = f"{mounted.mountpoint}: {mounted.chain}, {mounted.names:,} names in the lock, {mounted.shown:,} shown; ready"
+    text = "\n".join([*mounted.remarks, text])
     if ready_fd is None:
         click.echo(text)
         return

@@ -207,6 +207,18 @@ class Pyfuse3Driver:
             with contextlib.suppress(OSError):  # the kernel doesn't know the inode any more
                 await trio.to_thread.run_sync(_forget_pages, inode, span, abandon_on_cancel=True)
 
+    def forget(self, entries: Iterable[tuple[int, str]]) -> None:
+        """Have the kernel look these names (directory inode, name) up anew.
+
+        Blocks while a request for the same directory is unanswered: run it in a thread.
+        """
+        for directory, name in entries:
+            try:
+                pyfuse3.invalidate_entry(pyfuse3.InodeT(directory), pyfuse3.FileNameT(os.fsencode(name)))
+            except OSError as error:
+                if error.errno != errno.ENOENT:  # ENOENT: the kernel doesn't remember it
+                    log.warning("%s: the kernel may show what the name stood for before: %s", name, error)
+
     def close(self) -> None:
         """Unmount, even while files are open: they get errors from now on."""
         pyfuse3.close()

@@ -140,7 +140,6 @@ def find(root: Path, out: Path) -> Iterator[str]:
 
 
 def _walk(root: Path, out: Path, *, torrents: bool = False) -> Iterator[str]:
-    left_out = tuple(suffix for suffix in LEFT_OUT if suffix != ".torrent" or not torrents)
     pending = [root]
     while pending:
         with os.scandir(pending.pop()) as entries:  # which knows files from directories without asking each
@@ -150,10 +149,15 @@ def _walk(root: Path, out: Path, *, torrents: bool = False) -> Iterator[str]:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(path)
-                elif entry.name in _LEFT_OUT_NAMES or path.suffix in left_out:
+                elif not entry.is_file(follow_symlinks=False):
                     continue
-                elif entry.is_file(follow_symlinks=False):
+                elif could_be_content(entry.name) or (torrents and entry.name.endswith(".torrent")):
                     yield path.relative_to(root).as_posix()
+
+
+def could_be_content(name: str) -> bool:
+    """Whether a file is called neither like a product of ours nor like a downloader's."""
+    return name not in _LEFT_OUT_NAMES and not name.endswith(LEFT_OUT)
 
 
 @dataclass(slots=True)

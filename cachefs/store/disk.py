@@ -2,7 +2,8 @@
 
 How it works: a file is always as long as its content, and sparse; what was never written is a hole that
 takes no room, and SEEK_DATA tells holes from data without reading. Files are opened by digest in directories
-of mode 0700, and a symbolic link is never followed. An OSError becomes StoreFull or StoreFailed here, once,
+of mode 0700. A symbolic link is followed in one case only: to read a file that was taken over in place
+(`places`), and then only that one link. An OSError becomes StoreFull or StoreFailed here, once,
 with the path that it is about.
 """
 
@@ -49,10 +50,17 @@ def make_directory(path: Path) -> None:
 
 
 def open_sealed(path: Path) -> int | None:
-    """A descriptor to read from, or None if there is no such file."""
+    """A descriptor to read from, or None if there is no such file, also at the end of a link to one in place."""
     try:
         return os.open(path, os.O_RDONLY | _COMMON)
     except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno != errno.ELOOP or path.name.startswith("manifest"):
+            raise
+    try:
+        return os.open(path.readlink(), os.O_RDONLY | _COMMON)
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -75,33 +83,6 @@ def open_writable(path: Path) -> int:
         raise
     os.close(fd)
     return writable
-
-
-def unshare(path: Path) -> None:
-    """Make `path` a file of its own before it is written to, if it is a hard link: the other name is the user's."""
-    fd = open_sealed(path)
-    if fd is None:
-        return
-    try:
-        if os.fstat(fd).st_nlink > 1:
-            _replace_by_copy(fd, path)
-    finally:
-        os.close(fd)
-
-
-def _replace_by_copy(fd: int, path: Path) -> None:
-    copy, temporary = mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    try:
-        left = os.fstat(fd).st_size
-        while left and (count := os.copy_file_range(fd, copy, left)):  # shares the extents where that can be done
-            left -= count
-        os.fsync(copy)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(copy)
 
 
 def is_still(path: Path, fd: int) -> bool:
@@ -170,6 +151,14 @@ def replace_file(path: Path, raw: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def save_manifest(root: Path, content: ContentId, raw: bytes) -> None:
+    """Keep a manifest that was checked in the store below `root`. StoreFull, StoreFailed."""
+    path = directory_of(root, content) / "manifest"
+    with named(path):
+        make_directory(path.parent)
+        replace_file(path, raw)
 
 
 def read_file(path: Path) -> bytes | None:
