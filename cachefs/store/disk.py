@@ -85,6 +85,20 @@ def open_writable(path: Path) -> int:
     return writable
 
 
+def reopen(path: Path, fd: int, length: int) -> None:
+    """Have the descriptor `fd` be of the file at `path`, writable, `length` long, and made if need be.
+
+    Whoever reads in a thread meanwhile goes on with the file that it was of before.
+    """
+    new = open_writable(path)
+    try:
+        if os.fstat(new).st_size != length:
+            os.ftruncate(new, length)
+        os.dup2(new, fd, inheritable=False)
+    finally:
+        os.close(new)
+
+
 def is_still(path: Path, fd: int) -> bool:
     """Whether `path` names the open file, and nobody has put another there or taken it away."""
     try:

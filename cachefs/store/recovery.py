@@ -208,6 +208,19 @@ def part(found: Found, path: Path) -> None:
         found.fd, found.shared = fd, False
 
 
+def wrong(fd: int, manifest: Manifest, blocks: Iterable[int], *, from_disk: bool) -> list[int]:
+    """Those of `blocks` that aren't good; with `from_disk`, as the disk has them. Blocking, in a thread of trio's."""
+    buffer = memoryview(bytearray(min(manifest.block_length, manifest.length)))
+    found: list[int] = []
+    for index in blocks:
+        trio.from_thread.check_cancelled()
+        if from_disk:
+            disk.forget_pages(fd, manifest.span(index))
+        if not block_is_good(fd, manifest, index, buffer):
+            found.append(index)
+    return found
+
+
 def block_is_good(fd: int, manifest: Manifest, index: int, buffer: memoryview) -> bool:
     """Whether a block's bytes on disk have its digest; one that can't be read is not good."""
     span = manifest.span(index)

@@ -28,8 +28,8 @@ import trio
 
 from cachefs.content import Bitmap, Manifest
 from cachefs.errors import StoreFailed
-from cachefs.store import disk, places, space
-from cachefs.store.recovery import Found, block_is_good
+from cachefs.store import disk, places, recovery, space
+from cachefs.store.recovery import Found
 from cachefs.store.state import ObjectRow, Seal, State
 
 READ_NOW_LIMIT = 2**20
@@ -136,7 +136,7 @@ class StoredObject:
     @property
     def held(self) -> int:
         """The bytes in verified blocks."""
-        return _held(self.manifest, self.verified)
+        return self.manifest.held(self.verified)
 
     def land(self, index: int) -> bool:
         """A verified block's bytes are in the file: serve it from now on. True if it wasn't there before.
@@ -218,21 +218,13 @@ class StoredObject:
                 raise StoreFailed(f"{self.path}: block {index} was read before it was there")
 
     def wrong(self, blocks: Sequence[int], *, from_disk: bool = False) -> list[int]:
-        """Those of `blocks` whose bytes in the file are not what they should be; one that can't be read is wrong.
+        """Those of `blocks` whose bytes in the file are not what they should be. Blocking, in a thread of trio's.
 
-        `from_disk`: what the disk has, not what memory remembers of it. Blocking, in a thread of trio's.
+        `from_disk`: what the disk has, not what memory remembers of it.
         """
         if not disk.is_still(self.path, self._fd):
             return list(blocks)
-        buffer = memoryview(bytearray(min(self._block_length, self._length)))
-        found: list[int] = []
-        for index in blocks:
-            trio.from_thread.check_cancelled()
-            if from_disk:
-                disk.forget_pages(self._fd, self.manifest.span(index))
-            if not block_is_good(self._fd, self.manifest, index, buffer):
-                found.append(index)
-        return found
+        return recovery.wrong(self._fd, self.manifest, blocks, from_disk=from_disk)
 
     async def doubt(self, blocks: Iterable[int]) -> list[int]:
         """Serve these blocks no more: their bytes are wrong. They are missing from now on, also after a power cut.
@@ -261,7 +253,7 @@ class StoredObject:
                 bits = Bitmap.from_bytes(self.manifest.blocks, row.bitmap)
                 for index in bad:
                     bits.discard(index)
-                row = replace(row, bitmap=bytes(bits), held=_held(self.manifest, bits), seal=None, completed=None)
+                row = replace(row, bitmap=bytes(bits), held=self.manifest.held(bits), seal=None, completed=None)
                 self._tools.state.save_object_synced(self.manifest.content, row)
         except BaseException:
             self._dirty = True
@@ -273,14 +265,8 @@ class StoredObject:
         """Have a file that may be written to, of the right length, whatever became of it."""
         with disk.named(self.path):
             places.take_own(self.path)
-            fd = disk.open_writable(self.path)
-            try:
-                if os.fstat(fd).st_size != self._length:
-                    os.ftruncate(fd, self._length)
-                os.dup2(fd, self._fd, inheritable=False)  # whoever reads in a thread goes on with the old one
-                self._shared = False
-            finally:
-                os.close(fd)
+            disk.reopen(self.path, self._fd, self._length)
+            self._shared = False
 
     async def commit(self) -> None:
         """Make everything that has landed durable; seal the file if that is all of it. StoreFull, StoreFailed."""
@@ -334,7 +320,7 @@ class StoredObject:
             block_length=manifest.block_length,
             length=manifest.length,
             bitmap=bytes(bits),
-            held=_held(manifest, bits),
+            held=manifest.held(bits),
             seal=self._seal,
             completed=self._completed if self._seal and bits.complete else None,
             last_used=self._last_used,
@@ -362,10 +348,3 @@ class StoredObject:
             bits = self.verified.copy()
             self._seal = await trio.to_thread.run_sync(self._sync, False)
             self._save(bits)
-
-
-def _held(manifest: Manifest, bits: Bitmap) -> int:
-    """The bytes in the blocks of `bits`: all blocks are of one length but the last."""
-    last = manifest.blocks - 1
-    missing_tail = manifest.block_length - manifest.span(last).length
-    return len(bits) * manifest.block_length - (missing_tail if last in bits else 0)
