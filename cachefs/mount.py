@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from cachefs.adoption.takeover import MEMORY_NAME, Takeover
 from cachefs.cache import Cache
 from cachefs.config import Config, load_webseed_toml
 from cachefs.config import Limits as LimitSettings
-from cachefs.content import ContentId
+from cachefs.content import ContentId, Span
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
 from cachefs.drivers import overlay, tuning
@@ -58,6 +58,7 @@ from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.room import Room
 from cachefs.store.state import State
+from cachefs.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -171,9 +172,18 @@ class Assembly:
         takeover = Takeover(self._store, self._manifests.recall, self._manifests.found, Memory(data_dir / MEMORY_NAME))
         overrides = Overrides(lock_file.path.parent, takeover, state.complete_hashes)
         self._reloader = Reloader(config, lock_file, shown, parts, overrides.apply)
+
+        async def forget_pages(content: ContentId, spans: Sequence[Span]) -> None:
+            for inode in filesystem.inodes(content):
+                await self._driver.forget_pages(inode, spans)
+
+        self._upkeep = Upkeep(
+            self._store, state, self._cache, config.scrub,
+            files=lambda: self._reloader.shown.tree.files(), shelves={CATALOGUE: shelf}, forget_pages=forget_pages,
+        )  # fmt: skip
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
-            self._metadata, self._cache, self._router, self._rclone, self._ledger, time.time(),
+            self._metadata, self._cache, self._router, self._rclone, self._ledger, self._upkeep, time.time(),
             self._outage, view is not None,
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
@@ -218,15 +228,18 @@ class Assembly:
             if self._view is not None:
                 await trio.to_thread.run_sync(self._view.mount)
                 nursery.start_soon(self._watch_view, self._view)
-            commands: dict[str, control.Command] = {
+            commands: dict[str, control.Command | control.Job] = {
                 "status": self._status.collect,
                 "stop": self._stopping,
+                "verify": control.Job(self._upkeep.verify),
+                "scrub": control.Job(self._upkeep.scrub),
                 "reload": self._reload,
             }
             await nursery.start(control.serve, self._data_dir, commands)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
             nursery.start_soon(self._outage.run)
+            nursery.start_soon(self._upkeep.run)
             nursery.start_soon(recheck, self._store, self._manifests.recall)
             shown = self._reloader.shown
             names = len(shown.lock.downloads)
