@@ -187,6 +187,21 @@ class Cache:
             await self._arrival(flow, missing)
         return await flow.stored.read(offset, size)
 
+    async def fetch(self, reader: Reader, block: int) -> None:
+        """Return when a block is here; what readers wait for goes first.
+
+        Unavailable when nothing of the file came for as long as a read would wait; StoreFull.
+        """
+        flow, deadline = reader.flow, self._settings.deadline
+        while block not in flow.stored.verified:
+            if self._stopping:
+                raise Stopping
+            self._start(flow)
+            with trio.move_on_after(deadline) as waiting:
+                await flow.wait([block], self._settings.readahead_blocks, patient=True)
+            if waiting.cancelled_caught and flow.idle_for() >= deadline:
+                raise self._unavailable(flow, deadline)
+
     async def _arrival(self, flow: Flow, missing: list[int]) -> None:
         if self._stopping:
             raise Stopping

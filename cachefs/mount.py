@@ -16,9 +16,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import trio
@@ -29,21 +30,23 @@ from cachefs.catalog import chain, snapshots
 from cachefs.catalog.snapshots import SnapshotLock
 from cachefs.catalog.tree import File, Tree
 from cachefs.config import Config, load_webseed_toml
-from cachefs.config import Limits as LimitSettings
 from cachefs.content import ContentId
+from cachefs.control import keeping
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
 from cachefs.drivers import tuning
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
-from cachefs.errors import CachefsError, CatalogError, ConfigError
+from cachefs.errors import CachefsError, CatalogError, ConfigError, StoreFull
 from cachefs.fetch.base import Item
 from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
+from cachefs.keeper import Keeper
 from cachefs.manifests import Manifests
+from cachefs.prefetch import Prefetcher
 from cachefs.shelf import SnapshotShelf
-from cachefs.store.eviction import Bounds, Limits
+from cachefs.store.eviction import Limits
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.room import Room
@@ -171,14 +174,18 @@ class Assembly:
             web_seeds=web_seeds,
             peers=self._fetcher,
         )
-        self._room = Room(self._store, state, _limits(config.limits))
+        self._room = Room(self._store, state, Limits.of_settings(config.limits))
         self._cache = Cache(self._store, self._fetcher, config.read, self._evidence, self._room)
         shelves = {CATALOGUE: SnapshotShelf(self._manifests, self._metadata, _mtimes(state))}
+        self._keeper = Keeper(self._store, state, self._room, lambda: {CATALOGUE: lock.downloads})
+        with contextlib.suppress(StoreFull):
+            self._keeper.refresh()
+        self._prefetcher = Prefetcher(self._cache, self._room, shelves)
         filesystem = Filesystem(self._tree, shelves, self._cache, born=created)
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
         self._status = StatusSource(
             mountpoint, data_dir, lock.chain, len(lock.downloads), self._tree, state, self._manifests,
-            self._metadata, self._cache, self._fetcher, self._ledger, time.time(),
+            self._metadata, self._cache, self._fetcher, self._ledger, time.time(), self._room,
         )  # fmt: skip
         self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._stop = trio.Event()
@@ -202,7 +209,12 @@ class Assembly:
             nursery.start_soon(self._watch_signals)
             nursery.start_soon(self._serve)
             await trio.to_thread.run_sync(self._settle)
-            commands: dict[str, control.Command] = {"status": self._status.collect, "stop": self._stopping}
+            commands: dict[str, control.Command | control.Job] = {
+                "status": self._status.collect,
+                "stop": self._stopping,
+                "prefetch": control.Job(self._prefetch),
+                **keeping.commands(self._keeper),
+            }
             await nursery.start(control.serve, self._data_dir, commands)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
@@ -260,6 +272,10 @@ class Assembly:
         await mountinfo.wait_gone(self._mountpoint)
         self._stop.set()
 
+    async def _prefetch(self, tell: Callable[[Any], None], patterns: Sequence[str]) -> Mapping[str, Any]:
+        found = [self._tree.find(item.catalogue, item.name) for item in self._keeper.matching(patterns)]
+        return await self._prefetcher.fetch([node for node in found if isinstance(node, File)], tell)
+
     async def _stopping(self) -> None:
         self._stop.set()
 
@@ -290,11 +306,6 @@ def _shown(config: Config, lock: SnapshotLock) -> dict[str, ContentId]:
         current=settings.current_version,
     )
     return {name: lock.downloads[name] for name in names}
-
-
-def _limits(settings: LimitSettings) -> Limits:
-    whole = Bounds(size=settings.size or None, age=settings.age or None)
-    return Limits(whole, free_space=settings.free_space)
 
 
 def _webseed_toml(data_dir: Path) -> tuple[str, ...]:

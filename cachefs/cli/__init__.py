@@ -35,6 +35,11 @@ COMMANDS = {
     "mount": LazyCommand("cachefs.cli.mount:mount", "Mount a chain's snapshots; bytes are fetched when first read."),
     "umount": LazyCommand("cachefs.cli.umount:umount", "Take a mount away, also a dead one."),
     "status": LazyCommand("cachefs.cli.status:status", "Show what a running mount holds, fetches and waits for."),
+    "prefetch": LazyCommand("cachefs.cli.prefetch:prefetch", "Fetch whole files before anybody reads them."),
+    "pin": LazyCommand("cachefs.cli.pin:pin", "Keep files from being evicted; without names, list the pins."),
+    "unpin": LazyCommand("cachefs.cli.unpin:unpin", "Take pins away."),
+    "evict": LazyCommand("cachefs.cli.evict:evict", "Delete what is held of files; it is fetched again when read."),
+    "gc": LazyCommand("cachefs.cli.gc:gc", "Delete what no name stands for any more, and keep to the limits, now."),
     "seed": LazyCommand("cachefs.cli.seed:seed", "Serve a directory as torrent seeder and web seed."),
 }
 

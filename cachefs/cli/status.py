@@ -37,11 +37,23 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
         f"store      {decimal(store['bytes'])} in {store['objects']:,} objects, "
         f"{store['complete']:,} complete, {store['open']:,} open"
     )
+    yield from _limits(answer["limits"])
     yield from _sources(answer["sources"])
     yield from _transfers(answer["transfers"])
     yield from _waiting(answer["waiting"])
     if answer["last_error"]:
         yield f"last error {answer['last_error']}"
+
+
+def _limits(limits: Mapping[str, Any]) -> Iterator[str]:
+    parts = [f"{decimal(limits['taken'])} taken on disk" if limits["taken"] is not None else ""]
+    parts += [f"of {decimal(limits['size'])}" if limits["size"] else ""]
+    words = [" ".join(filter(None, parts))]
+    words += [f"{decimal(limits['free_space'])} left free" if limits["free_space"] else ""]
+    words += [f"kept for {_duration(limits['age'])}" if limits["age"] else ""]
+    words += [f"{limits['pinned']:,} pinned" if limits["pinned"] else ""]
+    if any(words):
+        yield f"limits     {', '.join(filter(None, words))}"
 
 
 def _sources(sources: list[Mapping[str, Any]]) -> Iterator[str]:

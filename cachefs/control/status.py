@@ -22,6 +22,7 @@ from cachefs.fetch.base import Fetcher
 from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.sources import Ledger
 from cachefs.manifests import Manifests
+from cachefs.store.room import Room
 from cachefs.store.state import State
 
 
@@ -41,6 +42,7 @@ class StatusSource:
     fetcher: Fetcher
     ledger: Ledger
     started: float
+    room: Room
 
     async def collect(self) -> Mapping[str, Any]:
         """All of it, now. Sizes in bytes, rates in bytes per second, times in seconds."""
@@ -56,6 +58,7 @@ class StatusSource:
             "catalogue": {"chain": self.chain, "names": self.names_in_lock, "shown": shown},
             "metadata": {"known": self.manifests.known(), **asdict(self.metadata.report())},
             "store": self._store(),
+            "limits": self._limits(),
             "sources": [asdict(report) for report in self.ledger.report()],
             "transfers": self._transfers(),
             "waiting": self._waiting(),
@@ -70,6 +73,16 @@ class StatusSource:
             "objects": counts.objects,
             "complete": counts.complete,
             "open": len(open_flows),
+        }
+
+    def _limits(self) -> Mapping[str, Any]:
+        limits = self.room.limits
+        return {
+            "size": limits.whole.size,
+            "free_space": limits.free_space or None,
+            "age": limits.whole.age,
+            "taken": self.room.taken(),
+            "pinned": len(self.room.pinned),
         }
 
     def _transfers(self) -> list[Mapping[str, Any]]:

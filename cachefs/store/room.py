@@ -339,7 +339,7 @@ class Room:
     @contextlib.contextmanager
     def keeping(self, contents: Iterable[ContentId]) -> Iterator[None]:
         """While this lasts, none of these is evicted."""
-        kept = Counter(contents)
+        kept = Counter(iter(contents))  # a mapping would pass for counts
         self._fetched.update(kept)
         try:
             yield
