@@ -79,6 +79,26 @@ class Unavailable(CachefsError):
         self.reason = reason
 
 
+class SourceFailed(CachefsError):
+    """A source was asked and gave no usable answer; another one may."""
+
+
+class NotAtSource(SourceFailed):
+    """A source answered that it doesn't have what it was asked for."""
+
+
+class OtherContent(SourceFailed):
+    """A source has something else under the name it was asked for."""
+
+
+class RcloneGone(CachefsError):
+    """The rclone child doesn't answer; it is looked after elsewhere."""
+
+
+class RcloneUnusable(CachefsError):
+    """There is no rclone that may be run: none at all, or only old ones."""
+
+
 class StoreFull(CachefsError):
     """The disk under the store has no room for what was to be written."""
 

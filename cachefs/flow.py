@@ -71,7 +71,7 @@ class Unlimited:
 
 
 class Flow:
-    """One open content id. Its `landed` and `failed` are the fetcher's `Sink`."""
+    """One open content id. It is the fetcher's `Sink`."""
 
     def __init__(self, stored: StoredObject, item: Item, room: Admission, ended: Callable[[Flow], None]) -> None:
         self.stored = stored
@@ -95,6 +95,10 @@ class Flow:
         flight = self._flights.pop(index, None)
         if flight is not None:
             flight.done.set()
+
+    async def deliver(self, index: int, data: memoryview) -> None:
+        await self.stored.write(index, data)
+        self.landed(index)
 
     def failed(self, error: Exception) -> None:
         self.refused(list(self._flights), error)

@@ -39,11 +39,17 @@ from cachefs.drivers.pyfuse3 import Pyfuse3Driver
 from cachefs.errors import CachefsError, CatalogError, ConfigError, StoreFull
 from cachefs.fetch.base import Item
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.policy import Hedging
+from cachefs.fetch.rclone import RcloneFetcher
+from cachefs.fetch.rebuild import RcloneMetadata
+from cachefs.fetch.remotes import Remotes
+from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
 from cachefs.keeper import Keeper
 from cachefs.manifests import Manifests
+from cachefs.metainfo import Metainfo
 from cachefs.prefetch import Prefetcher
 from cachefs.shelf import SnapshotShelf
 from cachefs.store.eviction import Limits
@@ -162,9 +168,14 @@ class Assembly:
         self._manifests = Manifests(self._store, state, names)
         web_seeds = [WebSeed(url) for url in (*config.sources.webseeds, *_webseed_toml(data_dir))]
         sources = config.sources
-        self._ledger = Ledger([*map(str, sources.peers), *map(str, web_seeds)])
+        self._ledger = Ledger([*map(str, sources.peers), *map(str, web_seeds), *sources.rclone_remotes])
         self._fetcher = TorrentFetcher(
             config.torrent, self._ledger, peers=sources.peers, web_seeds=web_seeds, trackers=sources.trackers
+        )
+        hedging = Hedging(config.fetch)
+        remotes = Remotes(web_seeds, sources.rclone_remotes, sources.carried_webseeds)
+        self._rclone = RcloneFetcher(
+            config.rclone, self._ledger, hedging, remotes, data_dir / "rclone", memory=config.read.failure_memory
         )
         self._metadata = MetadataService(
             config.read,
@@ -173,9 +184,11 @@ class Assembly:
             directory=sources.torrent_dir,
             web_seeds=web_seeds,
             peers=self._fetcher,
+            last_resort=self._last_resort(config, data_dir) if web_seeds or sources.rclone_remotes else None,
         )
+        self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
         self._room = Room(self._store, state, Limits.of_settings(config.limits))
-        self._cache = Cache(self._store, self._fetcher, config.read, self._evidence, self._room)
+        self._cache = Cache(self._store, self._router, config.read, self._evidence, self._room)
         shelves = {CATALOGUE: SnapshotShelf(self._manifests, self._metadata, _mtimes(state))}
         self._keeper = Keeper(self._store, state, self._room, lambda: {CATALOGUE: lock.downloads})
         with contextlib.suppress(StoreFull):
@@ -185,11 +198,21 @@ class Assembly:
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
         self._status = StatusSource(
             mountpoint, data_dir, lock.chain, len(lock.downloads), self._tree, state, self._manifests,
-            self._metadata, self._cache, self._fetcher, self._ledger, time.time(), self._room,
+            self._metadata, self._cache, self._router, self._rclone, self._ledger, time.time(), self._room,
         )  # fmt: skip
         self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._stop = trio.Event()
         self._served = trio.Event()
+
+    def _last_resort(self, config: Config, data_dir: Path) -> RcloneMetadata | None:
+        if not config.rclone.enabled:
+            return None
+        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep)
+        last_resort.clear()
+        return last_resort
+
+    async def _keep(self, info: Metainfo, path: Path) -> None:
+        await self._store.take(info.manifest, path)
 
     def _evidence(self) -> str:
         return "; ".join(self._ledger.recent(60.0)[:3])
@@ -232,6 +255,8 @@ class Assembly:
             try:
                 await nursery.start(self._store.run)
                 await nursery.start(self._fetcher.run)
+                await nursery.start(self._rclone.run)
+                await nursery.start(self._router.run)
                 await nursery.start(self._cache.run)
                 await nursery.start(self._room.run, self._cache)
                 await nursery.start(self._metadata.run)

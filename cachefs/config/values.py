@@ -108,6 +108,17 @@ def as_seconds(low: float, high: float) -> Reader:
     return read
 
 
+def as_number(low: float, high: float, unit: str) -> Reader:
+    def read(value: object, base: Path) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise Wrong(f"expected a {unit}, got {show(value)}")
+        if not low <= value <= high:
+            raise Wrong(f"expected a {unit} from {low:g} to {high:g}, got {show(value)}")
+        return float(value)
+
+    return read
+
+
 def as_whole(low: int, high: int, unit: str) -> Reader:
     def read(value: object, base: Path) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -235,6 +246,13 @@ def web_seed(url: str) -> str:
     if "?" in base or "#" in base:
         raise Wrong(f"expected a URL to which names can be appended, without ? and #, got {show(base)}")
     return base.rstrip("/")
+
+
+def rclone_remote(text: str) -> str:
+    """A remote in rclone's words, `r2:bucket/snapshots`; ValueError if rclone's address syntax can't hold it."""
+    if not re.fullmatch(r"[^\x00-\x1f\x7f\[\]]+", text) or ":" not in text or text.startswith(("-", ":")):
+        raise Wrong(f'expected a remote of your rclone.conf, like "r2:bucket/snapshots", got {show(text)}')
+    return text
 
 
 def tracker(url: str) -> str:

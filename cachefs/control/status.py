@@ -18,8 +18,9 @@ import trio
 from cachefs import __version__
 from cachefs.cache import Cache
 from cachefs.catalog.tree import Tree
-from cachefs.fetch.base import Fetcher
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.rclone import RcloneFetcher
+from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger
 from cachefs.manifests import Manifests
 from cachefs.store.room import Room
@@ -39,7 +40,8 @@ class StatusSource:
     manifests: Manifests
     metadata: MetadataService
     cache: Cache
-    fetcher: Fetcher
+    fetcher: Router
+    rclone: RcloneFetcher
     ledger: Ledger
     started: float
     room: Room
@@ -61,6 +63,8 @@ class StatusSource:
             "limits": self._limits(),
             "sources": [asdict(report) for report in self.ledger.report()],
             "transfers": self._transfers(),
+            "hedging": self._hedging(),
+            "rclone": await self.rclone.report(),
             "waiting": self._waiting(),
             "last_error": self.cache.last_error,
         }
@@ -85,6 +89,16 @@ class StatusSource:
             "pinned": len(self.room.pinned),
         }
 
+    def _hedging(self) -> Mapping[str, Any]:
+        hedging = self.fetcher.hedging
+        return {
+            "requests": hedging.hedged,
+            "won": hedging.won,
+            "extra_bytes": hedging.extra,
+            "received_bytes": hedging.received,
+            "late_after": hedging.late_after() if hedging.late_after() < float("inf") else None,
+        }
+
     def _transfers(self) -> list[Mapping[str, Any]]:
         held = {flow.item.content: flow.stored for flow in self.cache.flows()}
         transfers: list[Mapping[str, Any]] = []
@@ -103,6 +117,8 @@ class StatusSource:
                     "length": length,
                     "eta": (length - have) / transfer.rate if transfer.rate > 0 else None,
                     "trouble": transfer.trouble,
+                    "by": transfer.by,
+                    "because": transfer.because,
                 }
             )
         return transfers

@@ -89,6 +89,19 @@ class ObjectStore:
             with contextlib.suppress(ValueError):
                 yield ContentId.parse(f"{path.parts[-4]}:{path.parts[-2]}")
 
+    async def take(self, manifest: Manifest, path: Path) -> None:
+        """Move a file in as an object's bytes, unless there are some. They are hashed at the next open. StoreFailed."""
+        content = manifest.content
+        async with self._alone(content):
+            if content not in self._objects:
+                await trio.to_thread.run_sync(self._take, self._directory(content) / "data", path)
+
+    def _take(self, place: Path, path: Path) -> None:
+        with disk.named(place):
+            disk.make_directory(place.parent)
+            if not place.exists():
+                path.rename(place)
+
     async def remove(self, content: ContentId, *, manifest: bool = False) -> int | None:
         """Delete an object's data, and its `manifest` if so told; the bytes that frees, or None because it is open.
 
