@@ -61,6 +61,7 @@ class Cache:
         self._settings = settings
         self._evidence = evidence
         self._flows: dict[ContentId, Flow] = {}
+        self._closing: dict[ContentId, Flow] = {}
         self._nursery: trio.Nursery | None = None
         self._waiting: dict[int, Waiting] = {}
         self._next_wait = 0
@@ -141,11 +142,14 @@ class Cache:
         # The object stays open as long as anything may land in it, not only as long as it is read.
         if not flow.readers and self._nursery is not None:
             self._flows.pop(flow.item.content, None)
+            self._closing[flow.item.content] = flow
             self._nursery.start_soon(self._release, flow)
 
     async def _release(self, flow: Flow) -> None:
         await flow.stored.release()
         flow.closed.set()
+        if self._closing.get(flow.item.content) is flow:
+            del self._closing[flow.item.content]
 
     def reads(self, content: ContentId) -> bool:
         """Whether anybody has it open."""
@@ -154,7 +158,7 @@ class Cache:
 
     async def let_go(self, content: ContentId) -> bool:
         """Close content that is open to be seeded, or from an earlier read; False if it is being read."""
-        flow = self._flows.get(content)
+        flow = self._flows.get(content) or self._closing.get(content)
         if flow is None or flow.readers:
             return flow is None
         if flow.download is not None:

@@ -68,6 +68,14 @@ class Held:
     catalogue: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """What became of a wish to evict: the bytes freed, or why it stays."""
+
+    freed: int = 0
+    stays: str = ""
+
+
 def least_recent(held: Iterable[Held]) -> list[Held]:
     """Those that may go, the least recently used first."""
     return sorted((item for item in held if not item.stays), key=lambda item: (item.last_used, item.content))

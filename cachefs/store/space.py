@@ -26,10 +26,10 @@ _SECTOR = 512  # the unit of st_blocks, whatever the file system's own (stat(2))
 _LEFT_BEHIND = 3600.0
 
 
-def taken(file: Path | int) -> int:
-    """The bytes that a file, by path or descriptor, takes; 0 if there is none, or if it has another hard link."""
+def taken(path: Path) -> int:
+    """The bytes that a file takes; 0 if there is none, if it has another hard link, or is a link to somewhere else."""
     try:
-        status = os.fstat(file) if isinstance(file, int) else file.stat(follow_symlinks=False)
+        status = path.stat(follow_symlinks=False)
     except FileNotFoundError:
         return 0
     return status.st_blocks * _SECTOR if status.st_nlink < 2 else 0
