@@ -165,6 +165,7 @@ class Assembly:
         state.sync_names(lock.downloads, created)
         self._tree = Tree.build({CATALOGUE: names})
         self._store = ObjectStore(data_dir / "store", state)
+        self._room = Room(self._store, state, Limits.of_settings(config.limits))
         self._manifests = Manifests(self._store, state, names)
         web_seeds = [WebSeed(url) for url in (*config.sources.webseeds, *_webseed_toml(data_dir))]
         sources = config.sources
@@ -187,7 +188,6 @@ class Assembly:
             last_resort=self._last_resort(config, data_dir) if web_seeds or sources.rclone_remotes else None,
         )
         self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
-        self._room = Room(self._store, state, Limits.of_settings(config.limits))
         self._cache = Cache(self._store, self._router, config.read, self._evidence, self._room)
         shelves = {CATALOGUE: SnapshotShelf(self._manifests, self._metadata, _mtimes(state))}
         self._keeper = Keeper(self._store, state, self._room, lambda: {CATALOGUE: lock.downloads})
@@ -207,7 +207,7 @@ class Assembly:
     def _last_resort(self, config: Config, data_dir: Path) -> RcloneMetadata | None:
         if not config.rclone.enabled:
             return None
-        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep)
+        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep, self._room.holding)
         last_resort.clear()
         return last_resort
 

@@ -17,13 +17,14 @@ import logging
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import trio
 
 from cachefs import metainfo
 from cachefs.content import ContentId
-from cachefs.errors import CachefsError, ContentMismatch, MetadataUnavailable, NotAtSource, SourceFailed
+from cachefs.errors import CachefsError, ContentMismatch, MetadataUnavailable, NotAtSource, SourceFailed, StoreFull
 from cachefs.fetch.policy import rank
 from cachefs.fetch.rclone import RcloneFetcher
 from cachefs.fetch.rclone_rc import Body
@@ -40,6 +41,7 @@ _AT_ONCE = 2
 _START_WITHIN = 5.0
 
 Keep = Callable[[Metainfo, Path], Awaitable[None]]
+Hold = Callable[[int], AbstractAsyncContextManager[None]]
 
 
 class Hasher:
@@ -73,12 +75,16 @@ class Hasher:
 
 
 class RcloneMetadata:
-    """Metadata for names of which nobody else knows any; `keep` takes over a whole file's bytes."""
+    """Metadata for names of which nobody else knows any.
 
-    def __init__(self, fetcher: RcloneFetcher, directory: Path, keep: Keep) -> None:
+    `keep` takes over a whole file's bytes; `hold` gives room for so many while they come, or raises StoreFull.
+    """
+
+    def __init__(self, fetcher: RcloneFetcher, directory: Path, keep: Keep, hold: Hold) -> None:
         self._fetcher = fetcher
         self._directory = directory
         self._keep = keep
+        self._hold = hold
         self._places = trio.Semaphore(_AT_ONCE)
         self._spent: deque[tuple[float, int]] = deque()
 
@@ -118,6 +124,8 @@ class RcloneMetadata:
                     return await self._rebuild(source, name, content)
                 except NotAtSource:
                     said.append(f"{source}: does not have it")
+                except StoreFull as error:
+                    raise MetadataUnavailable(name, str(error)) from error
                 except CachefsError as error:
                     self._fetcher.ledger.failed(source.name, str(error))
                     said.append(f"{source}: {error}")
@@ -136,7 +144,8 @@ class RcloneMetadata:
             try:
                 async with self._fetcher.child.open(source.remote, path, None) as body:
                     self._pay(body.total)
-                    return await self._fetch(source, body, name, content)
+                    async with self._hold(body.total):
+                        return await self._fetch(source, body, name, content)
             except NotAtSource as error:
                 failure = error
         raise failure
