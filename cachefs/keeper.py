@@ -13,6 +13,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from cachefs.store.state import Pin, State
 log = logging.getLogger(__name__)
 
 SNAPSHOTS = "snapshots"
+_LEFT_BEHIND = 3600.0  # seconds after which nobody is still at work on a file that is half made
 
 Names = Callable[[], Mapping[str, Mapping[str, ContentId]]]
 """Every catalogue's names and their content, as they are now."""
@@ -81,13 +83,16 @@ def label(catalogue: str, name: str) -> str:
 
 
 class Keeper:
-    """Pins, evicts and collects by name."""
+    """Pins, evicts and collects by name; `clock` gives Unix seconds."""
 
-    def __init__(self, store: ObjectStore, state: State, room: Room, names: Names) -> None:
+    def __init__(
+        self, store: ObjectStore, state: State, room: Room, names: Names, clock: Callable[[], float] = time.time
+    ) -> None:
         self._store = store
         self._state = state
         self._room = room
         self._names = names
+        self._clock = clock
 
     def refresh(self) -> None:
         """Have every pin follow its name; to be called when a lock was taken into use. StoreFull, StoreFailed."""
@@ -133,7 +138,8 @@ class Keeper:
         held = await trio.to_thread.run_sync(lambda: {*self._store.known(), *space.scan(self._store.root).data})
         nameless = {content: str(content) for content in sorted(held - named.keys()) if content.algorithm in kinds}
         outcome = await self._evict(nameless, progress, manifest=True)
-        leavings = await trio.to_thread.run_sync(space.remove_leavings, self._store.root)
+        before = self._clock() - _LEFT_BEHIND
+        leavings = await trio.to_thread.run_sync(space.remove_leavings, self._store.root, before)
         limits = Outcome()
         if self._room.limits:
             await self._room.look()

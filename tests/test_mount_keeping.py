@@ -176,9 +176,6 @@ def test_gc_deletes_what_the_lock_does_not_name_and_nothing_else(
     other = mount.data_dir / "store" / "sha256" / "ab" / ("ab" * 32)
     other.mkdir(parents=True)
     (other / "data").write_bytes(b"of a catalogue that was not looked at")
-    torn = mount.object(library, BODIES) / "manifest.torn"
-    torn.write_bytes(b"half")
-    os.utime(torn, (0, 0))
     if mounted_too:
         with mounted(tmp_path) as mount:
             assert "1 without a name, 8.4 MB" in done("gc", "--mountpoint", mount.mountpoint)
@@ -188,7 +185,6 @@ def test_gc_deletes_what_the_lock_does_not_name_and_nothing_else(
     assert not (mount.data_dir / "store" / "btih" / gone.hex[:2] / gone.hex).exists()
     assert held(mount, library) == set(library.files) - {DOMAIN}
     assert (other / "data").exists()
-    assert not torn.exists()
 
 
 def test_a_second_read_of_a_piece_after_its_eviction_is_right(library: Library, tmp_path: Path) -> None:

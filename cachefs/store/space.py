@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,6 @@ UNIT = 4096
 """Bytes in which file systems allocate."""
 
 _SECTOR = 512  # the unit of st_blocks, whatever the file system's own (stat(2))
-_LEFT_BEHIND = 3600.0
 
 
 def taken(path: Path) -> int:
@@ -127,12 +125,16 @@ def remove_object(directory: Path) -> int:
     return freed
 
 
-def remove_leavings(root: Path) -> int:
-    """Delete what an unclean end left half written beside manifests an hour ago or more; the bytes that frees."""
-    freed, before = 0, time.time() - _LEFT_BEHIND
+def remove_leavings(root: Path, before: float) -> int:
+    """Delete what unclean ends left half made beside objects before that time (Unix seconds); the bytes that frees.
+
+    StoreFailed.
+    """
+    freed = 0
     with named(root):
-        for path in root.glob("*/??/*/manifest.*"):
-            if path.stat(follow_symlinks=False).st_mtime < before:
+        for path in (*root.glob("*/??/*/manifest.*"), *root.glob("*/??/*/data.*")):
+            # Its last change of state, not of content: a link made this moment to an old file is no leaving.
+            if path.stat(follow_symlinks=False).st_ctime < before:
                 freed += taken(path)
                 path.unlink(missing_ok=True)
     return freed
