@@ -92,10 +92,10 @@ class Claim:
         """Of what was granted, only `blocks` are wanted now; what has landed is done with."""
         verified = self.stored.verified
         for index, until in list(self._granted.items()):
-            if index in verified:
-                del self._granted[index]
-            elif index in blocks:
+            if index in blocks:
                 self._granted[index] = _WANTED
+            elif index in verified:
+                del self._granted[index]
             elif until == _WANTED:
                 self._granted[index] = now + GRACE
 

@@ -102,7 +102,7 @@ class Room:
         left: list[int] = []
         free: int | None = None
         for index in blocks:
-            if index in claim.stored.verified or claim.granted(index):
+            if claim.granted(index) or index in claim.stored.verified:
                 granted.add(index)
                 continue
             if free is None:
