@@ -290,3 +290,17 @@ def test_a_copy_of_its_own_keeps_the_holes(tmp_path: Path) -> None:
     assert link.read_bytes() == sparse.read_bytes()
     assert link.stat().st_blocks == sparse.stat().st_blocks
     assert not places.is_shared(link)
+
+
+def test_who_keeps_count_is_told_of_files_taken_over_and_of_copies_made(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, tmp_path)
+
+    async def use(store: ObjectStore) -> None:
+        await store.adopt(MANIFEST, bench.file, seal_of(bench.file))
+        assert store.brought == {MANIFEST.content}
+        store.brought.clear()
+        flip(bench.file, 5)
+        await store.open(MANIFEST)
+        assert store.brought == {MANIFEST.content}
+
+    bench.daemon(use)
