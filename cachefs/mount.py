@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,15 @@ from cachefs.adoption.memory import Memory
 from cachefs.adoption.overrides import Overrides
 from cachefs.adoption.takeover import MEMORY_NAME, Takeover
 from cachefs.cache import Cache
+from cachefs.catalog.tree import File
 from cachefs.config import Config, load_webseed_toml
-from cachefs.config import Limits as LimitSettings
-from cachefs.content import ContentId
+from cachefs.content import ContentId, Span
+from cachefs.control import keeping
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
 from cachefs.drivers import overlay, tuning
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
-from cachefs.errors import CachefsError, ConfigError
+from cachefs.errors import CachefsError, ConfigError, StoreFull
 from cachefs.fetch.base import Item
 from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.outage import Outage
@@ -47,17 +48,20 @@ from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
+from cachefs.keeper import Keeper
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
 from cachefs.metainfo import Metainfo
+from cachefs.prefetch import Prefetcher
 from cachefs.recheck import recheck
 from cachefs.reload import Parts, Reloader, Shown, mtimes
 from cachefs.shelf import SnapshotShelf
-from cachefs.store.eviction import Bounds, Limits
+from cachefs.store.eviction import Limits
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.room import Room
 from cachefs.store.state import State
+from cachefs.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +140,7 @@ class Assembly:
         self._data_dir = data_dir
         state.sync_names(shown.lock.downloads, shown.created)
         self._store = ObjectStore(data_dir / "store", state)
+        self._room = Room(self._store, state, Limits.of_settings(config.limits))
         self._manifests = Manifests(self._store, state, shown.names)
         web_seeds = [WebSeed(url) for url in (*config.sources.webseeds, *_webseed_toml(data_dir))]
         sources = config.sources
@@ -158,9 +163,10 @@ class Assembly:
             last_resort=self._last_resort(config, data_dir) if web_seeds or sources.rclone_remotes else None,
         )
         self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
-        self._room = Room(self._store, state, _limits(config.limits))
         self._cache = Cache(self._store, self._router, config.read, self._evidence, self._room)
         shelf = SnapshotShelf(self._manifests, self._metadata, mtimes(state))
+        self._keeper = Keeper(self._store, state, self._room, lambda: {CATALOGUE: self._reloader.shown.lock.downloads})
+        self._prefetcher = Prefetcher(self._cache, self._room, {CATALOGUE: shelf})
         self._filesystem = filesystem = Filesystem(shown.tree, {CATALOGUE: shelf}, self._cache, born=shown.created)
         self._view = view = _writable_view(config, mountpoint, data_dir)
         allow_other = config.mount.allow_other or (view is not None and view.foreign)
@@ -171,10 +177,21 @@ class Assembly:
         takeover = Takeover(self._store, self._manifests.recall, self._manifests.found, Memory(data_dir / MEMORY_NAME))
         overrides = Overrides(lock_file.path.parent, takeover, state.complete_hashes)
         self._reloader = Reloader(config, lock_file, shown, parts, overrides.apply)
+        with contextlib.suppress(StoreFull):
+            self._keeper.refresh()
+
+        async def forget_pages(content: ContentId, spans: Sequence[Span]) -> None:
+            for inode in filesystem.inodes(content):
+                await self._driver.forget_pages(inode, spans)
+
+        self._upkeep = Upkeep(
+            self._store, state, self._cache, config.scrub,
+            files=lambda: self._reloader.shown.tree.files(), shelves={CATALOGUE: shelf}, forget_pages=forget_pages,
+        )  # fmt: skip
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
-            self._metadata, self._cache, self._router, self._rclone, self._ledger, time.time(),
-            self._outage, view is not None,
+            self._metadata, self._cache, self._router, self._rclone, self._ledger, self._upkeep, time.time(),
+            self._outage, view is not None, self._room,
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._stop = trio.Event()
@@ -183,7 +200,7 @@ class Assembly:
     def _last_resort(self, config: Config, data_dir: Path) -> RcloneMetadata | None:
         if not config.rclone.enabled:
             return None
-        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep)
+        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep, self._room.holding)
         last_resort.clear()
         return last_resort
 
@@ -219,15 +236,20 @@ class Assembly:
                 await trio.to_thread.run_sync(self._view.mount)
                 nursery.start_soon(self._watch_view, self._view)
                 nursery.start_soon(self._view.keep_fresh, self._filesystem.outdated)
-            commands: dict[str, control.Command] = {
+            commands: dict[str, control.Command | control.Job] = {
                 "status": self._status.collect,
                 "stop": self._stopping,
+                "verify": control.Job(self._upkeep.verify),
+                "scrub": control.Job(self._upkeep.scrub),
                 "reload": self._reload,
+                "prefetch": control.Job(self._prefetch),
+                **keeping.commands(self._keeper),
             }
             await nursery.start(control.serve, self._data_dir, commands)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
             nursery.start_soon(self._outage.run)
+            nursery.start_soon(self._upkeep.run)
             nursery.start_soon(recheck, self._store, self._manifests.recall)
             shown = self._reloader.shown
             names = len(shown.lock.downloads)
@@ -300,6 +322,11 @@ class Assembly:
         difference, remarks = await self._reloader.reload()
         return {"difference": difference.as_json(), "text": [*difference.lines(), difference.summary(), *remarks]}
 
+    async def _prefetch(self, tell: Callable[[Any], None], patterns: Sequence[str]) -> Mapping[str, Any]:
+        tree = self._reloader.shown.tree
+        found = [tree.find(item.catalogue, item.name) for item in self._keeper.matching(patterns)]
+        return await self._prefetcher.fetch([node for node in found if isinstance(node, File)], tell)
+
     async def _stopping(self) -> None:
         self._stop.set()
 
@@ -321,11 +348,6 @@ class Assembly:
         if entry is not None and entry.data_dir == self._data_dir:
             with contextlib.suppress(CachefsError):  # somebody was quicker
                 mountinfo.unmount_lazily(self._mountpoint)
-
-
-def _limits(settings: LimitSettings) -> Limits:
-    whole = Bounds(size=settings.size or None, age=settings.age or None)
-    return Limits(whole, free_space=settings.free_space)
 
 
 def _webseed_toml(data_dir: Path) -> tuple[str, ...]:

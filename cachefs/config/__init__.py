@@ -55,6 +55,7 @@ __all__ = [
     "Peer",
     "Rclone",
     "Read",
+    "Scrub",
     "Snapshots",
     "Sources",
     "Torrent",
@@ -237,6 +238,18 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Scrub:
+    """[scrub]: reading again what is held.
+
+    interval: after how many seconds an object is read from the disk again, 0 for never; rate: bytes per second, 0 for
+    no limit.
+    """
+
+    interval: float = field(default=30 * _DAY, metadata={"read": as_seconds(0, 3650 * _DAY)})
+    rate: int = field(default=20_000_000, metadata={"read": as_whole(0, _UNLIMITED, "bytes per second")})
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings."""
 
@@ -248,6 +261,7 @@ class Config:
     rclone: Rclone = field(default_factory=Rclone)
     read: Read = field(default_factory=Read)
     limits: Limits = field(default_factory=Limits)
+    scrub: Scrub = field(default_factory=Scrub)
 
     def override(self, **given: object) -> Config:
         """These settings with those that were given on the command line, by key, whatever their section.

@@ -8,6 +8,10 @@ its data. The commit that has the last block also makes the file read-only and r
 If a sync fails, the kernel has forgotten the pages that it couldn't write and the next sync would report
 success. So nothing is committed any more until the object is opened again and what is on disk is hashed.
 
+A block whose bytes turn out wrong later, because a disk forgets, is doubted: its bit goes at once, and the
+recorded one before `doubt` returns; the seal is broken and the block is missing like any other. A read that was
+waiting for the disk in that moment may have got the wrong bytes, and reads again.
+
 Reads that the page cache can answer are made with RWF_NOWAIT on the event loop: a thread would cost ten times
 the read. They share one buffer, for a reply is copied into the kernel before the next read is looked at.
 """
@@ -15,8 +19,8 @@ the read. They share one buffer, for a reply is copied into the kernel before th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +28,7 @@ import trio
 
 from cachefs.content import Bitmap, Manifest
 from cachefs.errors import StoreFailed
-from cachefs.store import disk, space
+from cachefs.store import disk, places, recovery, space
 from cachefs.store.recovery import Found
 from cachefs.store.state import ObjectRow, Seal, State
 
@@ -82,6 +86,7 @@ class StoredObject:
         self._committing = trio.Lock()
         self._dirty = False
         self._frozen = False
+        self._doubts = 0
 
     def attach(self, owner: Owner) -> None:
         """Tell `owner` from now on; the store's own call."""
@@ -96,7 +101,7 @@ class StoredObject:
     def allocated(self) -> int:
         """The bytes the file takes on disk, whole sectors; 0 once it is closed, or if somebody else has it, too."""
         with disk.named(self.path):
-            return space.taken(self._fd) if self._fd >= 0 else 0
+            return space.taken(self.path) if self._fd >= 0 else 0
 
     def to_write(self, index: int) -> int:
         """The bytes that the file grows by, at most, when all of a block is written. StoreFailed."""
@@ -131,7 +136,7 @@ class StoredObject:
     @property
     def held(self) -> int:
         """The bytes in verified blocks."""
-        return _held(self.manifest, self.verified)
+        return self.manifest.held(self.verified)
 
     def land(self, index: int) -> bool:
         """A verified block's bytes are in the file: serve it from now on. True if it wasn't there before.
@@ -181,10 +186,14 @@ class StoredObject:
 
     async def read(self, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`, less only what lies past the end; StoreFailed rather than fewer."""
-        ready = self.read_now(offset, size)
-        if ready is not None:
-            return bytes(ready)
-        return await trio.to_thread.run_sync(self._read, offset, min(size, self._length - offset))
+        while True:
+            ready = self.read_now(offset, size)
+            if ready is not None:
+                return bytes(ready)
+            doubts = self._doubts
+            data = await trio.to_thread.run_sync(self._read, offset, min(size, self._length - offset))
+            if doubts == self._doubts:
+                return data
 
     def _read(self, offset: int, size: int) -> bytes:
         data = bytearray(size)
@@ -207,6 +216,57 @@ class StoredObject:
         for index in range(offset // self._block_length, -(-(offset + size) // self._block_length)):
             if index not in self.verified:
                 raise StoreFailed(f"{self.path}: block {index} was read before it was there")
+
+    def wrong(self, blocks: Sequence[int], *, from_disk: bool = False) -> list[int]:
+        """Those of `blocks` whose bytes in the file are not what they should be. Blocking, in a thread of trio's.
+
+        `from_disk`: what the disk has, not what memory remembers of it.
+        """
+        if not disk.is_still(self.path, self._fd):
+            return list(blocks)
+        return recovery.wrong(self._fd, self.manifest, blocks, from_disk=from_disk)
+
+    async def doubt(self, blocks: Iterable[int]) -> list[int]:
+        """Serve these blocks no more: their bytes are wrong. They are missing from now on, also after a power cut.
+
+        Returns those that were there. StoreFull or StoreFailed if that can't be recorded: they are not served all the
+        same, and the next commit tries to record it again.
+        """
+        bad = [index for index in blocks if index in self.verified]
+        for index in bad:
+            self.verified.discard(index)
+        if bad:
+            self.complete = False
+            self._doubts += 1
+            with trio.CancelScope(shield=True):
+                async with self._committing:
+                    await self._take_back(bad)
+        return bad
+
+    async def _take_back(self, bad: list[int]) -> None:
+        self._seal = self._completed = None
+        try:
+            await trio.to_thread.run_sync(self._reopen)
+            row = self._tools.state.load_object(self.manifest.content)
+            if row is not None:
+                # Of the recorded bits, not of those in memory: some of these may not be synced yet.
+                bits = Bitmap.from_bytes(self.manifest.blocks, row.bitmap)
+                for index in bad:
+                    bits.discard(index)
+                row = replace(row, bitmap=bytes(bits), held=self.manifest.held(bits), seal=None, completed=None)
+                self._tools.state.save_object_synced(self.manifest.content, row)
+        except BaseException:
+            self._dirty = True
+            if self._owner is not None:
+                self._owner.landed(self, 0)
+            raise
+
+    def _reopen(self) -> None:
+        """Have a file that may be written to, of the right length, whatever became of it."""
+        with disk.named(self.path):
+            places.take_own(self.path)
+            disk.reopen(self.path, self._fd, self._length)
+            self._shared = False
 
     async def commit(self) -> None:
         """Make everything that has landed durable; seal the file if that is all of it. StoreFull, StoreFailed."""
@@ -260,7 +320,7 @@ class StoredObject:
             block_length=manifest.block_length,
             length=manifest.length,
             bitmap=bytes(bits),
-            held=_held(manifest, bits),
+            held=manifest.held(bits),
             seal=self._seal,
             completed=self._completed if self._seal and bits.complete else None,
             last_used=self._last_used,
@@ -288,10 +348,3 @@ class StoredObject:
             bits = self.verified.copy()
             self._seal = await trio.to_thread.run_sync(self._sync, False)
             self._save(bits)
-
-
-def _held(manifest: Manifest, bits: Bitmap) -> int:
-    """The bytes in the blocks of `bits`: all blocks are of one length but the last."""
-    last = manifest.blocks - 1
-    missing_tail = manifest.block_length - manifest.span(last).length
-    return len(bits) * manifest.block_length - (missing_tail if last in bits else 0)
