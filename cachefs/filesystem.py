@@ -158,7 +158,8 @@ class Filesystem:
 
     def outdated(self) -> int:
         """How many handles are open of files that the tree has no more."""
-        return sum(self._tree.node(attributes.inode) is None for attributes in self._open.values())
+        # Of a copy: a worker thread asks, too.
+        return sum(self._tree.node(attributes.inode) is None for attributes in tuple(self._open.values()))
 
     def _node(self, inode: int) -> Node:
         node = self._tree.node(inode)

@@ -316,7 +316,7 @@ class Assembly:
     def _forget(self, entries: Iterable[tuple[int, str]]) -> None:
         self._driver.forget(entries)
         if self._view is not None:
-            self._view.refresh()
+            self._view.refresh(self._filesystem.outdated())
 
     async def _reload(self) -> Mapping[str, Any]:
         difference, remarks = await self._reloader.reload()

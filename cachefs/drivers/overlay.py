@@ -97,6 +97,7 @@ class WritableView:
         self.upper = upper
         self.owner = owner
         self._work = upper.parent / WORK
+        self._outdated = 0
 
     @property
     def foreign(self) -> bool:
@@ -143,13 +144,15 @@ class WritableView:
         except CachefsError as error:
             log.warning("%s", error)
 
-    def refresh(self) -> None:
+    def refresh(self, outdated: int = 0) -> None:
         """Have names looked up anew, after those of the mount below changed; CachefsError if the view is gone.
 
         overlayfs expects layers below it to stay as they are: it remembers names, also those that weren't there, and
         answers ESTALE for one that became another file. A remount drops what it remembers, except of files that are
-        open, which keep their bytes: for their names it has to be done again when they are closed.
+        open, which keep their bytes: for their names it is done again when they are closed. `outdated` is how many
+        of former times are open, counted before.
         """
+        self._outdated = outdated
         try:
             _mount(self.directory, "", _MS_REMOUNT)
         except OSError as error:
@@ -157,14 +160,15 @@ class WritableView:
 
     async def keep_fresh(self, outdated: Callable[[], int]) -> None:
         """Refresh, for ever, whenever fewer files of former times are open below; `outdated` tells how many are."""
-        before = 0
+        again = False
         while True:
             await trio.sleep(_FRESHEN_EVERY)
             now = outdated()
-            if now < before:
+            closed = now < self._outdated
+            if closed or again:
                 with suppress(CachefsError):  # it is being taken away
-                    await trio.to_thread.run_sync(self.refresh)
-            before = now
+                    await trio.to_thread.run_sync(self.refresh, now)
+            again = closed  # the daemon may hear of a closed mapping before overlayfs lets go of its name
 
 
 def uncover(mountpoint: Path) -> None:
