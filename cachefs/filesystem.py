@@ -156,6 +156,11 @@ class Filesystem:
     def usage(self) -> Usage:
         return Usage(sum(shelf.total() for shelf in self._shelves.values()), len(self._tree))
 
+    def outdated(self) -> int:
+        """How many handles are open of files that the tree has no more."""
+        # Of a copy: a worker thread asks, too.
+        return sum(self._tree.node(attributes.inode) is None for attributes in tuple(self._open.values()))
+
     def _node(self, inode: int) -> Node:
         node = self._tree.node(inode)
         if node is None:
