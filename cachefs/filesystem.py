@@ -14,8 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cachefs.cache import Cache
+from cachefs.callers import Caller
 from cachefs.catalog.tree import Directory, File, Node, Tree
 from cachefs.errors import (
+    Abandoned,
     CachefsError,
     MetadataUnavailable,
     Stopping,
@@ -79,14 +81,33 @@ class Filesystem:
         for after, node in self._directory(inode).listing(position):
             yield node.name, self._listed(node), after
 
-    async def open(self, inode: int) -> int:
-        """A handle for reading; NoSuchEntry, MetadataUnavailable, StoreFull, StoreFailed."""
+    def facts(self, inode: int) -> dict[str, str]:
+        """What is known of a file, under the names of its extended attributes; empty for a directory."""
+        node = self._node(inode)
+        if not isinstance(node, File):
+            return {}
+        length = self._shelves[node.catalogue].length(node)
+        known = self._cache.known(node.content)
+        state = "unknown" if length is None else "absent"
+        if length is not None and known.held:
+            state = "complete" if known.held == length else "partial"
+        return {
+            "user.cachefs.checksum": str(node.content),
+            "user.cachefs.state": state,
+            "user.cachefs.progress": f"{known.held}/{'?' if length is None else length}",
+            "user.cachefs.source": " ".join(known.sources),
+            "user.cachefs.error": known.error
+            or ("" if length is not None else self._shelves[node.catalogue].trouble(node)),
+        }
+
+    async def open(self, inode: int, thread: int = 0) -> int:
+        """A handle for reading, opened by this thread; NoSuchEntry, MetadataUnavailable, StoreFull, StoreFailed."""
         node = self._node(inode)
         if not isinstance(node, File):
             raise NoSuchEntry(f"inode {inode} is not a file")
         item = await self._shelves[node.catalogue].item(node)
         handle = next(self._handles)
-        self._readers[handle] = await self._cache.open(item)
+        self._readers[handle] = await self._cache.open(item, Caller(thread))
         return handle
 
     def read_now(self, handle: int, offset: int, size: int) -> memoryview | None:
@@ -143,6 +164,7 @@ ERRNO: dict[type[CachefsError], int] = {
     Unavailable: errno.EIO,
     TooManyWaiting: errno.EIO,
     Stopping: errno.EIO,
+    Abandoned: errno.EINTR,
     StoreFull: errno.ENOSPC,
     StoreFailed: errno.EIO,
 }

@@ -63,6 +63,7 @@ class StatusSource:
             "limits": self._limits(),
             "sources": [asdict(report) for report in self.ledger.report()],
             "transfers": self._transfers(),
+            "fetched": {choice.value: size for choice, size in self.fetcher.fetched.items()},
             "hedging": self._hedging(),
             "rclone": await self.rclone.report(),
             "waiting": self._waiting(),
