@@ -25,7 +25,7 @@ from typing import Any
 
 import trio
 
-from cachefs.errors import CachefsError, ControlError
+from cachefs.errors import CachefsError, ControlError, NoDaemon
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ def _answers(data_dir: Path, command: str, arguments: Mapping[str, Any], timeout
     except TimeoutError:
         raise ControlError(f"the daemon of {data_dir} doesn't answer within {timeout:g} s") from None
     except OSError as error:
-        raise ControlError(f"no daemon answers for {data_dir}: {error.strerror}; is it mounted?") from None
+        raise NoDaemon(f"no daemon answers for {data_dir}: {error.strerror}; is it mounted?") from None
 
 
 def _result(data_dir: Path, line: bytes) -> Any:
