@@ -254,7 +254,7 @@ class Cache:
             if not slice_of_it.cancelled_caught:
                 self._errors.pop(flow.item.content, None)
                 return
-            if reader.caller.killed():
+            if reader.abandoned(since):
                 raise Abandoned(f"{flow.item.name}: who waited was killed")
         error = self._unavailable(flow, trio.current_time() - since)
         flow.refuse(missing, error)

@@ -221,6 +221,7 @@ class Reader:
         self.caller = caller
         self._accounts = accounts
         self._account: Account | None = None
+        self._flushed_at = float("-inf")
         self._ahead = range(0)
         self.window = window.Window(flow.stored.manifest.block_length, flow.stored.manifest.blocks)
         self._window_sent = range(0)
@@ -238,6 +239,14 @@ class Reader:
         self._ahead = ahead
         self._account.ahead(id(self), len(ahead) * length)
         return ahead
+
+    def flushed(self) -> None:
+        """A descriptor of this file was closed, maybe one of several."""
+        self._flushed_at = trio.current_time()
+
+    def abandoned(self, since: float) -> bool:
+        """Whether nobody waits any more for a read that began at `since`."""
+        return self.caller.killed() or (since <= self._flushed_at and self.caller.gone())
 
     def close(self) -> None:
         """Nobody reads on: what was read ahead was in vain."""
