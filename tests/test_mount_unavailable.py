@@ -118,7 +118,7 @@ def test_a_quick_failure_comes_only_when_nothing_moves(library: Library, tmp_pat
 def test_more_readers_than_may_wait_are_refused_at_once(library: Library, tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         with mount_of(library, tmp_path) as mount:
-            reads = [pool.submit(read_error, mount.snapshots / HISTORY, at * PIECE) for at in range(4)]
+            reads = [pool.submit(read_error, mount.snapshots / HISTORY, at * PIECE) for at in range(3)]
             mount.waiting(3)
             start = time.monotonic()
             assert read_error(mount.snapshots / HEADERS) == "EIO"
