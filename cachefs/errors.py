@@ -133,3 +133,7 @@ class DataDirBusy(CachefsError):
 
 class ControlError(CachefsError):
     """The daemon could not be reached, or answered that it could not do what was asked."""
+
+
+class NoDaemon(ControlError):
+    """Nothing is mounted, as far as the data directory tells."""

@@ -3,8 +3,8 @@
 How it works: every part is made here, in the order in which they stand on each other, and the order in
 which they are taken down is the reverse: readers are let go first, so that nobody hangs; then the kernel's
 side goes, so that nobody new comes; then the network, so that nothing lands; then the store writes down what it
-has. A mount ends by a signal, by `cachefs umount`, or because somebody took it away with `fusermount3 -u`;
-all three run the same way.
+has. A mount ends by SIGINT or SIGTERM, by `cachefs umount`, or because somebody took it away with
+`fusermount3 -u`; all three run the same way. SIGHUP takes an edited lock into use.
 
 What is at the mount point already is looked at first: a mount whose daemon died is cleared away.
 """
@@ -16,28 +16,30 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import httpx
 import trio
 
 from cachefs import mountinfo
+from cachefs.adoption.memory import Memory
+from cachefs.adoption.overrides import Overrides
+from cachefs.adoption.takeover import MEMORY_NAME, Takeover
 from cachefs.cache import Cache
-from cachefs.catalog import chain, snapshots
-from cachefs.catalog.snapshots import SnapshotLock
-from cachefs.catalog.tree import File, Tree
+from cachefs.catalog.tree import File
 from cachefs.config import Config, load_webseed_toml
-from cachefs.config import Limits as LimitSettings
-from cachefs.content import ContentId
+from cachefs.content import ContentId, Span
+from cachefs.control import keeping
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
-from cachefs.drivers import tuning
+from cachefs.drivers import overlay, tuning
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
-from cachefs.errors import CachefsError, CatalogError, ConfigError
+from cachefs.errors import CachefsError, ConfigError, StoreFull
 from cachefs.fetch.base import Item
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.outage import Outage
 from cachefs.fetch.policy import Hedging
 from cachefs.fetch.rclone import RcloneFetcher
 from cachefs.fetch.rebuild import RcloneMetadata
@@ -46,37 +48,42 @@ from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
+from cachefs.keeper import Keeper
+from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
 from cachefs.metainfo import Metainfo
+from cachefs.prefetch import Prefetcher
+from cachefs.recheck import recheck
+from cachefs.reload import Parts, Reloader, Shown, mtimes
 from cachefs.shelf import SnapshotShelf
-from cachefs.store.eviction import Bounds, Limits
+from cachefs.store.eviction import Limits
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.room import Room
 from cachefs.store.state import State
+from cachefs.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
-CATALOGUE = "snapshots"
-LOCK_NAME = "snapshot-lock.json"
 _GRACE = 2.0
 _LINGER = 0.5
-_LARGEST_CHAIN_TOML = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """What a mount that has become usable tells."""
+    """What a mount that has become usable tells; `remarks` are on local files that aren't what the lock says."""
 
     mountpoint: Path
     chain: str
     names: int
     shown: int
+    remarks: tuple[str, ...] = ()
 
 
 def run(config: Config, ready: Callable[[Mounted], None]) -> None:
     """Mount, call `ready` when the mount is usable, and return when it is gone."""
     mountpoint, data_dir = _places(config)
+    _writable_view(config, mountpoint, data_dir)  # before anything is touched, for what it refuses
     with DataDirLock(data_dir, mountpoint):
         _prepare_mountpoint(mountpoint)
         trio.run(_run, config, mountpoint, data_dir, ready, restrict_keyboard_interrupt_to_checkpoints=True)
@@ -87,10 +94,18 @@ def _places(config: Config) -> tuple[Path, Path]:
         raise ConfigError("mountpoint", "not given: name it on the command line or as [mount] mountpoint")
     if config.mount.data_dir is None:
         raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
-    mountpoint, data_dir = (Path(os.path.abspath(p)) for p in (config.mount.mountpoint, config.mount.data_dir))  # noqa: PTH100
+    mountpoint = mountinfo.located(config.mount.mountpoint)
+    data_dir = Path(os.path.abspath(config.mount.data_dir))  # noqa: PTH100
     if data_dir.is_relative_to(mountpoint):
         raise ConfigError(str(data_dir), f"the data directory can't be inside the mount point {mountpoint}")
     return mountpoint, data_dir
+
+
+def _writable_view(config: Config, mountpoint: Path, data_dir: Path) -> overlay.WritableView | None:
+    if not config.mount.writable:
+        return None
+    owner = overlay.Owner.parse(config.mount.owner)
+    return overlay.WritableView(mountpoint / CATALOGUE, data_dir / CATALOGUE, owner)
 
 
 def _prepare_mountpoint(mountpoint: Path) -> None:
@@ -98,71 +113,35 @@ def _prepare_mountpoint(mountpoint: Path) -> None:
         if not mountinfo.is_dead(mountpoint):
             raise CachefsError(f"{mountpoint} is mounted already; `cachefs umount {mountpoint}` takes it away")
         log.warning("%s: clearing away a mount whose daemon is gone", mountpoint)
+        overlay.uncover(mountpoint)
         mountinfo.unmount_lazily(mountpoint)
     if not mountpoint.is_dir():
         raise CachefsError(f"{mountpoint} is not a directory; make it first: mkdir -p {mountpoint}")
 
 
 async def _run(config: Config, mountpoint: Path, data_dir: Path, ready: Callable[[Mounted], None]) -> None:
-    lock, created = await _lock(config, data_dir)
+    lock_file = LockFile(data_dir)
+    lock, created = await lock_file.load_or_make(config, config.snapshots.chain_name)
+    shown = Shown.of(config, lock, created)
     state = State.open(data_dir / "state.db")
     try:
-        await Assembly(config, mountpoint, data_dir, lock, created, state).run(ready)
+        await Assembly(config, mountpoint, data_dir, lock_file, shown, state).run(ready)
     finally:
         state.close()
-
-
-async def _lock(config: Config, data_dir: Path) -> tuple[SnapshotLock, float]:
-    """The lock, made from chain.toml if there is none yet, and when it was written."""
-    folder = data_dir / CATALOGUE
-    path = folder / LOCK_NAME
-    name = config.snapshots.chain_name
-    if await trio.Path(path).exists():
-        lock = snapshots.load(path, name)
-    else:
-        entries = await _chain(config.snapshots.chain_toml, path)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = snapshots.load_or_create(path, name, lambda: entries)
-        log.info("%s: made with %d names", path, len(entries))
-    return lock, path.stat().st_mtime
-
-
-async def _chain(location: str, lock: Path) -> Mapping[str, ContentId]:
-    """The entries of a chain.toml, by path or URL."""
-    if not location:
-        raise ConfigError("chain_toml", f"{lock} doesn't exist yet, so --chain-toml PATH|URL is needed to make it")
-    if "://" not in location:
-        return chain.load_chain(Path(location))
-    body = bytearray()
-    try:
-        client = httpx.AsyncClient(follow_redirects=True, timeout=30.0)
-        async with client, client.stream("GET", location) as response:
-            response.raise_for_status()
-            async for part in response.aiter_bytes():
-                body += part
-                if len(body) > _LARGEST_CHAIN_TOML:
-                    raise CatalogError(location, f"more than {_LARGEST_CHAIN_TOML} bytes")
-        return chain.parse_chain(body.decode(), location)
-    except httpx.HTTPError as error:
-        raise CatalogError(location, f"can't be fetched: {str(error) or type(error).__name__}") from error
-    except UnicodeDecodeError:
-        raise CatalogError(location, "not UTF-8") from None
 
 
 class Assembly:
     """All parts of one mount, and the order in which they live and die."""
 
     def __init__(
-        self, config: Config, mountpoint: Path, data_dir: Path, lock: SnapshotLock, created: float, state: State
+        self, config: Config, mountpoint: Path, data_dir: Path, lock_file: LockFile, shown: Shown, state: State
     ) -> None:
         self._mountpoint = mountpoint
         self._data_dir = data_dir
-        self._lock = lock
-        names = _shown(config, lock)
-        state.sync_names(lock.downloads, created)
-        self._tree = Tree.build({CATALOGUE: names})
+        state.sync_names(shown.lock.downloads, shown.created)
         self._store = ObjectStore(data_dir / "store", state)
-        self._manifests = Manifests(self._store, state, names)
+        self._room = Room(self._store, state, Limits.of_settings(config.limits))
+        self._manifests = Manifests(self._store, state, shown.names)
         web_seeds = [WebSeed(url) for url in (*config.sources.webseeds, *_webseed_toml(data_dir))]
         sources = config.sources
         self._ledger = Ledger([*map(str, sources.peers), *map(str, web_seeds), *sources.rclone_remotes])
@@ -184,23 +163,44 @@ class Assembly:
             last_resort=self._last_resort(config, data_dir) if web_seeds or sources.rclone_remotes else None,
         )
         self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
-        self._room = Room(self._store, state, _limits(config.limits))
         self._cache = Cache(self._store, self._router, config.read, self._evidence, self._room)
-        shelves = {CATALOGUE: SnapshotShelf(self._manifests, self._metadata, _mtimes(state))}
-        filesystem = Filesystem(self._tree, shelves, self._cache, born=created)
-        self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
-        self._status = StatusSource(
-            mountpoint, data_dir, lock.chain, len(lock.downloads), self._tree, state, self._manifests,
-            self._metadata, self._cache, self._router, self._rclone, self._ledger, time.time(),
+        shelf = SnapshotShelf(self._manifests, self._metadata, mtimes(state))
+        self._keeper = Keeper(self._store, state, self._room, lambda: {CATALOGUE: self._reloader.shown.lock.downloads})
+        self._prefetcher = Prefetcher(self._cache, self._room, {CATALOGUE: shelf})
+        filesystem = Filesystem(shown.tree, {CATALOGUE: shelf}, self._cache, born=shown.created)
+        self._view = view = _writable_view(config, mountpoint, data_dir)
+        allow_other = config.mount.allow_other or (view is not None and view.foreign)
+        owner = view.owner if view else None
+        self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner)
+        self._outage = Outage(self._waited_for, self._progress, self._evidence)
+        parts = Parts(state, self._manifests, self._metadata, shelf, filesystem, self._driver.forget)
+        takeover = Takeover(self._store, self._manifests.recall, self._manifests.found, Memory(data_dir / MEMORY_NAME))
+        overrides = Overrides(lock_file.path.parent, takeover, state.complete_hashes)
+        self._reloader = Reloader(config, lock_file, shown, parts, overrides.apply)
+        with contextlib.suppress(StoreFull):
+            self._keeper.refresh()
+
+        async def forget_pages(content: ContentId, spans: Sequence[Span]) -> None:
+            for inode in filesystem.inodes(content):
+                await self._driver.forget_pages(inode, spans)
+
+        self._upkeep = Upkeep(
+            self._store, state, self._cache, config.scrub,
+            files=lambda: self._reloader.shown.tree.files(), shelves={CATALOGUE: shelf}, forget_pages=forget_pages,
         )  # fmt: skip
-        self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
+        self._status = StatusSource(
+            mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
+            self._metadata, self._cache, self._router, self._rclone, self._ledger, self._upkeep, time.time(),
+            self._outage, view is not None, self._room,
+        )  # fmt: skip
+        self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._stop = trio.Event()
         self._served = trio.Event()
 
     def _last_resort(self, config: Config, data_dir: Path) -> RcloneMetadata | None:
         if not config.rclone.enabled:
             return None
-        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep)
+        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep, self._room.holding)
         last_resort.clear()
         return last_resort
 
@@ -210,32 +210,52 @@ class Assembly:
     def _evidence(self) -> str:
         return "; ".join(self._ledger.recent(60.0)[:3])
 
+    def _waited_for(self) -> list[str]:
+        return [*(wait.name for wait in self._cache.waiting()), *self._metadata.waiting()]
+
+    def _progress(self) -> int:
+        return sum(report.received for report in self._ledger.report()) + self._manifests.known()
+
     async def run(self, ready: Callable[[Mounted], None]) -> None:
         """Bring everything up, wait for a reason to stop, take everything down."""
         async with self._services():
+            remarks = await self._reloader.prepare(self._reloader.shown.lock.downloads)
             self._driver.mount()
             try:
-                await self._mounted(ready)
+                await self._mounted(ready, remarks)
             finally:
                 # Not before the last handler has ended: it would answer through a session that is gone.
                 self._driver.close()
 
-    async def _mounted(self, ready: Callable[[Mounted], None]) -> None:
+    async def _mounted(self, ready: Callable[[Mounted], None], remarks: list[str]) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_signals)
+            nursery.start_soon(self._watch_signals, nursery)
             nursery.start_soon(self._serve)
             await trio.to_thread.run_sync(self._settle)
-            commands: dict[str, control.Command] = {"status": self._status.collect, "stop": self._stopping}
+            if self._view is not None:
+                await trio.to_thread.run_sync(self._view.mount)
+                nursery.start_soon(self._watch_view, self._view)
+            commands: dict[str, control.Command | control.Job] = {
+                "status": self._status.collect,
+                "stop": self._stopping,
+                "verify": control.Job(self._upkeep.verify),
+                "scrub": control.Job(self._upkeep.scrub),
+                "reload": self._reload,
+                "prefetch": control.Job(self._prefetch),
+                **keeping.commands(self._keeper),
+            }
             await nursery.start(control.serve, self._data_dir, commands)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
-            ready(Mounted(self._mountpoint, self._lock.chain, len(self._lock.downloads), self._shown_files()))
+            nursery.start_soon(self._outage.run)
+            nursery.start_soon(self._upkeep.run)
+            nursery.start_soon(recheck, self._store, self._manifests.recall)
+            shown = self._reloader.shown
+            names = len(shown.lock.downloads)
+            ready(Mounted(self._mountpoint, shown.lock.chain, names, len(shown.names), tuple(remarks)))
             await self._stop.wait()
             await self._let_go()
             nursery.cancel_scope.cancel()
-
-    def _shown_files(self) -> int:
-        return sum(1 for _ in self._tree.files())
 
     @contextlib.asynccontextmanager
     async def _services(self) -> AsyncIterator[None]:
@@ -275,15 +295,31 @@ class Assembly:
         if entry is not None:
             tuning.tune(entry)
 
-    async def _watch_signals(self) -> None:
+    async def _watch_signals(self, nursery: trio.Nursery) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async for number in signals:
+                if number == signal.SIGHUP:
+                    nursery.start_soon(self._reloader.hang_up)
+                    continue
                 log.info("stopping at %s", signal.Signals(number).name)
                 self._stop.set()
 
     async def _watch_mount(self) -> None:
         await mountinfo.wait_gone(self._mountpoint)
         self._stop.set()
+
+    async def _watch_view(self, view: overlay.WritableView) -> None:
+        await view.wait_gone()
+        self._stop.set()  # who expects to write must not go on with the read-only directory below
+
+    async def _reload(self) -> Mapping[str, Any]:
+        difference, remarks = await self._reloader.reload()
+        return {"difference": difference.as_json(), "text": [*difference.lines(), difference.summary(), *remarks]}
+
+    async def _prefetch(self, tell: Callable[[Any], None], patterns: Sequence[str]) -> Mapping[str, Any]:
+        tree = self._reloader.shown.tree
+        found = [tree.find(item.catalogue, item.name) for item in self._keeper.matching(patterns)]
+        return await self._prefetcher.fetch([node for node in found if isinstance(node, File)], tell)
 
     async def _stopping(self) -> None:
         self._stop.set()
@@ -293,6 +329,8 @@ class Assembly:
         with trio.move_on_after(_GRACE):
             await self._metadata.stop()
             await self._cache.stop()
+        if self._view is not None:  # it goes first, while what is below it still answers
+            await trio.to_thread.run_sync(self._view.unmount)
         # The kernel asks once more for a page whose readahead failed, so the answers go on until the last user
         # is gone: that ends a mount which was taken out of the tree.
         with trio.move_on_after(_LINGER):
@@ -306,22 +344,6 @@ class Assembly:
                 mountinfo.unmount_lazily(self._mountpoint)
 
 
-def _shown(config: Config, lock: SnapshotLock) -> dict[str, ContentId]:
-    settings = config.snapshots
-    names = snapshots.shown(
-        lock.downloads,
-        all_versions=settings.versions == "all",
-        minimum=settings.minimum_version,
-        current=settings.current_version,
-    )
-    return {name: lock.downloads[name] for name in names}
-
-
-def _limits(settings: LimitSettings) -> Limits:
-    whole = Bounds(size=settings.size or None, age=settings.age or None)
-    return Limits(whole, free_space=settings.free_space)
-
-
 def _webseed_toml(data_dir: Path) -> tuple[str, ...]:
     path = data_dir / "webseed.toml"
     return load_webseed_toml(path) if path.exists() else ()
@@ -332,8 +354,3 @@ def _complete(state: State, names: Mapping[str, ContentId], most: int) -> dict[s
     infos = [info for name, info in state.infos().items() if info.completed is not None and name in names]
     infos.sort(key=lambda info: info.completed or 0.0, reverse=True)
     return {info.name: names[info.name] for info in infos[:most]}
-
-
-def _mtimes(state: State) -> Callable[[File], float]:
-    created = {name: info.created for name, info in state.infos().items()}
-    return lambda file: created[file.path]

@@ -107,6 +107,16 @@ def test_daemon_returns_when_the_mount_is_usable_and_umount_when_it_has_ended(li
         assert not (tmp_path / "data" / "control.sock").exists()
 
 
+def test_a_mount_on_a_link_works_and_is_found_by_it(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "real").mkdir()
+    (tmp_path / "place" / "mnt").symlink_to("real")
+    with mounted(tmp_path / "place", library.chain, "--torrent-dir", library.products) as mount:
+        assert (mount.snapshots / HISTORY).stat().st_size == 6 * 2**20
+        assert cachefs("status", mount.mountpoint).returncode == 0
+        mount.unmount()
+
+
 def test_a_mount_with_names_that_need_quoting_works(library: Library, tmp_path: Path) -> None:
     place = tmp_path / "a space, a comma\\and ümlauts"
     with mounted(place, library.chain, "--torrent-dir", library.products) as mount:
@@ -127,7 +137,7 @@ def test_a_plain_fusermount_of_an_idle_mount_ends_the_daemon_cleanly(library: Li
         assert same(mount, library)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_daemon_cleanly_and_lets_a_waiting_reader_go(
     library: Library, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -163,7 +173,8 @@ def test_status_shows_what_is_held_and_who_gave_it(library: Library, tmp_path: P
         assert same(mount, library)
         total = sum(path.stat().st_size for path in library.files.values())
         told = mount.wait_for("counted", lambda now: now["store"]["bytes"] == total and now["sources"][0]["received"])
-        assert told["catalogue"] == {"chain": "unknown", "names": len(library.files), "shown": len(library.files)}
+        names = {"names": len(library.files), "shown": len(library.files)}
+        assert told["catalogue"] == {"chain": "unknown", **names, "chain_toml": str(library.chain)}
         assert told["metadata"]["known"] == len(library.files)
         assert told["store"]["complete"] == len(library.files)
         assert [source["name"] for source in told["sources"]] == [str(box.peer)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ import trio
 
 from cachefs import __version__
 from cachefs.cache import Cache
-from cachefs.catalog.tree import Tree
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.outage import Outage
 from cachefs.fetch.rclone import RcloneFetcher
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger
 from cachefs.manifests import Manifests
+from cachefs.reload import Shown
+from cachefs.store.room import Room
 from cachefs.store.state import State
+from cachefs.upkeep import Upkeep
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,8 @@ class StatusSource:
 
     mountpoint: Path
     data_dir: Path
-    chain: str
-    names_in_lock: int
-    tree: Tree
+    chain_toml: str
+    shown: Callable[[], Shown]
     state: State
     manifests: Manifests
     metadata: MetadataService
@@ -42,25 +44,39 @@ class StatusSource:
     fetcher: Router
     rclone: RcloneFetcher
     ledger: Ledger
+    upkeep: Upkeep
     started: float
+    outage: Outage
+    writable: bool
+    room: Room
 
     async def collect(self) -> Mapping[str, Any]:
         """All of it, now. Sizes in bytes, rates in bytes per second, times in seconds."""
-        shown = sum(1 for _ in self.tree.files())
+        shown = self.shown()
         return {
             "version": __version__,
             "mount": {
                 "mountpoint": str(self.mountpoint),
                 "data_dir": str(self.data_dir),
+                "writable": self.writable,
                 "pid": os.getpid(),
                 "uptime": time.time() - self.started,
             },
-            "catalogue": {"chain": self.chain, "names": self.names_in_lock, "shown": shown},
+            "catalogue": {
+                "chain": shown.lock.chain,
+                "names": len(shown.lock.downloads),
+                "shown": len(shown.names),
+                "chain_toml": self.chain_toml,
+            },
             "metadata": {"known": self.manifests.known(), **asdict(self.metadata.report())},
             "store": self._store(),
+            "upkeep": asdict(self.upkeep.report()),
+            "limits": self._limits(),
             "sources": [asdict(report) for report in self.ledger.report()],
+            "outage": self.outage.seconds(),
             "transfers": self._transfers(),
             "fetched": {choice.value: size for choice, size in self.fetcher.fetched.items()},
+            "handed_over": dict(self.fetcher.handed_over),
             "hedging": self._hedging(),
             "rclone": await self.rclone.report(),
             "waiting": self._waiting(),
@@ -75,6 +91,16 @@ class StatusSource:
             "objects": counts.objects,
             "complete": counts.complete,
             "open": len(open_flows),
+        }
+
+    def _limits(self) -> Mapping[str, Any]:
+        limits = self.room.limits
+        return {
+            "size": limits.whole.size,
+            "free_space": limits.free_space or None,
+            "age": limits.whole.age,
+            "taken": self.room.taken(),
+            "pinned": len(self.room.pinned),
         }
 
     def _hedging(self) -> Mapping[str, Any]:
