@@ -81,6 +81,7 @@ class Flow:
         self.readers: set[Reader] = set()
         self.download: Download | None = None
         self.last_error = ""
+        self.tried_anew_at = float("-inf")
         self.closed = trio.Event()
         self._room = room
         self._most = 0
