@@ -162,6 +162,8 @@ class Flow:
 
     async def wait(self, missing: list[int], most: int, *, patient: bool = False) -> None:
         """Return when all of `missing` have landed; raise what made one fail. `patient`: others go first."""
+        # Some may have landed since the caller looked: nobody would ever end a flight of theirs.
+        missing = self.stored.verified.missing(missing)
         flights = [self._flights.setdefault(index, _Flight()) for index in missing]
         for flight in flights:
             flight.waiters += not patient
