@@ -173,7 +173,8 @@ class Assembly:
         owner = view.owner if view else None
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner)
         self._outage = Outage(self._waited_for, self._progress, self._evidence)
-        parts = Parts(state, self._manifests, self._metadata, shelf, filesystem, self._driver.forget)
+        followers = (self._keeper.refresh,)
+        parts = Parts(state, self._manifests, self._metadata, shelf, filesystem, self._driver.forget, followers)
         takeover = Takeover(self._store, self._manifests.recall, self._manifests.found, Memory(data_dir / MEMORY_NAME))
         overrides = Overrides(lock_file.path.parent, takeover, state.complete_hashes)
         self._reloader = Reloader(config, lock_file, shown, parts, overrides.apply)

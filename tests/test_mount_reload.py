@@ -196,3 +196,14 @@ def test_a_lock_that_is_deleted_while_mounted_is_made_again_and_only_changed_has
         for name, before in kept.items():
             now = (mount.object(old, name) / "data").stat()
             assert (now.st_ino, now.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_pin_goes_over_to_the_content_that_the_lock_gives_its_name(
+    old: Library, new: Library, peers: list[Peer | str], tmp_path: Path
+) -> None:
+    with mounted(tmp_path, old.chain, peers=peers) as mount:
+        assert typed("pin", BODIES, "--data-dir", mount.data_dir).returncode == 0
+        edit(mount, lambda names: names.update({BODIES: new.content(BODIES).hex}))
+        reload(mount)
+        assert same(mount, new, [BODIES])
+        assert f"{BODIES} stays: pinned" in typed("evict", BODIES, "--data-dir", mount.data_dir).stdout
