@@ -147,6 +147,12 @@ class Filesystem:
         """The bytes at `offset`: fewer than `size` only at the end of the file. Unavailable at the deadline."""
         return await self._cache.read(self._reader(handle), offset, size)
 
+    def flushed(self, handle: int) -> None:
+        """A descriptor was closed; `close` follows when it was the last one and nothing is read for it any more."""
+        reader = self._readers.get(handle)
+        if reader is not None:
+            reader.flushed()
+
     def close(self, handle: int) -> None:
         reader = self._readers.pop(handle, None)
         self._open.pop(handle, None)
