@@ -1,6 +1,6 @@
 """The mount's operations in small types of its own: nothing of any kernel interface is in here.
 
-How it works: the tree says which names there are, `Manifests` how long they are, the cache reads. A
+How it works: the tree says which names there are, a shelf for each catalogue how long they are, the cache reads. A
 name is listed before its length is known; looking it up waits for metadata, with a deadline. Errors of the
 layers below become an errno in one table at the bottom, and nowhere else. A driver translates these calls to
 its kernel's and back; it holds no policy.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cachefs.cache import Cache
@@ -25,7 +25,7 @@ from cachefs.errors import (
     Unavailable,
 )
 from cachefs.flow import Reader
-from cachefs.manifests import Finder, Manifests
+from cachefs.shelf import Shelf
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +53,10 @@ class NoSuchEntry(CachefsError):
 class Filesystem:
     """What a driver calls. Handles are numbers that `open` gives out."""
 
-    def __init__(
-        self,
-        tree: Tree,
-        manifests: Manifests,
-        finder: Finder,
-        cache: Cache,
-        *,
-        mtime: Callable[[File], float],
-        born: float,
-    ) -> None:
+    def __init__(self, tree: Tree, shelves: Mapping[str, Shelf], cache: Cache, *, born: float) -> None:
         self._tree = tree
-        self._manifests = manifests
-        self._finder = finder
+        self._shelves = shelves
         self._cache = cache
-        self._mtime = mtime
         self._born = born
         self._readers: dict[int, Reader] = {}
         self._handles = itertools.count(1)
@@ -95,9 +84,9 @@ class Filesystem:
         node = self._node(inode)
         if not isinstance(node, File):
             raise NoSuchEntry(f"inode {inode} is not a file")
-        info = await self._manifests.metainfo(node.path, self._finder)
+        item = await self._shelves[node.catalogue].item(node)
         handle = next(self._handles)
-        self._readers[handle] = await self._cache.open(info, node.path)
+        self._readers[handle] = await self._cache.open(item)
         return handle
 
     def read_now(self, handle: int, offset: int, size: int) -> memoryview | None:
@@ -114,7 +103,7 @@ class Filesystem:
             self._cache.close(reader)
 
     def usage(self) -> Usage:
-        return Usage(self._manifests.total(), len(self._tree))
+        return Usage(sum(shelf.total() for shelf in self._shelves.values()), len(self._tree))
 
     def _node(self, inode: int) -> Node:
         node = self._tree.node(inode)
@@ -137,11 +126,14 @@ class Filesystem:
     def _listed(self, node: Node) -> Attributes:
         if isinstance(node, Directory):
             return Attributes(node.inode, True, 0, self._born)
-        return Attributes(node.inode, False, self._manifests.length(node.content), self._mtime(node))
+        shelf = self._shelves[node.catalogue]
+        return Attributes(node.inode, False, shelf.length(node), shelf.mtime(node))
 
     async def _sized(self, node: Node) -> Attributes:
-        if isinstance(node, File) and self._manifests.length(node.content) is None:
-            await self._manifests.require_length(node.path, self._finder)
+        if isinstance(node, File):
+            shelf = self._shelves[node.catalogue]
+            if shelf.length(node) is None:
+                await shelf.require_length(node)
         return self._listed(node)
 
 

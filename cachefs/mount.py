@@ -35,11 +35,13 @@ from cachefs.control.status import StatusSource
 from cachefs.drivers import tuning
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
 from cachefs.errors import CachefsError, CatalogError, ConfigError
+from cachefs.fetch.base import Item
 from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
 from cachefs.manifests import Manifests
+from cachefs.shelf import SnapshotShelf
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.state import State
@@ -167,9 +169,8 @@ class Assembly:
             peers=self._fetcher,
         )
         self._cache = Cache(self._store, self._fetcher, config.read, self._evidence)
-        filesystem = Filesystem(
-            self._tree, self._manifests, self._metadata, self._cache, mtime=_mtimes(state), born=created
-        )
+        shelves = {CATALOGUE: SnapshotShelf(self._manifests, self._metadata, _mtimes(state))}
+        filesystem = Filesystem(self._tree, shelves, self._cache, born=created)
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
         self._status = StatusSource(
             mountpoint, data_dir, lock.chain, len(lock.downloads), self._tree, state, self._manifests,
@@ -235,7 +236,7 @@ class Assembly:
             info = self._manifests.recall(content)
             if info is not None:
                 with contextlib.suppress(CachefsError):
-                    await self._cache.seed(info, name)
+                    await self._cache.seed(Item(name, info.manifest, info))
 
     def _settle(self) -> None:
         """Wait until the kernel has been answered once, then raise its limits."""

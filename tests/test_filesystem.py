@@ -19,6 +19,7 @@ from cachefs.config import Read
 from cachefs.errors import CachefsError, MetadataUnavailable, Stopping
 from cachefs.filesystem import Attributes, Filesystem, NoSuchEntry, Usage, errno_of
 from cachefs.manifests import Manifests
+from cachefs.shelf import SnapshotShelf
 from cachefs.store import ObjectStore, State
 from tests.fakes import BLOCK, FakeFetcher, FakeFinder, content, until
 
@@ -40,7 +41,8 @@ class Bench:
         self.finder.manifests = self.manifests
         self.fetcher = FakeFetcher(FILE, NESTED)
         self.cache = Cache(self.store, self.fetcher, Read(), lambda: "")
-        self.fs = Filesystem(self.tree, self.manifests, self.finder, self.cache, mtime=lambda file: CREATED, born=BORN)
+        shelf = SnapshotShelf(self.manifests, self.finder, lambda file: CREATED)
+        self.fs = Filesystem(self.tree, {"snapshots": shelf}, self.cache, born=BORN)
         self.folder = self.inode("")
 
     def inode(self, name: str) -> int:

@@ -73,7 +73,7 @@ class StatusSource:
         }
 
     def _transfers(self) -> list[Mapping[str, Any]]:
-        held = {flow.info.content: flow.stored for flow in self.cache.flows()}
+        held = {flow.item.content: flow.stored for flow in self.cache.flows()}
         transfers: list[Mapping[str, Any]] = []
         for transfer in self.fetcher.transfers():
             stored = held.get(transfer.content)
