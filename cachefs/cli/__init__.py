@@ -35,6 +35,8 @@ COMMANDS = {
     "mount": LazyCommand("cachefs.cli.mount:mount", "Mount a chain's snapshots; bytes are fetched when first read."),
     "umount": LazyCommand("cachefs.cli.umount:umount", "Take a mount away, also a dead one."),
     "status": LazyCommand("cachefs.cli.status:status", "Show what a running mount holds, fetches and waits for."),
+    "etch": LazyCommand("cachefs.cli.etch:command", "Download a URL, keep its bytes by checksum, write a record."),
+    "play": LazyCommand("cachefs.cli.play:command", "Print where a record can be read, or hand it to a player."),
     "seed": LazyCommand("cachefs.cli.seed:seed", "Serve a directory as torrent seeder and web seed."),
 }
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import tomli
 
+from cachefs.config.records import Records
 from cachefs.config.values import (
     CHAIN_NAME,
     Peer,
@@ -46,6 +47,7 @@ __all__ = [
     "Mount",
     "Peer",
     "Read",
+    "Records",
     "Snapshots",
     "Sources",
     "Torrent",
@@ -167,6 +169,7 @@ class Config:
     sources: Sources = field(default_factory=Sources)
     torrent: Torrent = field(default_factory=Torrent)
     read: Read = field(default_factory=Read)
+    records: Records = field(default_factory=Records)
 
     def override(self, **given: object) -> Config:
         """These settings with those that were given on the command line, by key, whatever their section.

@@ -71,7 +71,7 @@ class Receiver:
         self.path = path
         self.expected = expected
         self.size = 0
-        self.started = started or trio.Event()
+        self.started = trio.Event() if started is None else started
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         self._progress = progress
         self._total: int | None = None
