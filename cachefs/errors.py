@@ -152,3 +152,7 @@ class RecordInconsistent(CachefsError):
 
 class ControlError(CachefsError):
     """The daemon could not be reached, or answered that it could not do what was asked."""
+
+
+class NoDaemon(ControlError):
+    """Nothing is mounted, as far as the data directory tells."""
