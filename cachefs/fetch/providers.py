@@ -107,7 +107,7 @@ class _Transfer:
             try:
                 final = await self._once()
             except RangeRefused as error:
-                said = f"ended after {self._receiver.size} of {self._total} bytes, and has no more"
+                said = f"{self._so_far()}, and has no more"
                 self._begin_anew()
                 await self._patience(Interrupted(error.url, said))
             except (Interrupted, SourceSilent) as error:
@@ -119,11 +119,17 @@ class _Transfer:
         """Ask once, from where we are, and take what comes; the final URL when that was all."""
         async with self._client.get(self._url, self._headers()) as answer:
             self._begin(answer)
-            async for part in answer.body:
-                await self._receiver.write(answer.url, part)
+            try:
+                async for part in answer.body:
+                    await self._receiver.write(answer.url, part)
+            except Interrupted as error:
+                raise Interrupted(answer.url, f"{self._so_far()}: {error.why}") from None
             if self._total is not None and self._receiver.size < self._total:
-                raise Interrupted(answer.url, f"ended after {self._receiver.size} of {self._total} bytes")
+                raise Interrupted(answer.url, self._so_far())
             return answer.url
+
+    def _so_far(self) -> str:
+        return f"ended after {self._receiver.size} of {self._total or 'an unknown number of'} bytes"
 
     def _headers(self) -> dict[str, str]:
         if not self._receiver.size or not self._etag:
