@@ -24,7 +24,7 @@ import trio
 
 from cachefs.content import Bitmap, Manifest
 from cachefs.errors import StoreFailed
-from cachefs.store import disk
+from cachefs.store import disk, space
 from cachefs.store.recovery import Found
 from cachefs.store.state import ObjectRow, Seal, State
 
@@ -55,7 +55,15 @@ class Owner(Protocol):
 class StoredObject:
     """An object's bytes. From `ObjectStore.open`; the last `release` closes it."""
 
-    def __init__(self, manifest: Manifest, path: Path, found: Found, completed: float | None, tools: Tools) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        path: Path,
+        found: Found,
+        completed: float | None,
+        tools: Tools,
+        last_used: float | None = None,
+    ) -> None:
         self.manifest = manifest
         self.path = path
         self.directory = path.parent
@@ -67,6 +75,7 @@ class StoredObject:
         # A partial object's seal ends here: it may be written to from now on.
         self._seal = found.seal if self.complete else None
         self._completed = completed
+        self._last_used = tools.clock() if last_used is None else last_used
         self._tools = tools
         self._owner: Owner | None = None
         self._committing = trio.Lock()
@@ -79,9 +88,29 @@ class StoredObject:
 
     @property
     def allocated(self) -> int:
-        """The bytes the file takes on disk, whole sectors."""
+        """The bytes the file takes on disk, whole sectors; 0 once it is closed, or if somebody else has it, too."""
         with disk.named(self.path):
-            return os.fstat(self._fd).st_blocks * 512
+            return space.taken(self._fd) if self._fd >= 0 else 0
+
+    def to_write(self, index: int) -> int:
+        """The bytes that the file grows by, at most, when all of a block is written. StoreFailed."""
+        span = self.manifest.span(index)
+        with disk.named(self.path):
+            return max(0, space.cost(span) - space.written(self._fd, span))
+
+    @property
+    def closed(self) -> bool:
+        """Whether the store is done with it: nothing is written to it any more."""
+        return self._fd < 0
+
+    @property
+    def last_used(self) -> float:
+        """When somebody last opened or closed it to read it, in Unix seconds."""
+        return self._last_used
+
+    def use(self) -> None:
+        """Take note that it is being used: what was used last is evicted last. Recorded when it is closed."""
+        self._last_used = self._tools.clock()
 
     @property
     def sealed(self) -> bool:
@@ -212,7 +241,7 @@ class StoredObject:
             held=_held(manifest, bits),
             seal=self._seal,
             completed=self._completed if self._seal and bits.complete else None,
-            last_used=tools.clock(),
+            last_used=self._last_used,
         )
         tools.state.save_object(manifest.content, row)
 
@@ -232,7 +261,7 @@ class StoredObject:
 
     async def _finish(self) -> None:
         if self._seal is not None:
-            self._tools.state.touch_object(self.manifest.content, self._tools.clock())
+            self._tools.state.touch_object(self.manifest.content, self._last_used)
         elif not self._frozen:
             bits = self.verified.copy()
             self._seal = await trio.to_thread.run_sync(self._sync, False)
