@@ -198,7 +198,7 @@ class Cache:
     async def _arrival(self, flow: Flow, missing: list[int]) -> None:
         if self._stopping:
             raise Stopping
-        refusal = flow.refusal(missing)
+        refusal = flow.stored.condemned or flow.refusal(missing)
         if refusal is not None:
             raise refusal
         if len(self._waiting) >= self._settings.max_waiting:

@@ -20,6 +20,7 @@ import pytest
 
 from cachefs.catalog import records
 from cachefs.catalog.records import LOCK_NAME, RecordsLock
+from cachefs.content import ContentId
 from cachefs.control import socket as control
 from tests import records_kit
 from tests.mount_kit import Mount, cachefs, mounted, pread, read_error
@@ -39,6 +40,7 @@ from tests.records_kit import (
 
 SONG = song(1, 12 * PIECE + 1000)
 OTHER = song(2, len(SONG))
+WRONG = f"sha256:{sha256(b'nothing has this')}"
 
 
 @contextmanager
@@ -266,6 +268,18 @@ def test_a_break_in_the_middle_costs_the_rest_only(stage: Stage) -> None:
     before = stage.host.sent
     assert path.read_bytes() == body
     assert stage.host.sent - before < len(body) + 2 * PIECE
+
+
+def test_a_record_whose_pieces_are_right_and_whose_whole_is_not_is_thrown_away_and_says_so(stage: Stage) -> None:
+    body = fresh(15, pieces=2)
+    path = stage.record("contradicts.mp3", body)
+    lock = stage.mount.data_dir / LOCK_NAME
+    records.update(lock, lambda now: now.with_record(replace(now.records[path.name], content=ContentId.parse(WRONG))))
+    control.ask(stage.mount.data_dir, "records-changed")
+    stage.mount.child.wait_until("refused", lambda: read_error(path, size=len(body)) == "EBADMSG")
+    assert "its record contradicts itself" in why(path)
+    (kept,) = stage.mount.data_dir.glob(f"store/sha256/*/{WRONG.partition(':')[2]}/data")
+    assert kept.stat().st_blocks == 0
 
 
 def test_mirrors_are_asked_when_the_url_fails_or_lies(stage: Stage) -> None:
