@@ -49,9 +49,9 @@ LOG_NAME = "cachefs.log"
 def mount(
     mountpoint: Path | None, config_file: Path | None, daemon: bool, verbose: bool, ready_fd: int | None, **given: Any
 ) -> None:
-    """Mount the snapshots of a chain on MOUNTPOINT; bytes are fetched when they are first read.
+    """Mount the snapshots of a chain, or records, on MOUNTPOINT; bytes are fetched when they are first read.
 
-    The first start needs --chain-toml, or a snapshot-lock.json in DATA_DIR/snapshots. Options given here win over
+    The first start needs --chain-toml, a snapshot-lock.json in DATA_DIR/snapshots, or a records-lock.toml in DATA_DIR. Options given here win over
     cachefs.toml. Ends at SIGINT, SIGTERM, `cachefs umount` or `fusermount3 -u`.
     """
     config = _settings(config_file, mountpoint, given)

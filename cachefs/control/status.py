@@ -62,6 +62,10 @@ class StatusSource:
                 "shown": len(shown.names),
                 "chain_toml": self.chain_toml,
             },
+            "records": {
+                "names": len(shown.records),
+                "bytes": sum(record.size or 0 for record in shown.records.values()),
+            },
             "metadata": {"known": self.manifests.known(), **asdict(self.metadata.report())},
             "store": self._store(),
             "sources": [asdict(report) for report in self.ledger.report()],
