@@ -51,8 +51,8 @@ def mount(
 ) -> None:
     """Mount the snapshots of a chain, or records, on MOUNTPOINT; bytes are fetched when they are first read.
 
-    The first start needs --chain-toml, a snapshot-lock.json in DATA_DIR/snapshots, or a records-lock.toml in DATA_DIR. Options given here win over
-    cachefs.toml. Ends at SIGINT, SIGTERM, `cachefs umount` or `fusermount3 -u`.
+    The first start needs --chain-toml, a snapshot-lock.json in DATA_DIR/snapshots, or a records-lock.toml in DATA_DIR.
+    Options given here win over cachefs.toml. Ends at SIGINT, SIGTERM, `cachefs umount` or `fusermount3 -u`.
     """
     config = _settings(config_file, mountpoint, given)
     if daemon:
