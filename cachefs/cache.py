@@ -298,7 +298,7 @@ class Cache:
     def _start(self, flow: Flow) -> None:
         """Have the flow's demand fetched, from the first time something is missing."""
         if flow.download is None:
-            job = Job(flow.item, flow.stored.path, flow.stored.verified)
+            job = Job(flow.item, flow.stored.bytes_path, flow.stored.verified)
             flow.download = self._fetcher.download(job, flow)
         flow.demand(self._settings.readahead_blocks)
 

@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,23 @@ from typing import Any
 import trio
 
 from cachefs import mountinfo
+from cachefs.adoption.memory import Memory
+from cachefs.adoption.overrides import Overrides
+from cachefs.adoption.takeover import MEMORY_NAME, Takeover
 from cachefs.cache import Cache
 from cachefs.config import Config, load_webseed_toml
 from cachefs.config import Limits as LimitSettings
 from cachefs.content import ContentId
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
-from cachefs.drivers import tuning
+from cachefs.drivers import overlay, tuning
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
 from cachefs.errors import CachefsError, ConfigError
 from cachefs.fetch.base import Item
 from cachefs.fetch.kinds import ByKind
 from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.more_providers import TorrentProvider
+from cachefs.fetch.outage import Outage
 from cachefs.fetch.policy import Hedging
 from cachefs.fetch.ranges import RangeFetcher
 from cachefs.fetch.rclone import RcloneFetcher
@@ -50,6 +54,7 @@ from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
 from cachefs.metainfo import Metainfo
+from cachefs.recheck import recheck
 from cachefs.records import MusicCache
 from cachefs.records.shelf import CATALOGUE as RECORDS
 from cachefs.records.shelf import RecordShelf
@@ -69,18 +74,20 @@ _LINGER = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """What a mount that has become usable tells."""
+    """What a mount that has become usable tells; `remarks` are on local files that aren't what the lock says."""
 
     mountpoint: Path
     chain: str
     names: int
     shown: int
     records: int
+    remarks: tuple[str, ...] = ()
 
 
 def run(config: Config, ready: Callable[[Mounted], None]) -> None:
     """Mount, call `ready` when the mount is usable, and return when it is gone."""
     mountpoint, data_dir = _places(config)
+    _writable_view(config, mountpoint, data_dir)  # before anything is touched, for what it refuses
     with DataDirLock(data_dir, mountpoint):
         _prepare_mountpoint(mountpoint)
         trio.run(_run, config, mountpoint, data_dir, ready, restrict_keyboard_interrupt_to_checkpoints=True)
@@ -91,10 +98,18 @@ def _places(config: Config) -> tuple[Path, Path]:
         raise ConfigError("mountpoint", "not given: name it on the command line or as [mount] mountpoint")
     if config.mount.data_dir is None:
         raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
-    mountpoint, data_dir = (Path(os.path.abspath(p)) for p in (config.mount.mountpoint, config.mount.data_dir))  # noqa: PTH100
+    mountpoint = mountinfo.located(config.mount.mountpoint)
+    data_dir = Path(os.path.abspath(config.mount.data_dir))  # noqa: PTH100
     if data_dir.is_relative_to(mountpoint):
         raise ConfigError(str(data_dir), f"the data directory can't be inside the mount point {mountpoint}")
     return mountpoint, data_dir
+
+
+def _writable_view(config: Config, mountpoint: Path, data_dir: Path) -> overlay.WritableView | None:
+    if not config.mount.writable:
+        return None
+    owner = overlay.Owner.parse(config.mount.owner)
+    return overlay.WritableView(mountpoint / CATALOGUE, data_dir / CATALOGUE, owner)
 
 
 def _prepare_mountpoint(mountpoint: Path) -> None:
@@ -102,6 +117,7 @@ def _prepare_mountpoint(mountpoint: Path) -> None:
         if not mountinfo.is_dead(mountpoint):
             raise CachefsError(f"{mountpoint} is mounted already; `cachefs umount {mountpoint}` takes it away")
         log.warning("%s: clearing away a mount whose daemon is gone", mountpoint)
+        overlay.uncover(mountpoint)
         mountinfo.unmount_lazily(mountpoint)
     if not mountpoint.is_dir():
         raise CachefsError(f"{mountpoint} is not a directory; make it first: mkdir -p {mountpoint}")
@@ -173,12 +189,19 @@ class Assembly:
         shelf = SnapshotShelf(self._manifests, self._metadata, mtimes(state))
         shelves: dict[str, Shelf] = {CATALOGUE: shelf, RECORDS: self._records}
         filesystem = Filesystem(shown.tree, shelves, self._cache, born=shown.created)
-        self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
+        self._view = view = _writable_view(config, mountpoint, data_dir)
+        allow_other = config.mount.allow_other or (view is not None and view.foreign)
+        owner = view.owner if view else None
+        self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner)
+        self._outage = Outage(self._waited_for, self._progress, self._evidence)
         parts = Parts(state, self._manifests, self._metadata, shelf, filesystem, self._records, self._driver.forget)
-        self._reloader = Reloader(config, lock_file, shown, parts)
+        takeover = Takeover(self._store, self._manifests.recall, self._manifests.found, Memory(data_dir / MEMORY_NAME))
+        overrides = Overrides(lock_file.path.parent, takeover, state.complete_hashes)
+        self._reloader = Reloader(config, lock_file, shown, parts, overrides.apply)
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
             self._metadata, self._cache, fetcher, self._router, self._rclone, self._ledger, time.time(),
+            self._outage, view is not None,
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._stop = trio.Event()
@@ -197,21 +220,31 @@ class Assembly:
     def _evidence(self) -> str:
         return "; ".join(self._ledger.recent(60.0)[:3])
 
+    def _waited_for(self) -> list[str]:
+        return [*(wait.name for wait in self._cache.waiting()), *self._metadata.waiting()]
+
+    def _progress(self) -> int:
+        return sum(report.received for report in self._ledger.report()) + self._manifests.known()
+
     async def run(self, ready: Callable[[Mounted], None]) -> None:
         """Bring everything up, wait for a reason to stop, take everything down."""
         async with self._services():
+            remarks = await self._reloader.prepare(self._reloader.shown.lock.downloads)
             self._driver.mount()
             try:
-                await self._mounted(ready)
+                await self._mounted(ready, remarks)
             finally:
                 # Not before the last handler has ended: it would answer through a session that is gone.
                 self._driver.close()
 
-    async def _mounted(self, ready: Callable[[Mounted], None]) -> None:
+    async def _mounted(self, ready: Callable[[Mounted], None], remarks: list[str]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_signals, nursery)
             nursery.start_soon(self._serve)
             await trio.to_thread.run_sync(self._settle)
+            if self._view is not None:
+                await trio.to_thread.run_sync(self._view.mount)
+                nursery.start_soon(self._watch_view, self._view)
             commands: dict[str, control.Command] = {
                 "status": self._status.collect,
                 "stop": self._stopping,
@@ -222,9 +255,9 @@ class Assembly:
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
             nursery.start_soon(self._records.seed_complete)
-            shown = self._reloader.shown
-            names, chain = shown.lock.downloads, shown.lock.chain
-            ready(Mounted(self._mountpoint, chain, len(names), len(shown.names), len(shown.records)))
+            nursery.start_soon(self._outage.run)
+            nursery.start_soon(recheck, self._store, self._manifests.recall)
+            ready(self._told(remarks))
             await self._stop.wait()
             await self._let_go()
             nursery.cancel_scope.cancel()
@@ -283,9 +316,18 @@ class Assembly:
         await mountinfo.wait_gone(self._mountpoint)
         self._stop.set()
 
+    async def _watch_view(self, view: overlay.WritableView) -> None:
+        await view.wait_gone()
+        self._stop.set()  # who expects to write must not go on with the read-only directory below
+
     async def _reload(self) -> Mapping[str, Any]:
-        difference = await self._reloader.reload()
-        return {"difference": difference.as_json(), "text": [*difference.lines(), difference.summary()]}
+        difference, remarks = await self._reloader.reload()
+        return {"difference": difference.as_json(), "text": [*difference.lines(), difference.summary(), *remarks]}
+
+    def _told(self, remarks: Iterable[str]) -> Mounted:
+        shown = self._reloader.shown
+        names = len(shown.lock.downloads)
+        return Mounted(self._mountpoint, shown.lock.chain, names, len(shown.names), len(shown.records), tuple(remarks))
 
     async def _records_changed(self) -> None:
         await self._reloader.reload_records()
@@ -299,6 +341,8 @@ class Assembly:
         with trio.move_on_after(_GRACE):
             await self._metadata.stop()
             await self._cache.stop()
+        if self._view is not None:  # it goes first, while what is below it still answers
+            await trio.to_thread.run_sync(self._view.unmount)
         # The kernel asks once more for a page whose readahead failed, so the answers go on until the last user
         # is gone: that ends a mount which was taken out of the tree.
         with trio.move_on_after(_LINGER):

@@ -27,7 +27,8 @@ def status(mountpoint: Path | None, data_dir: Path | None, as_json: bool) -> Non
 def lines(answer: Mapping[str, Any]) -> Iterator[str]:
     """The status as text, a line at a time."""
     mount, catalogue, metadata, store = (answer[key] for key in ("mount", "catalogue", "metadata", "store"))
-    yield f"mount      {mount['mountpoint']}  pid {mount['pid']}, up {_duration(mount['uptime'])}"
+    writable = ", snapshots writable" if mount["writable"] else ""
+    yield f"mount      {mount['mountpoint']}  pid {mount['pid']}, up {_duration(mount['uptime'])}{writable}"
     yield f"data       {mount['data_dir']}"
     if catalogue["chain"]:
         yield f"catalogue  {catalogue['chain']}: {catalogue['names']:,} names in the lock, {catalogue['shown']:,} shown"
@@ -41,6 +42,8 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
         f"{store['complete']:,} complete, {store['open']:,} open"
     )
     yield from _sources(answer["sources"])
+    if answer["outage"] is not None:
+        yield f"outage     nothing comes from any source, for {_duration(answer['outage'])}"
     yield from _rclone(answer["rclone"])
     yield from _transfers(answer["transfers"])
     yield from _waiting(answer["waiting"])

@@ -33,6 +33,7 @@ from cachefs.config.values import (
     as_list,
     as_listen,
     as_number,
+    as_owner,
     as_path,
     as_seconds,
     as_size,
@@ -75,12 +76,20 @@ class Mount:
     """[mount]: where things are.
 
     mountpoint: the directory to mount on; data_dir: where fetched bytes, locks and state are kept;
-    allow_other: whether users other than the one who mounts may read (needs user_allow_other in /etc/fuse.conf).
+    allow_other: whether users other than the one who mounts may read (needs user_allow_other in /etc/fuse.conf);
+    writable: whether an overlayfs lets files be written beside those that are shown (root only); owner: USER or
+    USER:GROUP to whom what it shows belongs, "" for who mounts.
     """
 
     mountpoint: Path | None = field(default=None, metadata={"read": as_path})
     data_dir: Path | None = field(default=None, metadata={"read": as_path})
     allow_other: bool = field(default=False, metadata={"read": as_flag})
+    writable: bool = field(default=False, metadata={"read": as_flag})
+    owner: str = field(default="", metadata={"read": as_owner})
+
+    def __post_init__(self) -> None:
+        if self.owner and not self.writable:
+            raise ConfigError("owner", "is for a writable mount; give --writable too, or leave it off")
 
 
 @dataclass(frozen=True, slots=True)

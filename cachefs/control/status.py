@@ -19,6 +19,7 @@ from cachefs import __version__
 from cachefs.cache import Cache
 from cachefs.fetch.base import Fetcher
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.outage import Outage
 from cachefs.fetch.rclone import RcloneFetcher
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger
@@ -44,6 +45,8 @@ class StatusSource:
     rclone: RcloneFetcher
     ledger: Ledger
     started: float
+    outage: Outage
+    writable: bool
 
     async def collect(self) -> Mapping[str, Any]:
         """All of it, now. Sizes in bytes, rates in bytes per second, times in seconds."""
@@ -53,6 +56,7 @@ class StatusSource:
             "mount": {
                 "mountpoint": str(self.mountpoint),
                 "data_dir": str(self.data_dir),
+                "writable": self.writable,
                 "pid": os.getpid(),
                 "uptime": time.time() - self.started,
             },
@@ -69,8 +73,10 @@ class StatusSource:
             "metadata": {"known": self.manifests.known(), **asdict(self.metadata.report())},
             "store": self._store(),
             "sources": [asdict(report) for report in self.ledger.report()],
+            "outage": self.outage.seconds(),
             "transfers": self._transfers(),
             "fetched": {choice.value: size for choice, size in self.router.fetched.items()},
+            "handed_over": dict(self.router.handed_over),
             "hedging": self._hedging(),
             "rclone": await self.rclone.report(),
             "waiting": self._waiting(),

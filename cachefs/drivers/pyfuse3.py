@@ -26,6 +26,7 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 
 from cachefs import mountinfo
+from cachefs.drivers.overlay import Owner
 from cachefs.errors import CachefsError
 from cachefs.filesystem import Attributes, Filesystem, errno_of
 
@@ -67,18 +68,18 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = True
 
-    def __init__(self, filesystem: Filesystem) -> None:
+    def __init__(self, filesystem: Filesystem, owner: Owner | None) -> None:
         super().__init__()
         self._fs = filesystem
-        self._uid = os.getuid()
-        self._gid = os.getgid()
+        self._uid, self._gid = (owner.uid, owner.gid) if owner else (os.getuid(), os.getgid())
+        self._directory_mode = stat.S_IFDIR | (0o755 if owner else 0o555)
 
     def _entry(self, attributes: Attributes) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(attributes.inode)
         entry.generation = 0
         directory = attributes.is_directory
-        entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o555 if directory else stat.S_IFREG | 0o444)
+        entry.st_mode = pyfuse3.ModeT(self._directory_mode if directory else stat.S_IFREG | 0o444)
         entry.st_nlink = 2 if directory else 1
         entry.st_uid, entry.st_gid = self._uid, self._gid
         entry.st_size = attributes.size or 0
@@ -167,10 +168,15 @@ class Operations(pyfuse3.Operations):
 
 
 class Pyfuse3Driver:
-    """Mounts a `Filesystem` with pyfuse3, which serves one mount a process."""
+    """Mounts a `Filesystem` with pyfuse3, which serves one mount a process.
 
-    def __init__(self, filesystem: Filesystem, mountpoint: Path, data_dir: Path, *, allow_other: bool) -> None:
-        self._operations = Operations(filesystem)
+    With an `owner`, everything is that owner's, and the directories look writable: an overlayfs takes their modes over.
+    """
+
+    def __init__(
+        self, filesystem: Filesystem, mountpoint: Path, data_dir: Path, *, allow_other: bool, owner: Owner | None = None
+    ) -> None:
+        self._operations = Operations(filesystem, owner)
         self._mountpoint = mountpoint
         source = mountinfo.source_of(data_dir)
         options = {"default_permissions", "ro", "nosuid", "nodev", "subtype=cachefs", f"fsname={source}"}

@@ -78,7 +78,7 @@ class TorrentDownload:
         self.holders = 0
         """How many connected peers, web seeds not counted, have something of it."""
         self.rate = 0.0
-        self._received, self._arriving = 0, False
+        self._received, self.arriving = 0, False
         self._counting = self._measured = self._gave = False
         self._moved_at = float("-inf")
         self.failing = ""
@@ -174,7 +174,7 @@ class TorrentDownload:
         Not while bytes come in that may be right: a piece that a slow source has begun would begin anew, and never
         be whole.
         """
-        if not self._arriving or self._refuted:
+        if not self.arriving or self._refuted:
             self.remove()
 
     def remove(self) -> None:
@@ -272,7 +272,7 @@ class TorrentDownload:
             return
         self._add_web_seeds(self._handle)
         self._connect()
-        if not self._arriving:
+        if not self.arriving:
             self._ask_again(self._wanted)
 
     def _ask_again(self, pieces: Iterable[int]) -> None:
@@ -311,8 +311,8 @@ class TorrentDownload:
         self.rate = float(sum(peer.payload_down_speed for peer in peers))
         # The rate is an average that takes a minute to forget.
         before, self._received = self._received, sum(peer.total_download for peer in peers)
-        self._arriving = self._received > before
-        if self._arriving:
+        self.arriving = self._received > before
+        if self.arriving:
             self._moved_at = trio.current_time()
         return peers
 

@@ -110,8 +110,13 @@ def find(root: Path, out: Path) -> Iterator[str]:
                 continue
             if path.is_dir():
                 pending.append(path)
-            elif path.is_file() and path.name not in _LEFT_OUT_NAMES and path.suffix not in LEFT_OUT:
+            elif path.is_file() and could_be_content(path.name):
                 yield path.relative_to(root).as_posix()
+
+
+def could_be_content(name: str) -> bool:
+    """Whether a file is called neither like a product of ours nor like a downloader's."""
+    return name not in _LEFT_OUT_NAMES and not name.endswith(LEFT_OUT)
 
 
 @dataclass(slots=True)

@@ -2,7 +2,8 @@
 
 How it works: a file is always as long as its content, and sparse; what was never written is a hole that
 takes no room, and SEEK_DATA tells holes from data without reading. Files are opened by digest in directories
-of mode 0700, and a symbolic link is never followed. An OSError becomes StoreFull or StoreFailed here, once,
+of mode 0700. A symbolic link is followed in one case only: to read a file that was taken over in place
+(`places`), and then only that one link. An OSError becomes StoreFull or StoreFailed here, once,
 with the path that it is about.
 """
 
@@ -49,10 +50,17 @@ def make_directory(path: Path) -> None:
 
 
 def open_sealed(path: Path) -> int | None:
-    """A descriptor to read from, or None if there is no such file."""
+    """A descriptor to read from, or None if there is no such file, also at the end of a link to one in place."""
     try:
         return os.open(path, os.O_RDONLY | _COMMON)
     except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno != errno.ELOOP or path.name.startswith("manifest"):
+            raise
+    try:
+        return os.open(path.readlink(), os.O_RDONLY | _COMMON)
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -130,6 +138,14 @@ def replace_file(path: Path, raw: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def save_manifest(root: Path, content: ContentId, raw: bytes) -> None:
+    """Keep a manifest that was checked in the store below `root`. StoreFull, StoreFailed."""
+    path = directory_of(root, content) / "manifest"
+    with named(path):
+        make_directory(path.parent)
+        replace_file(path, raw)
 
 
 def read_file(path: Path) -> bytes | None:

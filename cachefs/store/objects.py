@@ -24,10 +24,11 @@ from pathlib import Path
 import trio
 
 from cachefs.content import ContentId, Manifest, Span
-from cachefs.errors import CachefsError, Stopping
-from cachefs.store import disk, recovery, space
+from cachefs.errors import CachefsError, Stopping, StoreFailed
+from cachefs.store import disk, places, recovery, space
+from cachefs.store.places import How
 from cachefs.store.recovery import Found
-from cachefs.store.state import State
+from cachefs.store.state import Seal, State
 from cachefs.store.stored import StoredObject, Tools
 
 COMMIT_SECONDS = 1.0
@@ -77,10 +78,7 @@ class ObjectStore:
 
     def save_manifest(self, content: ContentId, raw: bytes) -> None:
         """Keep a manifest that the caller has checked. Blocking, short. StoreFull, StoreFailed."""
-        path = self._directory(content) / "manifest"
-        with disk.named(path):
-            disk.make_directory(path.parent)
-            disk.replace_file(path, raw)
+        disk.save_manifest(self.root, content, raw)
         # A directory of its own comes with it: what a limit has to reckon with until the store is looked at again.
         self.metadata_bytes += space.cost(Span(0, len(raw))) + space.UNIT
 
@@ -97,6 +95,31 @@ class ObjectStore:
         for path in self.root.glob("*/??/*/manifest"):
             with contextlib.suppress(ValueError):
                 yield ContentId.parse(f"{path.parts[-4]}:{path.parts[-2]}")
+
+    async def adopt(self, manifest: Manifest, source: Path, seal: Seal) -> How:
+        """Take over a file whose bytes the caller has verified against `manifest` while it looked like `seal`.
+
+        The file itself is never touched. HELD if all of it is here already. StoreFailed if the file has changed
+        since, or if somebody reads what is here of it now; StoreFull.
+        """
+        content = manifest.content
+        async with self._alone(content):
+            if self._closed:
+                raise Stopping
+            data, row = self._directory(content) / "data", self._tools.state.load_object(content)
+            present = self._objects.get(content)
+            if present is not None and not present.complete:
+                raise StoreFailed(f"{source}: {content} is being fetched and read; close it, or try again later")
+            if present is not None or await trio.to_thread.run_sync(recovery.is_whole, data, manifest, row):
+                return How.HELD
+            how, now = await trio.to_thread.run_sync(places.take, source, data, seal)
+            self._tools.state.save_object(content, recovery.whole(manifest, now, self._tools.clock()))
+            return how
+
+    async def doubtful(self) -> list[ContentId]:
+        """The objects whose data file looks otherwise than recorded, or isn't recorded: worth opening once."""
+        seals = self._tools.state.seals()
+        return await trio.to_thread.run_sync(recovery.doubtful, self.root, seals)
 
     async def take(self, manifest: Manifest, path: Path) -> None:
         """Move a file in as an object's bytes, unless there are some. They are hashed at the next open. StoreFailed."""
@@ -246,6 +269,8 @@ class ObjectStore:
                 await trio.to_thread.run_sync(
                     recovery.rehash, found, stored.manifest, self._tools.sync, limiter=self._hashing
                 )
+                await trio.to_thread.run_sync(recovery.part, found, stored.path)
+                stored.reopened(found)
         finally:
             with self._tolerant(stored):
                 stored.save_unsealed()

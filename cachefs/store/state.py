@@ -134,6 +134,21 @@ class State:
                 _move_aside(path)
                 return cls(_connect(path), rebuilt=True)
 
+    @classmethod
+    def look(cls, path: Path) -> State:
+        """The database as it is, to read only, also beside the daemon that has it open.
+
+        StoreFailed if it isn't there or isn't sound: nothing is mended here.
+        """
+        with _translated():
+            db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+            try:
+                _check(db)
+            except (sqlite3.Error, _BrokenError) as error:
+                db.close()
+                raise StoreFailed(f"{path}: not a sound database of cachefs; the next mount makes it anew") from error
+            return cls(db, rebuilt=False)
+
     def close(self) -> None:
         self._db.close()
 
@@ -155,6 +170,12 @@ class State:
         with _translated():
             rows = self._db.execute("SELECT Name, Hash, Length, Created, Completed FROM BittorrentInfo ORDER BY Name")
             return {row[0]: Info(*row) for row in rows}
+
+    def complete_hashes(self) -> set[str]:
+        """The hashes, in hex, of the names that are complete."""
+        with _translated():
+            rows = self._db.execute("SELECT Hash FROM BittorrentInfo WHERE Completed IS NOT NULL")
+            return {row[0] for row in rows}
 
     def set_lengths(self, lengths: Mapping[str, int]) -> None:
         """Record lengths in bytes by name; names that aren't there are passed over."""
@@ -185,6 +206,12 @@ class State:
         with self._transaction() as db:
             db.execute(f"INSERT OR REPLACE INTO objects (id, {_FIELDS}) VALUES (?,?,?,?,?,?,?,?,?,?)", values)
             db.execute(_COMPLETED, (row.completed, content.hex))
+
+    def seals(self) -> dict[ContentId, Seal | None]:
+        """Every object, and how its data file looked when it was last closed; None if it wasn't closed cleanly."""
+        with _translated():
+            rows = self._db.execute("SELECT id, seal_size, seal_mtime_ns, seal_inode FROM objects")
+            return {ContentId.parse(row[0]): None if row[1] is None else Seal(*row[1:]) for row in rows}
 
     def touch_object(self, content: ContentId, last_used: float) -> None:
         """Record when an object was last used."""

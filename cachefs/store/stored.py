@@ -79,6 +79,7 @@ class StoredObject:
         self._length = manifest.length
         self._block_length = manifest.block_length
         self._fd = found.fd
+        self._shared = found.shared
         # A partial object's seal ends here: it may be written to from now on.
         self._seal = found.seal if self.complete else None
         self._completed = completed
@@ -93,6 +94,11 @@ class StoredObject:
     def attach(self, owner: Owner) -> None:
         """Tell `owner` from now on; the store's own call."""
         self._owner = owner
+
+    @property
+    def bytes_path(self) -> Path:
+        """The file that has the bytes: `path`, or the user's own where it was taken over in place."""
+        return self.path.readlink() if self.path.is_symlink() else self.path
 
     @property
     def allocated(self) -> int:
@@ -177,6 +183,8 @@ class StoredObject:
             count = os.preadv(self._fd, (view,), offset, os.RWF_NOWAIT)
         except OSError:  # not in the page cache, or the file system can't tell; a real error shows in read()
             return None
+        if self._shared:
+            self._require_unchanged()
         return view if count == size else None
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -191,7 +199,17 @@ class StoredObject:
         with disk.named(self.path):
             if not disk.read_into(self._fd, memoryview(data), offset):
                 raise StoreFailed(f"{self.path}: ends before byte {offset + size}; it was cut short behind our back")
+        if self._shared:
+            self._require_unchanged()
         return bytes(data)
+
+    def _require_unchanged(self) -> None:
+        """Raise StoreFailed if a shared file was changed by its owner: asked after its bytes were read."""
+        if self._seal is not None and disk.seal_of(self._fd) != self._seal:
+            raise StoreFailed(
+                f"{self.path}: was changed under another name since it was verified; "
+                "it is verified and mended when it is opened after everybody has closed it"
+            )
 
     def _require(self, offset: int, size: int) -> None:
         for index in range(offset // self._block_length, -(-(offset + size) // self._block_length)):
@@ -252,7 +270,7 @@ class StoredObject:
             except OSError:
                 self._frozen = True
                 raise
-            if read_only:
+            if read_only and not self._shared:
                 os.fchmod(self._fd, 0o444)
             return disk.seal_of(self._fd)
 
@@ -262,6 +280,10 @@ class StoredObject:
         self._dirty = True
         self._save(self.verified)
         self._dirty = self.complete
+
+    def reopened(self, found: Found) -> None:
+        """Take note that recovery has given the object another file; the store's own call."""
+        self._fd, self._shared = found.fd, found.shared
 
     def abandon(self) -> None:
         """Close the file of an object that nobody got to see; the store's own call."""
