@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,34 +30,30 @@ from cachefs.adoption.takeover import MEMORY_NAME, Takeover
 from cachefs.cache import Cache
 from cachefs.config import Config, load_webseed_toml
 from cachefs.config import Limits as LimitSettings
-from cachefs.content import ContentId
+from cachefs.content import ContentId, Span
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
 from cachefs.drivers import overlay, tuning
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
 from cachefs.errors import CachefsError, ConfigError
 from cachefs.fetch.base import Item
-from cachefs.fetch.kinds import ByKind
 from cachefs.fetch.metadata import MetadataService
-from cachefs.fetch.more_providers import TorrentProvider
 from cachefs.fetch.outage import Outage
 from cachefs.fetch.policy import Hedging
-from cachefs.fetch.ranges import RangeFetcher
 from cachefs.fetch.rclone import RcloneFetcher
 from cachefs.fetch.rebuild import RcloneMetadata
 from cachefs.fetch.remotes import Remotes
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
-from cachefs.fetch.torrent_whole import WholeTorrents
 from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
 from cachefs.metainfo import Metainfo
 from cachefs.recheck import recheck
 from cachefs.records import MusicCache
+from cachefs.records.mounting import RecordParts
 from cachefs.records.shelf import CATALOGUE as RECORDS
-from cachefs.records.shelf import RecordShelf
 from cachefs.reload import Parts, Reloader, Shown, mtimes
 from cachefs.shelf import Shelf, SnapshotShelf
 from cachefs.store.eviction import Bounds, Limits
@@ -65,6 +61,7 @@ from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.room import Room
 from cachefs.store.state import State
+from cachefs.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -173,19 +170,11 @@ class Assembly:
             last_resort=self._last_resort(config, data_dir) if web_seeds or sources.rclone_remotes else None,
         )
         self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
-        self._ranges = RangeFetcher(music.web, self._ledger)
-        self._swarms = Router(config.fetch, self._fetcher, self._ranges, hedging, lambda _: False)
-        fetcher = ByKind(self._router, self._ranges, self._swarms)
+        self._record_parts = RecordParts(config, music, self._ledger, self._router)
+        fetcher = self._record_parts.fetcher
         self._room = Room(self._store, state, _limits(config.limits))
         self._cache = Cache(self._store, fetcher, config.read, self._evidence, self._room)
-        music.add_provider(TorrentProvider(WholeTorrents(self._fetcher, config.records.stall_timeout)))
-        self._records = RecordShelf(
-            music,
-            shown.records,
-            deadline=config.read.deadline,
-            swarm=self._fetcher.metainfo,
-            seed=self._cache.seed if config.torrent.seed else None,
-        )
+        self._records = self._record_parts.shelf(shown.records, self._cache)
         shelf = SnapshotShelf(self._manifests, self._metadata, mtimes(state))
         shelves: dict[str, Shelf] = {CATALOGUE: shelf, RECORDS: self._records}
         filesystem = Filesystem(shown.tree, shelves, self._cache, born=shown.created)
@@ -194,13 +183,24 @@ class Assembly:
         owner = view.owner if view else None
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner)
         self._outage = Outage(self._waited_for, self._progress, self._evidence)
-        parts = Parts(state, self._manifests, self._metadata, shelf, filesystem, self._records, self._driver.forget)
+        parts = Parts(
+            state, self._manifests, self._metadata, shelf, filesystem, self._driver.forget, records=self._records
+        )
         takeover = Takeover(self._store, self._manifests.recall, self._manifests.found, Memory(data_dir / MEMORY_NAME))
         overrides = Overrides(lock_file.path.parent, takeover, state.complete_hashes)
         self._reloader = Reloader(config, lock_file, shown, parts, overrides.apply)
+
+        async def forget_pages(content: ContentId, spans: Sequence[Span]) -> None:
+            for inode in filesystem.inodes(content):
+                await self._driver.forget_pages(inode, spans)
+
+        self._upkeep = Upkeep(
+            self._store, state, self._cache, config.scrub,
+            files=lambda: self._reloader.shown.tree.files(), shelves=shelves, forget_pages=forget_pages,
+        )  # fmt: skip
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
-            self._metadata, self._cache, fetcher, self._router, self._rclone, self._ledger, time.time(),
+            self._metadata, self._cache, fetcher, self._router, self._rclone, self._ledger, self._upkeep, time.time(),
             self._outage, view is not None,
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
@@ -245,9 +245,11 @@ class Assembly:
             if self._view is not None:
                 await trio.to_thread.run_sync(self._view.mount)
                 nursery.start_soon(self._watch_view, self._view)
-            commands: dict[str, control.Command] = {
+            commands: dict[str, control.Command | control.Job] = {
                 "status": self._status.collect,
                 "stop": self._stopping,
+                "verify": control.Job(self._upkeep.verify),
+                "scrub": control.Job(self._upkeep.scrub),
                 "reload": self._reload,
                 "records-changed": self._records_changed,
             }
@@ -256,6 +258,7 @@ class Assembly:
             nursery.start_soon(self._seed_complete)
             nursery.start_soon(self._records.seed_complete)
             nursery.start_soon(self._outage.run)
+            nursery.start_soon(self._upkeep.run)
             nursery.start_soon(recheck, self._store, self._manifests.recall)
             ready(self._told(remarks))
             await self._stop.wait()
@@ -270,8 +273,7 @@ class Assembly:
                 await nursery.start(self._fetcher.run)
                 await nursery.start(self._rclone.run)
                 await nursery.start(self._router.run)
-                await nursery.start(self._ranges.run)
-                await nursery.start(self._swarms.run)
+                await nursery.start(self._record_parts.run)
                 await nursery.start(self._records.run)
                 await nursery.start(self._cache.run)
                 await nursery.start(self._room.run, self._cache)

@@ -56,7 +56,7 @@ class Shown:
     records: Mapping[str, Record]
 
     @classmethod
-    def of(cls, config: Config, lock: SnapshotLock, created: float, recorded: RecordsLock | None) -> Shown:
+    def of(cls, config: Config, lock: SnapshotLock, created: float, recorded: RecordsLock | None = None) -> Shown:
         """What the two locks show; a catalogue that has no lock is not there at all. CatalogError."""
         names = locks.shown(config, lock)
         catalogues = {CATALOGUE: names} if lock.downloads or recorded is None else {}
@@ -89,9 +89,9 @@ class Parts:
     metadata: MetadataService
     shelf: SnapshotShelf
     filesystem: Filesystem
-    records: RecordShelf
     forget: Callable[[Iterable[tuple[int, str]]], None]
     followers: tuple[Callable[[], None], ...] = ()
+    records: RecordShelf | None = None
 
 
 class Reloader:
@@ -155,7 +155,8 @@ class Reloader:
         parts.manifests.switch(new.names)
         parts.shelf.mtime = mtime
         parts.metadata.forget(Difference.of(old.names, new.names).gone)
-        parts.records.records = new.records
+        if parts.records is not None:
+            parts.records.records = new.records
         parts.filesystem.switch(new.tree, new.created)
         self.shown = new
 

@@ -30,6 +30,7 @@ WELL = Situation(
     looked_for=0.0,
     from_web=False,
     waited=0.0,
+    arriving=True,
     rate=10e6,
 )
 """A file whose torrent does what it should, and that rclone could fetch as well."""
@@ -46,10 +47,11 @@ ROWS = [
     ("no peers", Choice.RCLONE, {"peers": 0, "looked_for": 1.0}),
     ("no peers", Choice.RCLONE, {"peers": 0, "looked_for": math.inf}),
     ("torrent first", Choice.TORRENT, {"looked_for": math.inf}),
-    ("the torrent is stalled", Choice.RCLONE, {"waited": 5.0, "rate": 1e9}),
-    ("torrent first", Choice.TORRENT, {"waited": 4.99, "rate": 65_536.0}),
-    ("the torrent is slow", Choice.RCLONE, {"waited": 2.5, "rate": 65_535.0}),
-    ("torrent first", Choice.TORRENT, {"waited": 2.49, "rate": 0.0}),
+    ("the torrent is stalled", Choice.RCLONE, {"waited": 5.0, "arriving": False, "rate": 1e9}),
+    ("torrent first", Choice.TORRENT, {"waited": 4.99, "arriving": False, "rate": 0.0}),
+    ("the torrent is slow", Choice.RCLONE, {"waited": 5.0, "rate": 65_535.0}),
+    ("torrent first", Choice.TORRENT, {"waited": 100.0, "rate": 65_536.0}),
+    ("torrent first", Choice.TORRENT, {"waited": 4.99, "rate": 0.0}),
     ("torrent first", Choice.TORRENT, {}),
 ]
 
@@ -74,6 +76,7 @@ SITUATIONS = st.builds(
     looked_for=st.floats(0, math.inf),
     from_web=st.booleans(),
     waited=st.floats(0, math.inf),
+    arriving=st.booleans(),
     rate=st.floats(0, 1e12),
 )
 

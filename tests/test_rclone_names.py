@@ -64,7 +64,7 @@ def attacks(mark: Path) -> list[str]:
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_attack_works_where_it_is_let_in(tmp_path: Path, number: int) -> None:
     attack = attacks(tmp_path / "made")[number]
-    command = [RCLONE, "--config=/dev/null", "--retries=1", "--low-level-retries=1", "lsf", attack]
+    command = [str(RCLONE), "--config=/dev/null", "--retries=1", "--low-level-retries=1", "lsf", attack]
     subprocess.run(command, capture_output=True, check=False)
     assert (tmp_path / "made").exists()
 

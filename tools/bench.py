@@ -20,7 +20,7 @@ import click
 
 from cachefs.errors import CachefsError
 from tests.counterparts import CounterpartFailed
-from tools import bench_adopt, bench_content, bench_names, benchkit, mounting
+from tools import bench_adopt, bench_content, bench_names, bench_upkeep, benchkit, mounting
 from tools.bench_stage import Stage, prepare
 from tools.benchkit import Report, say
 from tools.mounting import Failed
@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[Stage], Report]] = {
     "warm": bench_content.warm,
     "random": bench_content.random_4k,
     "first-byte": bench_content.first_byte,
+    "verify": bench_upkeep.verify,
     "metadata": bench_names.metadata,
     "catalogue": bench_names.catalogue,
     "adopt": bench_adopt.adopt,

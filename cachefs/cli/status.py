@@ -41,6 +41,7 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
         f"store      {decimal(store['bytes'])} in {store['objects']:,} objects, "
         f"{store['complete']:,} complete, {store['open']:,} open"
     )
+    yield from _upkeep(answer["upkeep"])
     yield from _sources(answer["sources"])
     if answer["outage"] is not None:
         yield f"outage     nothing comes from any source, for {_duration(answer['outage'])}"
@@ -49,6 +50,14 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
     yield from _waiting(answer["waiting"])
     if answer["last_error"]:
         yield f"last error {answer['last_error']}"
+
+
+def _upkeep(upkeep: Mapping[str, Any]) -> Iterator[str]:
+    if upkeep["checked"] or upkeep["wrong"]:
+        found = f"{upkeep['wrong']:,} blocks were wrong, {upkeep['mended']:,} fetched again"
+        yield f"upkeep     {decimal(upkeep['checked'])} hashed, {found}"
+    if upkeep["last"]:
+        yield f"           last: {upkeep['last']}"
 
 
 def _sources(sources: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -57,6 +57,7 @@ __all__ = [
     "Rclone",
     "Read",
     "Records",
+    "Scrub",
     "Snapshots",
     "Sources",
     "Torrent",
@@ -240,6 +241,18 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Scrub:
+    """[scrub]: reading again what is held.
+
+    interval: after how many seconds an object is read from the disk again, 0 for never; rate: bytes per second, 0 for
+    no limit.
+    """
+
+    interval: float = field(default=30 * _DAY, metadata={"read": as_seconds(0, 3650 * _DAY)})
+    rate: int = field(default=20_000_000, metadata={"read": as_whole(0, _UNLIMITED, "bytes per second")})
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings."""
 
@@ -252,6 +265,7 @@ class Config:
     read: Read = field(default_factory=Read)
     limits: Limits = field(default_factory=Limits)
     records: Records = field(default_factory=Records)
+    scrub: Scrub = field(default_factory=Scrub)
 
     def override(self, **given: object) -> Config:
         """These settings with those that were given on the command line, by key, whatever their section.

@@ -26,6 +26,7 @@ from cachefs.fetch.sources import Ledger
 from cachefs.manifests import Manifests
 from cachefs.reload import Shown
 from cachefs.store.state import State
+from cachefs.upkeep import Upkeep
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class StatusSource:
     router: Router
     rclone: RcloneFetcher
     ledger: Ledger
+    upkeep: Upkeep
     started: float
     outage: Outage
     writable: bool
@@ -72,6 +74,7 @@ class StatusSource:
             },
             "metadata": {"known": self.manifests.known(), **asdict(self.metadata.report())},
             "store": self._store(),
+            "upkeep": asdict(self.upkeep.report()),
             "sources": [asdict(report) for report in self.ledger.report()],
             "outage": self.outage.seconds(),
             "transfers": self._transfers(),

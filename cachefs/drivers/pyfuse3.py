@@ -14,18 +14,23 @@ event loop turns to another task, which is what lets all reads share one buffer.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import logging
 import os
 import stat
+import struct
 from collections.abc import Callable, Coroutine, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 
 from cachefs import mountinfo
+from cachefs.content import Span
 from cachefs.drivers.overlay import Owner
 from cachefs.errors import CachefsError
 from cachefs.filesystem import Attributes, Filesystem, errno_of
@@ -39,6 +44,9 @@ MAX_TASKS = 2_000
 """Requests under way at once. Blocked reads are limited well below it, so that others find a task free."""
 
 _OURS = b"user.cachefs."
+
+_NOTIFICATION = struct.Struct("=IiQQqq")
+_INVAL_INODE = 2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -196,6 +204,15 @@ class Pyfuse3Driver:
         """Answer the kernel until the mount is gone or this is cancelled."""
         await pyfuse3.main(max_tasks=MAX_TASKS)
 
+    async def forget_pages(self, inode: int, spans: Iterable[Span]) -> None:
+        """Have the kernel drop what it has read of an inode in `spans`, mapped pages too.
+
+        Waits for reads of these pages that are under way, so it isn't for a handler to call.
+        """
+        for span in spans:
+            with contextlib.suppress(OSError):  # the kernel doesn't know the inode any more
+                await trio.to_thread.run_sync(_forget_pages, inode, span, abandon_on_cancel=True)
+
     def forget(self, entries: Iterable[tuple[int, str]]) -> None:
         """Have the kernel look these names (directory inode, name) up anew.
 
@@ -211,3 +228,24 @@ class Pyfuse3Driver:
     def close(self) -> None:
         """Unmount, even while files are open: they get errors from now on."""
         pyfuse3.close()
+
+
+def _forget_pages(inode: int, span: Span) -> None:
+    """FUSE_NOTIFY_INVAL_INODE, whose range libfuse passes on and pyfuse3 doesn't. OSError.
+
+    The range matters: dropping a page waits for whoever is reading it, and a reader that waits for another block of
+    the same file must not keep bad pages alive. Format: fuse_out_header and fuse_notify_inval_inode_out in
+    linux/fuse.h; a notification has the unique number 0 and its code in place of the error.
+    """
+    size = _NOTIFICATION.size
+    os.write(_connection(), _NOTIFICATION.pack(size, _INVAL_INODE, 0, inode, span.offset, span.length))
+
+
+@functools.cache
+def _connection() -> int:
+    """The descriptor of this process's one mount, which pyfuse3 keeps to itself. OSError if there is none."""
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if entry.readlink() == Path("/dev/fuse"):
+                return int(entry.name)
+    raise OSError(errno.ENODEV, "no descriptor of /dev/fuse")

@@ -122,6 +122,9 @@ class RcloneDownload:
             source.health.forgive(self.job.item.content)
         self._fetcher.schedule()
 
+    def doubted(self) -> None:
+        """What is here is looked up whenever something is wanted: there is nothing to forget."""
+
     def open(self) -> None:
         self.opened = True
         self._fetcher.remember(self)

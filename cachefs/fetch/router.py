@@ -111,6 +111,10 @@ class RoutedDownload:
         if self.torrent is not None:
             self.torrent.restart()
 
+    def doubted(self) -> None:
+        if self.torrent is not None:  # rclone has no memory of what is here
+            self.torrent.doubted()
+
     def open(self) -> None:
         self.opened = True
         self.rclone.open()

@@ -104,7 +104,7 @@ class TorrentDownload:
         self._flushing: list[int] = []
         self._lives = 0
         self._out = trio.Event()
-        self._broken = self._leaving = False
+        self._broken = self._leaving = self._outdated = False
         self._looks: dict[int, int] = {}
         self._be_patient()
         self._add()
@@ -177,6 +177,12 @@ class TorrentDownload:
         if not self.arriving or self._refuted:
             self.remove()
 
+    def doubted(self) -> None:
+        """Remove and add again: there is no other way to tell libtorrent that a piece isn't there any more."""
+        self._extents.reopen()
+        self._outdated = self.phase is Phase.ADDING
+        self.remove()
+
     def remove(self) -> None:
         """Take the torrent out of the session; its file and what landed stay."""
         if self.phase is Phase.RUNNING and self._handle is not None:
@@ -213,6 +219,10 @@ class TorrentDownload:
         """Send the wishes first, then let it run."""
         self._handle = handle
         self.phase = Phase.RUNNING
+        if self._outdated:
+            self._outdated = False
+            self.remove()
+            return
         self._send_priorities()
         self._add_web_seeds(handle)
         self._connect()

@@ -85,6 +85,33 @@ def open_writable(path: Path) -> int:
     return writable
 
 
+def reopen(path: Path, fd: int, length: int) -> None:
+    """Have the descriptor `fd` be of the file at `path`, writable, `length` long, and made if need be.
+
+    Whoever reads in a thread meanwhile goes on with the file that it was of before.
+    """
+    new = open_writable(path)
+    try:
+        if os.fstat(new).st_size != length:
+            os.ftruncate(new, length)
+        os.dup2(new, fd, inheritable=False)
+    finally:
+        os.close(new)
+
+
+def is_still(path: Path, fd: int) -> bool:
+    """Whether `path` names the open file, and nobody has put another there or taken it away."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except OSError:
+        return False
+
+
+def forget_pages(fd: int, span: Span) -> None:
+    """Drop what memory holds of a span, if it is on disk as well, so that the next read asks the disk."""
+    os.posix_fadvise(fd, span.offset, span.length, os.POSIX_FADV_DONTNEED)
+
+
 def seal_of(fd: int) -> Seal:
     """The file's size, mtime and inode number as they are now."""
     status = os.fstat(fd)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import trio
 
-from cachefs.content import ContentId, Manifest, Span
+from cachefs.content import Bitmap, ContentId, Manifest, Span
 from cachefs.errors import CachefsError, Stopping, StoreFailed
 from cachefs.store import disk, places, recovery, space
 from cachefs.store.places import How
@@ -92,9 +92,26 @@ class ObjectStore:
 
     def known(self) -> Iterator[ContentId]:
         """The content ids whose manifests are here, from the directories themselves. Blocking: run it in a thread."""
-        for path in self.root.glob("*/??/*/manifest"):
+        return self._ids("manifest")
+
+    def _ids(self, file: str) -> Iterator[ContentId]:
+        for path in self.root.glob(f"*/??/*/{file}"):
             with contextlib.suppress(ValueError):
                 yield ContentId.parse(f"{path.parts[-4]}:{path.parts[-2]}")
+
+    async def inventory(self) -> dict[ContentId, int]:
+        """Every object there is, and how many verified bytes of it: 0 for a data file of which nothing is recorded."""
+        found = await trio.to_thread.run_sync(lambda: dict.fromkeys(self._ids("data"), 0))
+        found |= self._tools.state.held()  # a file may be gone that should be there
+        return found | {content: stored.held for content, stored in self._objects.items()}
+
+    def recorded(self, manifest: Manifest) -> Bitmap:
+        """The blocks of `held`: the next open may believe less. Blocking, short. StoreFailed."""
+        stored = self._objects.get(manifest.content)
+        if stored is not None:
+            return stored.verified.copy()
+        row = self._tools.state.load_object(manifest.content)
+        return recovery.recorded_bits(manifest, row) or Bitmap(manifest.blocks)
 
     async def adopt(self, manifest: Manifest, source: Path, seal: Seal) -> How:
         """Take over a file whose bytes the caller has verified against `manifest` while it looked like `seal`.
@@ -243,6 +260,9 @@ class ObjectStore:
         try:
             if not stored.sealed:
                 await self._settle(stored, found)
+            lost = [index for index in recovery.recorded_bits(manifest, row) or () if index not in stored.verified]
+            if lost:
+                _log.warning("%s: %d blocks are gone or wrong, and missing from now on", path, len(lost))
         except BaseException:
             stored.abandon()
             raise

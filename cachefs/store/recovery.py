@@ -52,7 +52,7 @@ def find(path: Path, manifest: Manifest, row: ObjectRow | None) -> Found:
 
     StoreFull or StoreFailed if the file can't be opened or given its length.
     """
-    bits = _bits(manifest, row)
+    bits = recorded_bits(manifest, row)
     with disk.named(path):
         if row is not None and bits is not None and bits.complete and row.seal is not None:
             fd = disk.open_sealed(path)
@@ -73,7 +73,7 @@ def find(path: Path, manifest: Manifest, row: ObjectRow | None) -> Found:
 
 def is_whole(path: Path, manifest: Manifest, row: ObjectRow | None) -> bool:
     """Whether all of the object is there by its row, and the file looks as sealed. Blocking, short. StoreFailed."""
-    bits = _bits(manifest, row)
+    bits = recorded_bits(manifest, row)
     if row is None or row.seal is None or bits is None or not bits.complete:
         return False
     return looks(path) == row.seal
@@ -137,8 +137,8 @@ def _shared(path: Path, manifest: Manifest) -> Found | None:
     return None
 
 
-def _bits(manifest: Manifest, row: ObjectRow | None) -> Bitmap | None:
-    """The row's bits, or None if there are none that fit this manifest."""
+def recorded_bits(manifest: Manifest, row: ObjectRow | None) -> Bitmap | None:
+    """The row's bits, believed or not; None if there are none that fit this manifest."""
     if row is None or (row.length, row.block_length) != (manifest.length, manifest.block_length):
         return None
     try:
@@ -206,6 +206,19 @@ def part(found: Found, path: Path) -> None:
         fd = disk.open_writable(path)
         os.close(found.fd)
         found.fd, found.shared = fd, False
+
+
+def wrong(fd: int, manifest: Manifest, blocks: Iterable[int], *, from_disk: bool) -> list[int]:
+    """Those of `blocks` that aren't good; with `from_disk`, as the disk has them. Blocking, in a thread of trio's."""
+    buffer = memoryview(bytearray(min(manifest.block_length, manifest.length)))
+    found: list[int] = []
+    for index in blocks:
+        trio.from_thread.check_cancelled()
+        if from_disk:
+            disk.forget_pages(fd, manifest.span(index))
+        if not block_is_good(fd, manifest, index, buffer):
+            found.append(index)
+    return found
 
 
 def block_is_good(fd: int, manifest: Manifest, index: int, buffer: memoryview) -> bool:

@@ -5,11 +5,12 @@ is served at once. Its bit reaches the state only with a commit: copy the bits, 
 block that lands during the sync is not in the copy and waits for the next one, so no bit is ever saved before
 its data. The commit that has the last block also makes the file read-only and records its seal.
 
-Content that is named by the SHA-256 of the whole is hashed once more as a whole before it is sealed: its blocks were
-checked against a list that came with a record, and a record may be wrong.
-
 If a sync fails, the kernel has forgotten the pages that it couldn't write and the next sync would report
 success. So nothing is committed any more until the object is opened again and what is on disk is hashed.
+
+A block whose bytes turn out wrong later, because a disk forgets, is doubted: its bit goes at once, and the
+recorded one before `doubt` returns; the seal is broken and the block is missing like any other. A read that was
+waiting for the disk in that moment may have got the wrong bytes, and reads again.
 
 Reads that the page cache can answer are made with RWF_NOWAIT on the event loop: a thread would cost ten times
 the read. They share one buffer, for a reply is copied into the kernel before the next read is looked at.
@@ -17,10 +18,9 @@ the read. They share one buffer, for a reply is copied into the kernel before th
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -28,12 +28,10 @@ import trio
 
 from cachefs.content import Bitmap, Manifest
 from cachefs.errors import RecordInconsistent, StoreFailed
-from cachefs.store import disk, space
+from cachefs.store import disk, places, recovery, space
 from cachefs.store.recovery import Found
 from cachefs.store.state import ObjectRow, Seal, State
-from cachefs.store.vault import sha256_of
-
-_log = logging.getLogger(__name__)
+from cachefs.store.wholeness import condemn_unless_whole
 
 READ_NOW_LIMIT = 2**20
 """The most bytes that `read_now` gives: the largest read the kernel sends."""
@@ -90,6 +88,7 @@ class StoredObject:
         self._committing = trio.Lock()
         self._dirty = False
         self._frozen = False
+        self._doubts = 0
 
     def attach(self, owner: Owner) -> None:
         """Tell `owner` from now on; the store's own call."""
@@ -139,7 +138,7 @@ class StoredObject:
     @property
     def held(self) -> int:
         """The bytes in verified blocks."""
-        return _held(self.manifest, self.verified)
+        return self.manifest.held(self.verified)
 
     def land(self, index: int) -> bool:
         """A verified block's bytes are in the file: serve it from now on. True if it wasn't there before.
@@ -189,10 +188,14 @@ class StoredObject:
 
     async def read(self, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`, less only what lies past the end; StoreFailed rather than fewer."""
-        ready = self.read_now(offset, size)
-        if ready is not None:
-            return bytes(ready)
-        return await trio.to_thread.run_sync(self._read, offset, min(size, self._length - offset))
+        while True:
+            ready = self.read_now(offset, size)
+            if ready is not None:
+                return bytes(ready)
+            doubts = self._doubts
+            data = await trio.to_thread.run_sync(self._read, offset, min(size, self._length - offset))
+            if doubts == self._doubts:
+                return data
 
     def _read(self, offset: int, size: int) -> bytes:
         data = bytearray(size)
@@ -216,6 +219,57 @@ class StoredObject:
             if index not in self.verified:
                 raise StoreFailed(f"{self.path}: block {index} was read before it was there")
 
+    def wrong(self, blocks: Sequence[int], *, from_disk: bool = False) -> list[int]:
+        """Those of `blocks` whose bytes in the file are not what they should be. Blocking, in a thread of trio's.
+
+        `from_disk`: what the disk has, not what memory remembers of it.
+        """
+        if not disk.is_still(self.path, self._fd):
+            return list(blocks)
+        return recovery.wrong(self._fd, self.manifest, blocks, from_disk=from_disk)
+
+    async def doubt(self, blocks: Iterable[int]) -> list[int]:
+        """Serve these blocks no more: their bytes are wrong. They are missing from now on, also after a power cut.
+
+        Returns those that were there. StoreFull or StoreFailed if that can't be recorded: they are not served all the
+        same, and the next commit tries to record it again.
+        """
+        bad = [index for index in blocks if index in self.verified]
+        for index in bad:
+            self.verified.discard(index)
+        if bad:
+            self.complete = False
+            self._doubts += 1
+            with trio.CancelScope(shield=True):
+                async with self._committing:
+                    await self._take_back(bad)
+        return bad
+
+    async def _take_back(self, bad: list[int]) -> None:
+        self._seal = self._completed = None
+        try:
+            await trio.to_thread.run_sync(self._reopen)
+            row = self._tools.state.load_object(self.manifest.content)
+            if row is not None:
+                # Of the recorded bits, not of those in memory: some of these may not be synced yet.
+                bits = Bitmap.from_bytes(self.manifest.blocks, row.bitmap)
+                for index in bad:
+                    bits.discard(index)
+                row = replace(row, bitmap=bytes(bits), held=self.manifest.held(bits), seal=None, completed=None)
+                self._tools.state.save_object_synced(self.manifest.content, row)
+        except BaseException:
+            self._dirty = True
+            if self._owner is not None:
+                self._owner.landed(self, 0)
+            raise
+
+    def _reopen(self) -> None:
+        """Have a file that may be written to, of the right length, whatever became of it."""
+        with disk.named(self.path):
+            places.take_own(self.path)
+            disk.reopen(self.path, self._fd, self._length)
+            self._shared = False
+
     async def commit(self) -> None:
         """Make everything that has landed durable; seal the file if that is all of it. StoreFull, StoreFailed."""
         async with self._committing:
@@ -224,8 +278,9 @@ class StoredObject:
             self._dirty = False
             try:
                 bits = self.verified.copy()
-                if bits.complete and not await self._is_whole():
-                    bits = self._condemn()
+                if bits.complete:
+                    self.condemned = await condemn_unless_whole(self.path, self._fd, self.manifest, self.verified)
+                    bits, self.complete = self.verified.copy(), self.verified.complete
                 if bits.complete:
                     self._seal = await trio.to_thread.run_sync(self._sync, True)
                     self._completed = self._tools.clock()
@@ -235,32 +290,6 @@ class StoredObject:
             except BaseException:
                 self._dirty = True
                 raise
-
-    async def _is_whole(self) -> bool:
-        """Whether the whole has the digest that the content is named by; blocks that are all right don't say so.
-
-        An info-hash is made of the blocks' digests, so there it is said already.
-        """
-        manifest = self.manifest
-        if manifest.content.algorithm != "sha256" or manifest.blocks == 1:
-            return True
-        with disk.named(self.path):
-            digest = await trio.to_thread.run_sync(sha256_of, self._fd, manifest.length)
-        return digest == manifest.content.digest
-
-    def _condemn(self) -> Bitmap:
-        """Throw away bytes that are right block by block and wrong as a whole, and serve none from now on."""
-        blocks = self.manifest.blocks
-        why = f"{self.manifest.content}: all {blocks} pieces are right, and the whole is something else"
-        self.condemned = RecordInconsistent(f"{why}: its record contradicts itself; etch it again")
-        _log.error("%s", self.condemned)
-        for index in range(blocks):
-            self.verified.discard(index)
-        self.complete = False
-        with disk.named(self.path):
-            os.ftruncate(self._fd, 0)
-            os.ftruncate(self._fd, self._length)
-        return self.verified.copy()
 
     def _sync(self, read_only: bool) -> Seal:
         """Sync the file, then tell how it looks."""
@@ -296,7 +325,7 @@ class StoredObject:
             block_length=manifest.block_length,
             length=manifest.length,
             bitmap=bytes(bits),
-            held=_held(manifest, bits),
+            held=manifest.held(bits),
             seal=self._seal,
             completed=self._completed if self._seal and bits.complete else None,
             last_used=self._last_used,
@@ -324,10 +353,3 @@ class StoredObject:
             bits = self.verified.copy()
             self._seal = await trio.to_thread.run_sync(self._sync, False)
             self._save(bits)
-
-
-def _held(manifest: Manifest, bits: Bitmap) -> int:
-    """The bytes in the blocks of `bits`: all blocks are of one length but the last."""
-    last = manifest.blocks - 1
-    missing_tail = manifest.block_length - manifest.span(last).length
-    return len(bits) * manifest.block_length - (missing_tail if last in bits else 0)
