@@ -28,14 +28,16 @@ from cachefs.adoption.memory import Memory
 from cachefs.adoption.overrides import Overrides
 from cachefs.adoption.takeover import MEMORY_NAME, Takeover
 from cachefs.cache import Cache
+from cachefs.catalog.records import CATALOGUE as RECORDS
+from cachefs.catalog.tree import File
 from cachefs.config import Config, load_webseed_toml
-from cachefs.config import Limits as LimitSettings
 from cachefs.content import ContentId, Span
+from cachefs.control import keeping
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
 from cachefs.drivers import overlay, tuning
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
-from cachefs.errors import CachefsError, ConfigError
+from cachefs.errors import CachefsError, ConfigError, StoreFull
 from cachefs.fetch.base import Item
 from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.outage import Outage
@@ -47,16 +49,17 @@ from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
+from cachefs.keeper import Keeper
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
 from cachefs.metainfo import Metainfo
+from cachefs.prefetch import Prefetcher
 from cachefs.recheck import recheck
 from cachefs.records import MusicCache
 from cachefs.records.mounting import RecordParts
-from cachefs.records.shelf import CATALOGUE as RECORDS
 from cachefs.reload import Parts, Reloader, Shown, mtimes
 from cachefs.shelf import Shelf, SnapshotShelf
-from cachefs.store.eviction import Bounds, Limits
+from cachefs.store.eviction import Limits
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.room import Room
@@ -148,6 +151,7 @@ class Assembly:
         self._data_dir = data_dir
         state.sync_names(shown.lock.downloads, shown.created)
         self._store = ObjectStore(data_dir / "store", state)
+        self._room = Room(self._store, state, Limits.of_settings(config.limits))
         self._manifests = Manifests(self._store, state, shown.names)
         web_seeds = [WebSeed(url) for url in (*config.sources.webseeds, *_webseed_toml(data_dir))]
         sources = config.sources
@@ -172,11 +176,12 @@ class Assembly:
         self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
         self._record_parts = RecordParts(config, music, self._ledger, self._router)
         fetcher = self._record_parts.fetcher
-        self._room = Room(self._store, state, _limits(config.limits))
         self._cache = Cache(self._store, fetcher, config.read, self._evidence, self._room)
         self._records = self._record_parts.shelf(shown.records, self._cache)
         shelf = SnapshotShelf(self._manifests, self._metadata, mtimes(state))
         shelves: dict[str, Shelf] = {CATALOGUE: shelf, RECORDS: self._records}
+        self._keeper = Keeper(self._store, state, self._room, lambda: self._reloader.shown.contents())
+        self._prefetcher = Prefetcher(self._cache, self._room, shelves)
         filesystem = Filesystem(shown.tree, shelves, self._cache, born=shown.created)
         self._view = view = _writable_view(config, mountpoint, data_dir)
         allow_other = config.mount.allow_other or (view is not None and view.foreign)
@@ -189,6 +194,8 @@ class Assembly:
         takeover = Takeover(self._store, self._manifests.recall, self._manifests.found, Memory(data_dir / MEMORY_NAME))
         overrides = Overrides(lock_file.path.parent, takeover, state.complete_hashes)
         self._reloader = Reloader(config, lock_file, shown, parts, overrides.apply)
+        with contextlib.suppress(StoreFull):
+            self._keeper.refresh()
 
         async def forget_pages(content: ContentId, spans: Sequence[Span]) -> None:
             for inode in filesystem.inodes(content):
@@ -201,7 +208,7 @@ class Assembly:
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
             self._metadata, self._cache, fetcher, self._router, self._rclone, self._ledger, self._upkeep, time.time(),
-            self._outage, view is not None,
+            self._outage, view is not None, self._room,
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._stop = trio.Event()
@@ -210,7 +217,7 @@ class Assembly:
     def _last_resort(self, config: Config, data_dir: Path) -> RcloneMetadata | None:
         if not config.rclone.enabled:
             return None
-        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep)
+        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep, self._room.holding)
         last_resort.clear()
         return last_resort
 
@@ -251,7 +258,9 @@ class Assembly:
                 "verify": control.Job(self._upkeep.verify),
                 "scrub": control.Job(self._upkeep.scrub),
                 "reload": self._reload,
-                "records-changed": self._records_changed,
+                "records-changed": self._reloader.reload_records,
+                "prefetch": control.Job(self._prefetch),
+                **keeping.commands(self._keeper),
             }
             await nursery.start(control.serve, self._data_dir, commands)
             nursery.start_soon(self._watch_mount)
@@ -331,9 +340,10 @@ class Assembly:
         names = len(shown.lock.downloads)
         return Mounted(self._mountpoint, shown.lock.chain, names, len(shown.names), len(shown.records), tuple(remarks))
 
-    async def _records_changed(self) -> None:
-        await self._reloader.reload_records()
-        await self._records.seed_complete()
+    async def _prefetch(self, tell: Callable[[Any], None], patterns: Sequence[str]) -> Mapping[str, Any]:
+        tree = self._reloader.shown.tree
+        found = [tree.find(item.catalogue, item.name) for item in self._keeper.matching(patterns)]
+        return await self._prefetcher.fetch([node for node in found if isinstance(node, File)], tell)
 
     async def _stopping(self) -> None:
         self._stop.set()
@@ -356,11 +366,6 @@ class Assembly:
         if entry is not None and entry.data_dir == self._data_dir:
             with contextlib.suppress(CachefsError):  # somebody was quicker
                 mountinfo.unmount_lazily(self._mountpoint)
-
-
-def _limits(settings: LimitSettings) -> Limits:
-    whole = Bounds(size=settings.size or None, age=settings.age or None)
-    return Limits(whole, free_space=settings.free_space)
 
 
 def _webseed_toml(data_dir: Path) -> tuple[str, ...]:

@@ -34,7 +34,6 @@ from cachefs.fetch.metadata import MetadataService
 from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
-from cachefs.records import shelf
 from cachefs.records.shelf import RecordShelf
 from cachefs.shelf import SnapshotShelf
 from cachefs.store.state import State
@@ -62,8 +61,13 @@ class Shown:
         catalogues = {CATALOGUE: names} if lock.downloads or recorded is None else {}
         ready = recorded.ready() if recorded is not None else {}
         if recorded is not None:
-            catalogues[shelf.CATALOGUE] = {name: record.content for name, record in ready.items() if record.content}
+            catalogues[records.CATALOGUE] = {name: record.content for name, record in ready.items() if record.content}
         return cls(lock, created, names, Tree.build(catalogues), ready)
+
+    def contents(self) -> dict[str, Mapping[str, ContentId]]:
+        """Every name of both locks, shown or not, by catalogue."""
+        recorded = {name: record.content for name, record in self.records.items() if record.content is not None}
+        return {CATALOGUE: self.lock.downloads, records.CATALOGUE: recorded}
 
     @classmethod
     async def load(cls, config: Config, lock_file: LockFile, chain: str | None) -> Shown:
@@ -137,6 +141,8 @@ class Reloader:
             if new.records != before.records:
                 self._switch(new)
                 await self._spread(before)
+        if self._parts.records is not None:
+            await self._parts.records.seed_complete()
 
     async def hang_up(self) -> None:
         """The same at SIGHUP: what went wrong is for the log."""

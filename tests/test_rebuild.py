@@ -88,6 +88,12 @@ def play(tmp_path: Path, urls: Iterable[str], scenario: Scenario, *, rebuild_lim
 
 
 @asynccontextmanager
+async def room(size: int) -> AsyncIterator[None]:
+    """Room for everything."""
+    yield
+
+
+@asynccontextmanager
 async def rebuilding(
     directory: Path, urls: Iterable[str], rebuild_limit: int
 ) -> AsyncIterator[tuple[RcloneMetadata, Keeper, Remotes]]:
@@ -97,7 +103,7 @@ async def rebuilding(
     fetcher = RcloneFetcher(config, Ledger(map(str, seeds)), Hedging(Fetch()), remotes, directory, memory=30.0)
     async with trio.open_nursery() as nursery:
         await nursery.start(fetcher.run)
-        yield RcloneMetadata(fetcher, directory, keeper), keeper, remotes
+        yield RcloneMetadata(fetcher, directory, keeper, room), keeper, remotes
         nursery.cancel_scope.cancel()
 
 
@@ -169,7 +175,7 @@ def test_what_an_earlier_run_left_unfinished_is_removed(tmp_path: Path) -> None:
     (tmp_path / "rclone.log").touch()
     remotes = Remotes([], [], "none")
     fetcher = RcloneFetcher(Rclone(), Ledger(), Hedging(Fetch()), remotes, tmp_path, memory=30.0)
-    RcloneMetadata(fetcher, tmp_path, Keeper()).clear()
+    RcloneMetadata(fetcher, tmp_path, Keeper(), room).clear()
     assert [path.name for path in tmp_path.iterdir()] == ["rclone.log"]
 
 
@@ -197,7 +203,7 @@ def test_without_rclone_it_is_said_why_there_is_no_metadata(tmp_path: Path) -> N
         async with trio.open_nursery() as nursery:
             await nursery.start(fetcher.run)
             with pytest.raises(MetadataUnavailable, match="there is none"):
-                await RcloneMetadata(fetcher, tmp_path, Keeper()).rebuild(NAME, ContentId("btih", bytes(20)))
+                await RcloneMetadata(fetcher, tmp_path, Keeper(), room).rebuild(NAME, ContentId("btih", bytes(20)))
             nursery.cancel_scope.cancel()
 
     trio.run(main)

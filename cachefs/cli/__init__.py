@@ -53,6 +53,11 @@ COMMANDS = {
     "manifest-verify": LazyCommand(
         "cachefs.cli.manifest_verify:manifest_verify", "Check web seeds against their manifest.txt and a chain.toml."
     ),
+    "prefetch": LazyCommand("cachefs.cli.prefetch:prefetch", "Fetch whole files before anybody reads them."),
+    "pin": LazyCommand("cachefs.cli.pin:pin", "Keep files from being evicted; without names, list the pins."),
+    "unpin": LazyCommand("cachefs.cli.unpin:unpin", "Take pins away."),
+    "evict": LazyCommand("cachefs.cli.evict:evict", "Delete what is held of files; it is fetched again when read."),
+    "gc": LazyCommand("cachefs.cli.gc:gc", "Delete what no name stands for any more, and keep to the limits, now."),
     "seed": LazyCommand("cachefs.cli.seed:seed", "Serve a directory as torrent seeder and web seed."),
 }
 

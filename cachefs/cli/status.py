@@ -42,6 +42,7 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
         f"{store['complete']:,} complete, {store['open']:,} open"
     )
     yield from _upkeep(answer["upkeep"])
+    yield from _limits(answer["limits"])
     yield from _sources(answer["sources"])
     if answer["outage"] is not None:
         yield f"outage     nothing comes from any source, for {_duration(answer['outage'])}"
@@ -58,6 +59,17 @@ def _upkeep(upkeep: Mapping[str, Any]) -> Iterator[str]:
         yield f"upkeep     {decimal(upkeep['checked'])} hashed, {found}"
     if upkeep["last"]:
         yield f"           last: {upkeep['last']}"
+
+
+def _limits(limits: Mapping[str, Any]) -> Iterator[str]:
+    parts = [f"{decimal(limits['taken'])} taken on disk" if limits["taken"] is not None else ""]
+    parts += [f"of {decimal(limits['size'])}" if limits["size"] else ""]
+    words = [" ".join(filter(None, parts))]
+    words += [f"{decimal(limits['free_space'])} left free" if limits["free_space"] else ""]
+    words += [f"kept for {_duration(limits['age'])}" if limits["age"] else ""]
+    words += [f"{limits['pinned']:,} pinned" if limits["pinned"] else ""]
+    if any(words):
+        yield f"limits     {', '.join(filter(None, words))}"
 
 
 def _sources(sources: list[Mapping[str, Any]]) -> Iterator[str]:

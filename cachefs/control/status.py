@@ -25,6 +25,7 @@ from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger
 from cachefs.manifests import Manifests
 from cachefs.reload import Shown
+from cachefs.store.room import Room
 from cachefs.store.state import State
 from cachefs.upkeep import Upkeep
 
@@ -49,6 +50,7 @@ class StatusSource:
     started: float
     outage: Outage
     writable: bool
+    room: Room
 
     async def collect(self) -> Mapping[str, Any]:
         """All of it, now. Sizes in bytes, rates in bytes per second, times in seconds."""
@@ -75,6 +77,7 @@ class StatusSource:
             "metadata": {"known": self.manifests.known(), **asdict(self.metadata.report())},
             "store": self._store(),
             "upkeep": asdict(self.upkeep.report()),
+            "limits": self._limits(),
             "sources": [asdict(report) for report in self.ledger.report()],
             "outage": self.outage.seconds(),
             "transfers": self._transfers(),
@@ -94,6 +97,16 @@ class StatusSource:
             "objects": counts.objects,
             "complete": counts.complete,
             "open": len(open_flows),
+        }
+
+    def _limits(self) -> Mapping[str, Any]:
+        limits = self.room.limits
+        return {
+            "size": limits.whole.size,
+            "free_space": limits.free_space or None,
+            "age": limits.whole.age,
+            "taken": self.room.taken(),
+            "pinned": len(self.room.pinned),
         }
 
     def _hedging(self) -> Mapping[str, Any]:

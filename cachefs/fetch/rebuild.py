@@ -19,6 +19,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import trio
@@ -50,6 +51,7 @@ _AT_ONCE = 2
 _START_WITHIN = 5.0
 
 Keep = Callable[[Metainfo, Path], Awaitable[None]]
+Hold = Callable[[int], AbstractAsyncContextManager[None]]
 
 
 class Hasher:
@@ -83,12 +85,16 @@ class Hasher:
 
 
 class RcloneMetadata:
-    """Metadata for names of which nobody else knows any; `keep` takes over a whole file's bytes."""
+    """Metadata for names of which nobody else knows any.
 
-    def __init__(self, fetcher: RcloneFetcher, directory: Path, keep: Keep) -> None:
+    `keep` takes over a whole file's bytes; `hold` gives room for so many while they come, or raises StoreFull.
+    """
+
+    def __init__(self, fetcher: RcloneFetcher, directory: Path, keep: Keep, hold: Hold) -> None:
         self._fetcher = fetcher
         self._directory = directory
         self._keep = keep
+        self._hold = hold
         self._places = trio.Semaphore(_AT_ONCE)
         self._spent: deque[tuple[float, int]] = deque()
 
@@ -152,7 +158,8 @@ class RcloneMetadata:
             try:
                 async with self._fetcher.child.open(source.remote, path, None) as body:
                     self._pay(body.total)
-                    return await self._fetch(source, body, name, content)
+                    async with self._hold(body.total):
+                        return await self._fetch(source, body, name, content)
             except NotAtSource as error:
                 failure = error
         raise failure

@@ -15,16 +15,13 @@ from contextlib import suppress
 import trio
 
 from cachefs import metainfo
-from cachefs.catalog.records import Record
+from cachefs.catalog.records import CATALOGUE, Record
 from cachefs.catalog.tree import File
 from cachefs.content import ContentId, Manifest
 from cachefs.errors import CachefsError, MetadataUnavailable, SourceSilent, SourceTooLarge
 from cachefs.fetch.base import Item
 from cachefs.metainfo import Metainfo
 from cachefs.records.music_cache import MusicCache, Play
-
-CATALOGUE = "records"
-"""The catalogue's folder in the mount."""
 
 _MOST_TROUBLES = 1000
 _PEERS_HAVE = 5.0

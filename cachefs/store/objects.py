@@ -40,6 +40,7 @@ BURST_BYTES = 64 * 2**20
 BURST_SECONDS = 5.0
 """... whose blocks wait this long at most: a sync at full speed takes a third of the speed away."""
 
+_BUSY = 5.0  # seconds that an eviction waits for an object that is being opened or closed
 _HASHING_THREADS = 2  # of the machine's cores; readers need the others, and the rest of the thread pool
 
 _log = logging.getLogger(__name__)
@@ -67,8 +68,16 @@ class ObjectStore:
         self._failing: set[ContentId] = set()
         self._condemned: dict[ContentId, CachefsError] = {}
         self._closed = False
+        self.brought: set[ContentId] = set()
+        """Objects whose data came whole, by another way than landing: whoever keeps count takes them out."""
         self.metadata_bytes = 0
         """The bytes on disk that manifests saved since the start take, about."""
+
+    def taken(self, content: ContentId) -> int:
+        """The bytes that an object's data takes on disk, open or not. StoreFailed."""
+        path = self._directory(content) / "data"
+        with disk.named(path):
+            return space.taken(path)
 
     def manifest(self, content: ContentId) -> bytes | None:
         """The manifest as it was saved, unchecked; None if there is none. Blocking, short. StoreFailed."""
@@ -144,6 +153,7 @@ class ObjectStore:
         async with self._alone(content):
             if content not in self._objects:
                 await trio.to_thread.run_sync(self._take, self._directory(content) / "data", path)
+                self.brought.add(content)
 
     def _take(self, place: Path, path: Path) -> None:
         with disk.named(place):
@@ -157,16 +167,18 @@ class ObjectStore:
         What the state says of it goes last: that can fail on a full disk, and does no harm when it is left behind,
         because a file that is gone doesn't look like its seal. StoreFailed.
         """
-        async with self._alone(content):
-            if content in self._objects:
-                return None
-            delete = space.remove_object if manifest else space.remove_data
-            freed = await trio.to_thread.run_sync(delete, self._directory(content))
-            try:
-                self._tools.state.forget_object(content)
-            except CachefsError as error:
-                _log.warning("%s: evicted, and its record stays: %s", content, error)
-            return freed
+        with trio.move_on_after(_BUSY):
+            async with self._alone(content):
+                if content in self._objects:
+                    return None
+                delete = space.remove_object if manifest else space.remove_data
+                freed = await trio.to_thread.run_sync(delete, self._directory(content))
+                try:
+                    self._tools.state.forget_object(content)
+                except CachefsError as error:
+                    _log.warning("%s: evicted, and its record stays: %s", content, error)
+                return freed
+        return None
 
     def opened(self) -> list[StoredObject]:
         """The objects that are open now."""

@@ -103,7 +103,7 @@ class StoredObject:
     def allocated(self) -> int:
         """The bytes the file takes on disk, whole sectors; 0 once it is closed, or if somebody else has it, too."""
         with disk.named(self.path):
-            return space.taken(self._fd) if self._fd >= 0 else 0
+            return space.taken(self.path) if self._fd >= 0 else 0
 
     def to_write(self, index: int) -> int:
         """The bytes that the file grows by, at most, when all of a block is written. StoreFailed."""
