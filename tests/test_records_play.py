@@ -355,6 +355,25 @@ def test_silence_and_size_have_their_errnos_too(tmp_path: Path) -> None:
             assert "max_size" in why(shown(mount, "long.mp3"))
 
 
+def test_records_are_verified_with_a_mount_and_without(tmp_path: Path) -> None:
+    with web() as host:
+        data = cold(etched(tmp_path, host), tmp_path / "listener")
+        with playing(tmp_path / "listener") as mount:
+            assert shown(mount).read_bytes() == SONG
+            assert cachefs("verify", "records/song.mp3", "--data-dir", data).returncode == 0
+        (kept,) = data.glob("store/sha256/*/*/data")
+        kept.chmod(0o600)
+        with kept.open("r+b") as file:
+            file.seek(5 * PIECE)
+            file.write(bytes(100))
+        done = cachefs("verify", "--data-dir", data)
+        assert done.returncode == 1
+        assert "records/song.mp3" in done.stdout
+        with playing(tmp_path / "listener") as mount:
+            assert shown(mount).read_bytes() == SONG
+            assert host.asked[-1].headers["range"] == f"bytes={5 * PIECE}-{6 * PIECE - 1}"
+
+
 def test_what_changed_is_a_new_file_and_an_open_one_keeps_its_bytes(tmp_path: Path) -> None:
     with web() as host:
         etcher = etched(tmp_path, host)

@@ -27,7 +27,7 @@ from cachefs.catalog import records
 from cachefs.catalog.records import LOCK_NAME, Pieces, Record
 from cachefs.config import Rclone
 from cachefs.config import Records as Settings
-from cachefs.content import ContentId, Manifest
+from cachefs.content import ContentId
 from cachefs.errors import CachefsError, UrlFailed
 from cachefs.fetch.downloads import Downloader
 from cachefs.fetch.health import Breaker
@@ -205,8 +205,7 @@ class MusicCache:
     async def keep(self, fetched: Fetched) -> Kept:
         """Move a download into the store, unless its content is there already, with its piece list."""
         listed = await trio.to_thread.run_sync(list_pieces, fetched.path, fetched.size)
-        self.pieces.save(fetched.content, listed)
-        manifest = Manifest(fetched.content, fetched.size, listed.length, listed.sha256)
+        manifest = self.pieces.save(fetched.content, fetched.size, listed)
         return Kept(listed.pieces, await self.vault.admit(fetched.path, manifest))
 
     async def _remembered(self, urls: Sequence[str], expected: Expected, files: Incoming) -> Fetched:

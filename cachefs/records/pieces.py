@@ -75,13 +75,10 @@ class PieceLists:
     def own(self, content: ContentId, size: int) -> Manifest | None:
         """What is known of content that was here whole once. Blocking, short."""
         try:
-            raw = self._vault.manifest(content) or b""
+            manifest = self._vault.manifest(content)
         except StoreFailed:
             return None
-        digest, listed = raw[:32], raw[32:]
-        if hashlib.sha256(listed).digest() != digest:
-            return None
-        return _manifest(content, size, piece_length(size), listed)
+        return manifest if manifest is not None and manifest.length == size else None
 
     def _named(self, record: Record) -> Manifest | None:
         assert record.content is not None
@@ -93,10 +90,17 @@ class PieceLists:
             return None
         return _manifest(record.content, record.size, record.pieces.length, listed)
 
-    def save(self, content: ContentId, listed: Listed) -> None:
-        """Keep a list, under its own name and beside the object. StoreFull, StoreFailed."""
+    def save(self, content: ContentId, size: int, listed: Listed) -> Manifest:
+        """Keep a list, under its own name and beside the object; the manifest it makes. StoreFull, StoreFailed."""
+        manifest = Manifest(content, size, listed.length, listed.sha256)
         self._write(listed.pieces.digest.hex(), listed.sha256)
-        self._vault.save_manifest(content, listed.pieces.digest + listed.sha256)
+        self._vault.save_manifest(manifest)
+        return manifest
+
+    def remember(self, manifest: Manifest) -> None:
+        """Keep what an object is made of beside it, for whoever verifies the store. StoreFull, StoreFailed."""
+        if self._vault.manifest(manifest.content) != manifest:
+            self._vault.save_manifest(manifest)
 
     def torrent(self, content: ContentId) -> Metainfo | None:
         """The torrent with this info-hash, if it is kept here. Blocking, short."""

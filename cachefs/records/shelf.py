@@ -91,6 +91,7 @@ class RecordShelf:
             manifest = self._cache.pieces.manifest(record)
         if manifest is None:
             raise MetadataUnavailable(record.name, "its piece list came and went")
+        self._cache.pieces.remember(manifest)
         return self._item(record, manifest, await self._torrent(record, manifest))
 
     def _refuse_too_large(self, record: Record) -> None:

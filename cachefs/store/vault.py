@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import struct
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from cachefs.store.state import ObjectRow, State
 
 _log = logging.getLogger(__name__)
 _CHUNK = 2**20
+_NUMBERS = struct.Struct(">QQ")
 
 
 class Vault:
@@ -76,18 +78,18 @@ class Vault:
         self._record(manifest)
         return True
 
-    def manifest(self, content: ContentId) -> bytes | None:
-        """What `save_manifest` kept; None if there is none. StoreFailed."""
+    def manifest(self, content: ContentId) -> Manifest | None:
+        """What `save_manifest` kept, if it is there and whole. StoreFailed."""
         path = self.path(content).with_name("manifest")
         with disk.named(path):
-            return disk.read_file(path)
+            return unpacked(content, disk.read_file(path) or b"")
 
-    def save_manifest(self, content: ContentId, raw: bytes) -> None:
-        """Keep a manifest that its reader can check. StoreFull, StoreFailed."""
-        path = self.path(content).with_name("manifest")
+    def save_manifest(self, manifest: Manifest) -> None:
+        """Keep the manifest of content whose id says nothing of its blocks. StoreFull, StoreFailed."""
+        path = self.path(manifest.content).with_name("manifest")
         with disk.named(path):
             disk.make_directory(path.parent)
-            disk.replace_file(path, raw)
+            disk.replace_file(path, packed(manifest))
 
     def _record(self, manifest: Manifest) -> None:
         """Write the row of a sealed object. Failing that, the next open hashes the file: nothing is lost."""
@@ -108,6 +110,25 @@ class Vault:
             self._state.save_object(manifest.content, row)
         except CachefsError as error:
             _log.warning("%s is not recorded as complete, and will be hashed when it is opened: %s", path, error)
+
+
+def packed(manifest: Manifest) -> bytes:
+    """A manifest as bytes that tell whether they are whole: a SHA-256 of the rest; length and block length in bytes, as
+    64-bit big-endian numbers; the digests."""
+    body = _NUMBERS.pack(manifest.length, manifest.block_length) + manifest.digests
+    return hashlib.sha256(body).digest() + body
+
+
+def unpacked(content: ContentId, raw: bytes) -> Manifest | None:
+    """The manifest that `packed` wrote for this content; None if that is torn or another's."""
+    digest, body = raw[:32], raw[32:]
+    if len(body) < _NUMBERS.size or hashlib.sha256(body).digest() != digest:
+        return None
+    length, block_length = _NUMBERS.unpack(body[: _NUMBERS.size])
+    try:
+        return Manifest(content, length, block_length, body[_NUMBERS.size :])
+    except ValueError:
+        return None
 
 
 def _is_whole(path: Path, manifest: Manifest) -> bool:
