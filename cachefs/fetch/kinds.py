@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from cachefs.fetch.base import Download, Fetcher, Job, Sink, Transfer
 
+SNAPSHOTS = "snapshots"
+
 
 class ByKind:
     """The `Fetcher` that hands each job on."""
@@ -21,9 +23,12 @@ class ByKind:
         self._swarms = swarms
 
     def download(self, job: Job, sink: Sink) -> Download:
-        if not job.item.urls:
-            return self._snapshots.download(job, sink)
-        return (self._swarms if job.item.metainfo else self._ranges).download(job, sink)
+        item = job.item
+        if item.urls and item.metainfo is not None:
+            return self._swarms.download(job, sink)
+        # What isn't a snapshot must not be looked for under its name at the snapshots' web seeds.
+        by_urls = item.urls or item.catalogue != SNAPSHOTS
+        return (self._ranges if by_urls else self._snapshots).download(job, sink)
 
     def transfers(self) -> list[Transfer]:
         swarms = map(_of_urls, self._swarms.transfers())

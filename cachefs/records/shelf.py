@@ -123,7 +123,7 @@ class RecordShelf:
 
     async def seed_complete(self) -> None:
         """Offer to others what is here whole and has a swarm."""
-        for record in list(self.records.values()):
+        for record in [record for record in self.records.values() if record.swarm is not None]:
             manifest = self._cache.pieces.manifest(record)
             if self._seed is None or manifest is None or self._cache.vault.sealed(manifest.content) is None:
                 continue
