@@ -98,13 +98,27 @@ class Cache:
 
     async def open(self, item: Item, caller: Caller | None = None) -> Reader:
         """A new reader of this content, opened by `caller`; close it."""
-        flow = await self._flow(item)
+        try:
+            flow = await self._flow(item)
+        except CachefsError as error:
+            self._remember(item.content, str(error))
+            raise
+        if flow.stored.complete:
+            self._errors.pop(item.content, None)
         reader = Reader(flow, caller or Caller(), self._accounts)
         flow.readers.add(reader)
         flow.stored.use()
         if flow.download is not None:
             flow.download.open()
         return reader
+
+    async def begin(self, reader: Reader) -> None:
+        """Return when the first block is here; the reader is closed if it can't be had."""
+        try:
+            await self.read(reader, 0, 1)
+        except BaseException:
+            self.close(reader)
+            raise
 
     async def seed(self, item: Item) -> None:
         """Offer content to others without anybody reading it here, if all of it is here."""
@@ -237,7 +251,7 @@ class Cache:
         flow = reader.flow
         if self._stopping:
             raise Stopping
-        refusal = flow.refusal(missing)
+        refusal = flow.stored.condemned or flow.refusal(missing)
         if refusal is not None:
             raise refusal
         if len(self._waiting) >= self._settings.max_waiting:

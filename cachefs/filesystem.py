@@ -27,6 +27,12 @@ from cachefs.errors import (
     Abandoned,
     CachefsError,
     MetadataUnavailable,
+    RecordInconsistent,
+    RecordMismatch,
+    SourceLied,
+    SourceRefused,
+    SourceSilent,
+    SourceTooLarge,
     Stopping,
     StoreFailed,
     StoreFull,
@@ -117,8 +123,7 @@ class Filesystem:
             "user.cachefs.state": state,
             "user.cachefs.progress": f"{known.held}/{'?' if length is None else length}",
             "user.cachefs.source": " ".join(known.sources),
-            "user.cachefs.error": known.error
-            or ("" if length is not None else self._shelves[node.catalogue].trouble(node)),
+            "user.cachefs.error": known.error or self._shelves[node.catalogue].trouble(node),
         }
 
     async def open(self, inode: int, thread: int = 0) -> int:
@@ -130,6 +135,8 @@ class Filesystem:
             item = await self._shelves[node.catalogue].item(node)
         attributes = self._listed(node)
         reader = await self._cache.open(item, Caller(thread))
+        if item.fails_early:
+            await self._cache.begin(reader)
         handle = next(self._handles)
         self._readers[handle], self._open[handle] = reader, attributes
         self._opened.setdefault(node.content, set()).add(inode)
@@ -220,6 +227,12 @@ ERRNO: dict[type[CachefsError], int] = {
     Unavailable: errno.EIO,
     TooManyWaiting: errno.EIO,
     Stopping: errno.EIO,
+    SourceRefused: errno.EACCES,
+    SourceSilent: errno.ETIMEDOUT,
+    SourceTooLarge: errno.EFBIG,
+    SourceLied: errno.EBADMSG,
+    RecordMismatch: errno.EBADMSG,
+    RecordInconsistent: errno.EBADMSG,
     Abandoned: errno.EINTR,
     StoreFull: errno.ENOSPC,
     StoreFailed: errno.EIO,

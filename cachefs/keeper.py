@@ -21,7 +21,7 @@ from pathlib import Path
 
 import trio
 
-from cachefs.catalog import snapshots
+from cachefs.catalog import records, snapshots
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError
 from cachefs.store import space
@@ -173,16 +173,20 @@ def _matching(pattern: str, items: Iterable[Named], nothing: str = "no name") ->
 
 @contextmanager
 def idle(data_dir: Path, limits: Limits | None = None) -> Iterator[Keeper]:
-    """A keeper of a data directory that no daemon works on; DataDirBusy if one does, CatalogError without a lock."""
-    path = data_dir / SNAPSHOTS / snapshots.LOCK_NAME
-    if not path.exists():
-        raise CachefsError(f"{data_dir} is no data directory with snapshots: there is no {path}")
+    """A keeper of a data directory that no daemon works on; DataDirBusy if one does, CatalogError for a broken lock."""
+    path, recorded = data_dir / SNAPSHOTS / snapshots.LOCK_NAME, data_dir / records.LOCK_NAME
+    if not path.exists() and not recorded.exists():
+        raise CachefsError(f"{data_dir} is no data directory: there is neither {path} nor {recorded}")
     with DataDirLock(data_dir):
-        lock = snapshots.load(path, None)
+        names: dict[str, Mapping[str, ContentId]] = {}
+        if path.exists():
+            names[SNAPSHOTS] = snapshots.load(path, None).downloads
+        if recorded.exists():
+            names[records.CATALOGUE] = records.load(recorded).contents()
         state = State.open(data_dir / "state.db")
         try:
             store = ObjectStore(data_dir / "store", state)
-            keeper = Keeper(store, state, Room(store, state, limits), lambda: {SNAPSHOTS: lock.downloads})
+            keeper = Keeper(store, state, Room(store, state, limits), lambda: names)
             keeper.refresh()
             yield keeper
         finally:

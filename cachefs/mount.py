@@ -28,6 +28,7 @@ from cachefs.adoption.memory import Memory
 from cachefs.adoption.overrides import Overrides
 from cachefs.adoption.takeover import MEMORY_NAME, Takeover
 from cachefs.cache import Cache
+from cachefs.catalog.records import CATALOGUE as RECORDS
 from cachefs.catalog.tree import File
 from cachefs.config import Config, load_webseed_toml
 from cachefs.content import ContentId, Span
@@ -54,8 +55,10 @@ from cachefs.manifests import Manifests
 from cachefs.metainfo import Metainfo
 from cachefs.prefetch import Prefetcher
 from cachefs.recheck import recheck
+from cachefs.records import MusicCache
+from cachefs.records.mounting import RecordParts
 from cachefs.reload import Parts, Reloader, Shown, mtimes
-from cachefs.shelf import SnapshotShelf
+from cachefs.shelf import Shelf, SnapshotShelf
 from cachefs.store.eviction import Limits
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
@@ -77,6 +80,7 @@ class Mounted:
     chain: str
     names: int
     shown: int
+    records: int
     remarks: tuple[str, ...] = ()
 
 
@@ -121,11 +125,11 @@ def _prepare_mountpoint(mountpoint: Path) -> None:
 
 async def _run(config: Config, mountpoint: Path, data_dir: Path, ready: Callable[[Mounted], None]) -> None:
     lock_file = LockFile(data_dir)
-    lock, created = await lock_file.load_or_make(config, config.snapshots.chain_name)
-    shown = Shown.of(config, lock, created)
+    shown = await Shown.load(config, lock_file, config.snapshots.chain_name)
     state = State.open(data_dir / "state.db")
     try:
-        await Assembly(config, mountpoint, data_dir, lock_file, shown, state).run(ready)
+        async with MusicCache.open(data_dir, config.records, rclone=config.rclone, state=state) as music:
+            await Assembly(config, mountpoint, data_dir, lock_file, shown, state, music).run(ready)
     finally:
         state.close()
 
@@ -134,7 +138,14 @@ class Assembly:
     """All parts of one mount, and the order in which they live and die."""
 
     def __init__(
-        self, config: Config, mountpoint: Path, data_dir: Path, lock_file: LockFile, shown: Shown, state: State
+        self,
+        config: Config,
+        mountpoint: Path,
+        data_dir: Path,
+        lock_file: LockFile,
+        shown: Shown,
+        state: State,
+        music: MusicCache,
     ) -> None:
         self._mountpoint = mountpoint
         self._data_dir = data_dir
@@ -163,18 +174,24 @@ class Assembly:
             last_resort=self._last_resort(config, data_dir) if web_seeds or sources.rclone_remotes else None,
         )
         self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
-        self._cache = Cache(self._store, self._router, config.read, self._evidence, self._room)
+        self._record_parts = RecordParts(config, music, self._ledger, self._router)
+        fetcher = self._record_parts.fetcher
+        self._cache = Cache(self._store, fetcher, config.read, self._evidence, self._room)
+        self._records = self._record_parts.shelf(shown.records, self._cache)
         shelf = SnapshotShelf(self._manifests, self._metadata, mtimes(state))
-        self._keeper = Keeper(self._store, state, self._room, lambda: {CATALOGUE: self._reloader.shown.lock.downloads})
-        self._prefetcher = Prefetcher(self._cache, self._room, {CATALOGUE: shelf})
-        self._filesystem = filesystem = Filesystem(shown.tree, {CATALOGUE: shelf}, self._cache, born=shown.created)
+        shelves: dict[str, Shelf] = {CATALOGUE: shelf, RECORDS: self._records}
+        self._keeper = Keeper(self._store, state, self._room, lambda: self._reloader.shown.contents())
+        self._prefetcher = Prefetcher(self._cache, self._room, shelves)
+        self._filesystem = filesystem = Filesystem(shown.tree, shelves, self._cache, born=shown.created)
         self._view = view = _writable_view(config, mountpoint, data_dir)
         allow_other = config.mount.allow_other or (view is not None and view.foreign)
         owner = view.owner if view else None
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner)
         self._outage = Outage(self._waited_for, self._progress, self._evidence)
         followers = (self._keeper.refresh,)
-        parts = Parts(state, self._manifests, self._metadata, shelf, filesystem, self._forget, followers)
+        parts = Parts(
+            state, self._manifests, self._metadata, shelf, filesystem, self._forget, followers, records=self._records
+        )
         takeover = Takeover(self._store, self._manifests.recall, self._manifests.found, Memory(data_dir / MEMORY_NAME))
         overrides = Overrides(lock_file.path.parent, takeover, state.complete_hashes)
         self._reloader = Reloader(config, lock_file, shown, parts, overrides.apply)
@@ -187,11 +204,11 @@ class Assembly:
 
         self._upkeep = Upkeep(
             self._store, state, self._cache, config.scrub,
-            files=lambda: self._reloader.shown.tree.files(), shelves={CATALOGUE: shelf}, forget_pages=forget_pages,
+            files=lambda: self._reloader.shown.tree.files(), shelves=shelves, forget_pages=forget_pages,
         )  # fmt: skip
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
-            self._metadata, self._cache, self._router, self._rclone, self._ledger, self._upkeep, time.time(),
+            self._metadata, self._cache, fetcher, self._router, self._rclone, self._ledger, self._upkeep, time.time(),
             self._outage, view is not None, self._room,
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
@@ -243,18 +260,18 @@ class Assembly:
                 "verify": control.Job(self._upkeep.verify),
                 "scrub": control.Job(self._upkeep.scrub),
                 "reload": self._reload,
+                "records-changed": self._reloader.reload_records,
                 "prefetch": control.Job(self._prefetch),
                 **keeping.commands(self._keeper),
             }
             await nursery.start(control.serve, self._data_dir, commands)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
+            nursery.start_soon(self._records.seed_complete)
             nursery.start_soon(self._outage.run)
             nursery.start_soon(self._upkeep.run)
             nursery.start_soon(recheck, self._store, self._manifests.recall)
-            shown = self._reloader.shown
-            names = len(shown.lock.downloads)
-            ready(Mounted(self._mountpoint, shown.lock.chain, names, len(shown.names), tuple(remarks)))
+            ready(self._told(remarks))
             await self._stop.wait()
             await self._let_go()
             nursery.cancel_scope.cancel()
@@ -267,6 +284,8 @@ class Assembly:
                 await nursery.start(self._fetcher.run)
                 await nursery.start(self._rclone.run)
                 await nursery.start(self._router.run)
+                await nursery.start(self._record_parts.run)
+                await nursery.start(self._records.run)
                 await nursery.start(self._cache.run)
                 await nursery.start(self._room.run, self._cache)
                 await nursery.start(self._metadata.run)
@@ -322,6 +341,11 @@ class Assembly:
     async def _reload(self) -> Mapping[str, Any]:
         difference, remarks = await self._reloader.reload()
         return {"difference": difference.as_json(), "text": [*difference.lines(), difference.summary(), *remarks]}
+
+    def _told(self, remarks: Iterable[str]) -> Mounted:
+        shown = self._reloader.shown
+        names = len(shown.lock.downloads)
+        return Mounted(self._mountpoint, shown.lock.chain, names, len(shown.names), len(shown.records), tuple(remarks))
 
     async def _prefetch(self, tell: Callable[[Any], None], patterns: Sequence[str]) -> Mapping[str, Any]:
         tree = self._reloader.shown.tree

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 import trio
 
 from cachefs import locks
+from cachefs.catalog import records
 from cachefs.catalog.difference import Difference
+from cachefs.catalog.records import Record, RecordsLock
 from cachefs.catalog.snapshots import SnapshotLock
 from cachefs.catalog.tree import File, Tree, outdated
 from cachefs.config import Config
@@ -32,6 +34,7 @@ from cachefs.fetch.metadata import MetadataService
 from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
+from cachefs.records.shelf import RecordShelf
 from cachefs.shelf import SnapshotShelf
 from cachefs.store.state import State
 
@@ -49,12 +52,33 @@ class Shown:
     created: float
     names: dict[str, ContentId]
     tree: Tree
+    records: Mapping[str, Record]
 
     @classmethod
-    def of(cls, config: Config, lock: SnapshotLock, created: float) -> Shown:
-        """CatalogError if the lock's names can't be shown."""
+    def of(cls, config: Config, lock: SnapshotLock, created: float, recorded: RecordsLock | None = None) -> Shown:
+        """What the two locks show; a catalogue that has no lock is not there at all. CatalogError."""
         names = locks.shown(config, lock)
-        return cls(lock, created, names, Tree.build({CATALOGUE: names}))
+        catalogues = {CATALOGUE: names} if lock.downloads or recorded is None else {}
+        ready = recorded.ready() if recorded is not None else {}
+        if recorded is not None:
+            catalogues[records.CATALOGUE] = {name: record.content for name, record in ready.items() if record.content}
+        return cls(lock, created, names, Tree.build(catalogues), ready)
+
+    def contents(self) -> dict[str, Mapping[str, ContentId]]:
+        """Every name of both locks, shown or not, by catalogue."""
+        recorded = {name: record.content for name, record in self.records.items() if record.content is not None}
+        return {CATALOGUE: self.lock.downloads, records.CATALOGUE: recorded}
+
+    @classmethod
+    async def load(cls, config: Config, lock_file: LockFile, chain: str | None) -> Shown:
+        """What the files say now; the snapshots' lock is made if there is none, unless records are all there is."""
+        path = lock_file.data_dir / records.LOCK_NAME
+        recorded = records.load(path) if path.exists() else None
+        if recorded is not None and not config.snapshots.chain_toml and not lock_file.path.exists():
+            return cls.of(config, SnapshotLock("", {}), path.stat().st_mtime, recorded)
+        lock, created = await lock_file.load_or_make(config, chain)
+        # A large lock takes a while; readers are served meanwhile.
+        return await trio.to_thread.run_sync(cls.of, config, lock, created, recorded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +95,7 @@ class Parts:
     filesystem: Filesystem
     forget: Callable[[Iterable[tuple[int, str]]], None]
     followers: tuple[Callable[[], None], ...] = ()
+    records: RecordShelf | None = None
 
 
 class Reloader:
@@ -98,16 +123,26 @@ class Reloader:
         """
         async with self._alone:
             before = self.shown
-            lock, created = await self._lock_file.load_or_make(self._config, before.lock.chain)
-            # A large lock takes a while; readers are served meanwhile.
-            new = await trio.to_thread.run_sync(Shown.of, self._config, lock, created)
-            remarks = await self.prepare(lock.downloads)
-            difference = Difference.of(before.lock.downloads, lock.downloads)
-            if difference:
+            new = await Shown.load(self._config, self._lock_file, before.lock.chain or None)
+            remarks = await self.prepare(new.lock.downloads)
+            difference = Difference.of(before.lock.downloads, new.lock.downloads)
+            if difference or new.records != before.records:
                 self._switch(new)
                 await self._spread(before)
             _tell(difference, remarks)
             return difference, remarks
+
+    async def reload_records(self) -> None:
+        """Use the records as they are in the file now, and nothing else. On any CachefsError nothing has changed."""
+        async with self._alone:
+            before = self.shown
+            recorded = records.load(self._lock_file.data_dir / records.LOCK_NAME)
+            new = await trio.to_thread.run_sync(Shown.of, self._config, before.lock, before.created, recorded)
+            if new.records != before.records:
+                self._switch(new)
+                await self._spread(before)
+        if self._parts.records is not None:
+            await self._parts.records.seed_complete()
 
     async def hang_up(self) -> None:
         """The same at SIGHUP: what went wrong is for the log."""
@@ -126,6 +161,8 @@ class Reloader:
         parts.manifests.switch(new.names)
         parts.shelf.mtime = mtime
         parts.metadata.forget(Difference.of(old.names, new.names).gone)
+        if parts.records is not None:
+            parts.records.records = new.records
         parts.filesystem.switch(new.tree, new.created)
         self.shown = new
 

@@ -31,7 +31,7 @@ class Shelf(Protocol):
         """When it last changed, in Unix seconds; the same whenever it is asked."""
 
     def trouble(self, file: File) -> str:
-        """Why its length isn't known, in words for the user; empty if nothing is known to be wrong."""
+        """Why it can't be opened just now, in words for the user; empty if nothing is known to be wrong."""
 
     def total(self) -> int:
         """The bytes of all files whose length is known."""
@@ -56,7 +56,7 @@ class SnapshotShelf:
         return Item(file.path, info.manifest, info, catalogue=file.catalogue)
 
     def trouble(self, file: File) -> str:
-        return self._finder.failure(file.path)
+        return "" if self.length(file) is not None else self._finder.failure(file.path)
 
     def total(self) -> int:
         return self._manifests.total()

@@ -20,11 +20,12 @@ from typing import Any, TypeVar
 import trio
 
 from cachefs import metainfo
-from cachefs.catalog import snapshots
+from cachefs.catalog import records, snapshots
 from cachefs.content import ContentId, Manifest
 from cachefs.errors import CachefsError, MetadataUnavailable
 from cachefs.store import DataDirLock, ObjectStore, State
 from cachefs.store.scrub import Checker
+from cachefs.store.vault import unpacked
 
 Report = Callable[[int, int], None]
 """Told the bytes that are hashed so far and the bytes that are to be hashed."""
@@ -154,14 +155,26 @@ def matching(names: Mapping[str, T], patterns: Iterable[str]) -> dict[str, T]:
 
 def verify_data_dir(data_dir: Path, patterns: Iterable[str], *, fail_fast: bool, report: Report) -> Outcome:
     """Verify the names of a data directory's lock. DataDirBusy if a daemon works on it; CatalogError, StoreFailed."""
-    lock = snapshots.load(data_dir / "snapshots" / snapshots.LOCK_NAME, None)
-    names = matching(lock.downloads, patterns)
+    names = matching(names_of(data_dir), patterns)
     with DataDirLock(data_dir):
         state = State.open(data_dir / "state.db")
         try:
             return trio.run(_verify_alone, ObjectStore(data_dir / "store", state), names, fail_fast, report)
         finally:
             state.close()
+
+
+def names_of(data_dir: Path) -> dict[str, ContentId]:
+    """The names in a data directory's locks: snapshots as they are, records with their folder. CatalogError."""
+    recorded = data_dir / records.LOCK_NAME
+    names: dict[str, ContentId] = {}
+    path = data_dir / "snapshots" / snapshots.LOCK_NAME
+    if path.exists() or not recorded.exists():
+        names |= snapshots.load(path, None).downloads
+    if recorded.exists():
+        kept = records.load(recorded).contents()
+        names |= {f"{records.CATALOGUE}/{name}": content for name, content in kept.items()}
+    return names
 
 
 async def _verify_alone(store: ObjectStore, names: Mapping[str, ContentId], fail_fast: bool, report: Report) -> Outcome:
@@ -180,7 +193,11 @@ async def _verify_alone(store: ObjectStore, names: Mapping[str, ContentId], fail
 def stored_manifest(store: ObjectStore, name: str, content: ContentId) -> Manifest:
     """The manifest from the store alone; MetadataUnavailable if it isn't there, or isn't this content's."""
     raw = store.manifest(content)
-    found = metainfo.parse(raw) if raw is not None else None
-    if found is None or found.content != content:
+    manifest: Manifest | None = None
+    if content.algorithm == "sha256":
+        manifest = unpacked(content, raw or b"")
+    elif raw is not None and (found := metainfo.parse(raw)).content == content:
+        manifest = found.manifest
+    if manifest is None:
         raise MetadataUnavailable(name, "the store has none to verify it with; a mount fetches it")
-    return found.manifest
+    return manifest

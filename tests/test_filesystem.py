@@ -219,8 +219,17 @@ def _samples() -> list[CachefsError]:
 
 @pytest.mark.parametrize("error", _samples(), ids=lambda error: type(error).__name__)
 def test_every_error_has_an_errno_that_a_reader_can_act_on(error: CachefsError) -> None:
-    special = {errors.StoreFull: errno.ENOSPC, errors.Abandoned: errno.EINTR}
-    assert errno_of(error) == special.get(type(error), errno.EIO)
+    told = {
+        errors.StoreFull: errno.ENOSPC,
+        errors.Abandoned: errno.EINTR,
+        errors.SourceRefused: errno.EACCES,
+        errors.SourceSilent: errno.ETIMEDOUT,
+        errors.SourceTooLarge: errno.EFBIG,
+        errors.SourceLied: errno.EBADMSG,
+        errors.RecordMismatch: errno.EBADMSG,
+        errors.RecordInconsistent: errno.EBADMSG,
+    }
+    assert errno_of(error) == told.get(type(error), errno.EIO)
 
 
 def _other_tree() -> Tree:

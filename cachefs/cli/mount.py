@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from cachefs.config import Config, load_config
+from cachefs.config import Config, load_config, settings_file
 from cachefs.control import systemd
 from cachefs.errors import CachefsError, ConfigError
 from cachefs.mount import Mounted, run
@@ -52,10 +52,10 @@ LOG_NAME = "cachefs.log"
 def mount(
     mountpoint: Path | None, config_file: Path | None, daemon: bool, verbose: bool, ready_fd: int | None, **given: Any
 ) -> None:
-    """Mount the snapshots of a chain on MOUNTPOINT; bytes are fetched when they are first read.
+    """Mount the snapshots of a chain, or records, on MOUNTPOINT; bytes are fetched when they are first read.
 
-    The first start needs --chain-toml, or a snapshot-lock.json in DATA_DIR/snapshots. Options given here win over
-    cachefs.toml. Ends at SIGINT, SIGTERM, `cachefs umount` or `fusermount3 -u`.
+    The first start needs --chain-toml, a snapshot-lock.json in DATA_DIR/snapshots, or a records-lock.toml in DATA_DIR.
+    Options given here win over cachefs.toml. Ends at SIGINT, SIGTERM, `cachefs umount` or `fusermount3 -u`.
     """
     config = _settings(config_file, mountpoint, given)
     if daemon:
@@ -77,12 +77,13 @@ def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str
     for flag in ("allow_other", "writable"):
         given[flag] = given[flag] or None
     given["peers"] = list(given["peers"])
-    return load_config(config_file).override(mountpoint=mountpoint, **given)
+    return load_config(settings_file(config_file, given["data_dir"])).override(mountpoint=mountpoint, **given)
 
 
 def _ready(mounted: Mounted, ready_fd: int | None) -> None:
-    text = f"{mounted.mountpoint}: {mounted.chain}, {mounted.names:,} names in the lock, {mounted.shown:,} shown; ready"
-    text = "\n".join([*mounted.remarks, text])
+    told = [f"{mounted.chain}, {mounted.names:,} names in the lock, {mounted.shown:,} shown"] if mounted.chain else []
+    told += [f"{mounted.records:,} records"] if mounted.records or not told else []
+    text = "\n".join([*mounted.remarks, f"{mounted.mountpoint}: {'; '.join(told)}; ready"])
     if ready_fd is None:
         click.echo(text)
         systemd.tell_ready(text)

@@ -30,7 +30,10 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
     writable = ", snapshots writable" if mount["writable"] else ""
     yield f"mount      {mount['mountpoint']}  pid {mount['pid']}, up {_duration(mount['uptime'])}{writable}"
     yield f"data       {mount['data_dir']}"
-    yield f"catalogue  {catalogue['chain']}: {catalogue['names']:,} names in the lock, {catalogue['shown']:,} shown"
+    if catalogue["chain"]:
+        yield f"catalogue  {catalogue['chain']}: {catalogue['names']:,} names in the lock, {catalogue['shown']:,} shown"
+    if answer["records"]["names"]:
+        yield f"records    {answer['records']['names']:,}, {decimal(answer['records']['bytes'])}"
     yield f"metadata   {metadata['known']:,} known, {metadata['queued']:,} to find, {metadata['failed']:,} failed"
     if metadata["last_error"]:
         yield f"           last: {metadata['last_error']}"

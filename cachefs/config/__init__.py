@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import tomli
 
+from cachefs.config.records import Records
 from cachefs.config.values import (
     CHAIN_NAME,
     Peer,
@@ -55,6 +56,7 @@ __all__ = [
     "Peer",
     "Rclone",
     "Read",
+    "Records",
     "Scrub",
     "Snapshots",
     "Sources",
@@ -62,6 +64,7 @@ __all__ = [
     "Version",
     "load_config",
     "load_webseed_toml",
+    "settings_file",
     "web_seed",
 ]
 
@@ -261,6 +264,7 @@ class Config:
     rclone: Rclone = field(default_factory=Rclone)
     read: Read = field(default_factory=Read)
     limits: Limits = field(default_factory=Limits)
+    records: Records = field(default_factory=Records)
     scrub: Scrub = field(default_factory=Scrub)
 
     def override(self, **given: object) -> Config:
@@ -276,6 +280,14 @@ class Config:
             if value is not None and value not in ("", (), []):
                 changed.setdefault(owners[key], {})[key] = value
         return _changed(self, changed, Path.cwd(), lambda _, key: f"--{key.replace('_', '-')}")
+
+
+def settings_file(given: Path | None, data_dir: Path | None) -> Path | None:
+    """The settings file to load: the one that was given, or else cachefs.toml in the data directory, if it is there."""
+    if given is not None or data_dir is None:
+        return given
+    own = data_dir / "cachefs.toml"
+    return own if own.exists() else None
 
 
 def load_config(path: Path | None) -> Config:

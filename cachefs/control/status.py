@@ -17,6 +17,7 @@ import trio
 
 from cachefs import __version__
 from cachefs.cache import Cache
+from cachefs.fetch.base import Fetcher
 from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.outage import Outage
 from cachefs.fetch.rclone import RcloneFetcher
@@ -41,7 +42,8 @@ class StatusSource:
     manifests: Manifests
     metadata: MetadataService
     cache: Cache
-    fetcher: Router
+    fetcher: Fetcher
+    router: Router
     rclone: RcloneFetcher
     ledger: Ledger
     upkeep: Upkeep
@@ -68,6 +70,10 @@ class StatusSource:
                 "shown": len(shown.names),
                 "chain_toml": self.chain_toml,
             },
+            "records": {
+                "names": len(shown.records),
+                "bytes": sum(record.size or 0 for record in shown.records.values()),
+            },
             "metadata": {"known": self.manifests.known(), **asdict(self.metadata.report())},
             "store": self._store(),
             "upkeep": asdict(self.upkeep.report()),
@@ -75,8 +81,8 @@ class StatusSource:
             "sources": [asdict(report) for report in self.ledger.report()],
             "outage": self.outage.seconds(),
             "transfers": self._transfers(),
-            "fetched": {choice.value: size for choice, size in self.fetcher.fetched.items()},
-            "handed_over": dict(self.fetcher.handed_over),
+            "fetched": {choice.value: size for choice, size in self.router.fetched.items()},
+            "handed_over": dict(self.router.handed_over),
             "hedging": self._hedging(),
             "rclone": await self.rclone.report(),
             "waiting": self._waiting(),
@@ -104,7 +110,7 @@ class StatusSource:
         }
 
     def _hedging(self) -> Mapping[str, Any]:
-        hedging = self.fetcher.hedging
+        hedging = self.router.hedging
         return {
             "requests": hedging.hedged,
             "won": hedging.won,

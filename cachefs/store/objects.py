@@ -66,6 +66,7 @@ class ObjectStore:
         self._landed = trio.Event()
         self._landed_bytes = 0
         self._failing: set[ContentId] = set()
+        self._condemned: dict[ContentId, CachefsError] = {}
         self._closed = False
         self.brought: set[ContentId] = set()
         """Objects whose data came whole, by another way than landing: whoever keeps count takes them out."""
@@ -195,6 +196,8 @@ class ObjectStore:
         async with self._alone(content):
             if self._closed:
                 raise Stopping
+            if content in self._condemned:
+                raise self._condemned[content]
             stored = self._objects.get(content)
             if stored is None:
                 stored = await self._recover(manifest)
@@ -221,6 +224,8 @@ class ObjectStore:
         for stored in self.opened():
             with self._tolerant(stored):
                 await stored.commit()
+            if stored.condemned is not None:
+                self._condemned[stored.manifest.content] = stored.condemned
 
     async def aclose(self) -> None:
         """Commit, seal and close every object, whoever still uses it. Nothing can be opened afterwards."""
@@ -312,6 +317,8 @@ class ObjectStore:
             return
         with self._tolerant(stored):
             await stored.close()
+        if stored.condemned is not None:
+            self._condemned[content] = stored.condemned
         self._failing.discard(content)
 
     @contextlib.contextmanager

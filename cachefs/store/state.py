@@ -14,6 +14,7 @@ All calls are synchronous and quick, and belong to the thread that called `open`
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,10 +79,11 @@ class State:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(path.parent, os.W_OK):
                 return cls(_copy_in_memory(path), rebuilt=False)
-            with contextlib.suppress(_BrokenError):
-                return cls(_connect(path), rebuilt=False)
-            _move_aside(path)
-            return cls(_connect(path), rebuilt=True)
+            with _alone(path.with_name(f".{path.name}.flock")):
+                with contextlib.suppress(_BrokenError):
+                    return cls(_connect(path), rebuilt=False)
+                _move_aside(path)
+                return cls(_connect(path), rebuilt=True)
 
     @classmethod
     def look(cls, path: Path) -> State:
@@ -241,6 +243,17 @@ class State:
                 if self._db.in_transaction:  # a full disk may have rolled back already
                     self._db.execute("ROLLBACK")
                 raise
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a file lock: a database that another process is just making has no tables yet, and is not broken."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class _BrokenError(Exception):

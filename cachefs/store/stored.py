@@ -28,11 +28,12 @@ from typing import Protocol
 import trio
 
 from cachefs.content import Bitmap, Manifest
-from cachefs.errors import CachefsError, StoreFailed
+from cachefs.errors import CachefsError, RecordInconsistent, StoreFailed
 from cachefs.store import disk, places, recovery, space
 from cachefs.store.guard import Guard
 from cachefs.store.recovery import Found
 from cachefs.store.state import ObjectRow, Seal, State
+from cachefs.store.wholeness import condemn_unless_whole
 
 READ_NOW_LIMIT = 2**20
 """The most bytes that `read_now` gives: the largest read the kernel sends."""
@@ -82,6 +83,7 @@ class StoredObject:
         # A partial object's seal ends here: it may be written to from now on.
         self._seal = found.seal if self.complete else None
         self._completed = completed
+        self.condemned: RecordInconsistent | None = None
         self._last_used = tools.clock() if last_used is None else last_used
         self._tools = tools
         self._owner: Owner | None = None
@@ -274,6 +276,9 @@ class StoredObject:
             self._dirty = False
             try:
                 bits = self.verified.copy()
+                if bits.complete:
+                    self.condemned = await condemn_unless_whole(self.path, self._fd, self.manifest, self.verified)
+                    bits, self.complete = self.verified.copy(), self.verified.complete
                 if bits.complete:
                     self._seal = await trio.to_thread.run_sync(self._sync, True)
                     self._completed = self._tools.clock()

@@ -1,0 +1,266 @@
+"""Fetching a record's pieces from its URLs, in the order in which they are wanted.
+
+How it works: a stretch of neighbouring blocks that are wanted is one request with a `Range`; each block is
+verified as it comes, written and landed. At each block it is decided anew whether to go on: a block that nobody
+wants any more, after a seek say, ends the request at once, and what is waited for elsewhere goes before what is
+only read ahead. So a scanner that reads a head and a tail fetches two blocks, and a player one long stretch.
+A server that knows no ranges sends the whole, of which every block is taken as it passes by.
+
+A request that breaks off after some blocks simply leaves the rest wanted, and they are asked for again. A source
+that gives nothing is tried a few times, then left alone for a while that grows (`Breaker`); one whose bytes or
+declared checksum are wrong, at once. Then the next URL has its turn, and when none is left, those who wait are told
+why. Asking again within the while gets the same answer at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Set
+
+import trio
+
+from cachefs.errors import CachefsError, SourceLied, SourceSilent, UrlFailed
+from cachefs.fetch.base import Job, Sink, Transfer
+from cachefs.fetch.health import Breaker
+from cachefs.fetch.range_request import RangeRequest, Stream, origin_of
+from cachefs.fetch.sources import Ledger
+from cachefs.fetch.strategies import together
+from cachefs.fetch.web import Interrupted, WebClient
+
+_STREAMS = 2
+"""The most requests of one download at a time: two readers of one record may be at different places."""
+
+_TRIES = 3
+_FIRST_PAUSE = 0.25
+_METER_SECONDS = 3.0
+
+
+class RangeFetcher:
+    """The `Fetcher` of items that have URLs; use it inside `run`."""
+
+    def __init__(self, client: WebClient, ledger: Ledger) -> None:
+        self._client = client
+        self.ledger = ledger
+        self._breakers: dict[str, Breaker] = {}
+        self._errors: dict[str, UrlFailed] = {}
+        self._downloads: list[RangeDownload] = []
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve downloads for ever."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    def download(self, job: Job, sink: Sink) -> RangeDownload:
+        download = RangeDownload(self, job, sink)
+        self.remember(download)
+        return download
+
+    def remember(self, download: RangeDownload) -> None:
+        """The download goes on."""
+        if download not in self._downloads:
+            self._downloads.append(download)
+
+    def forget(self, download: RangeDownload) -> None:
+        """The download has ended."""
+        if download in self._downloads:
+            self._downloads.remove(download)
+
+    def start(self, fetch: Callable[[Stream], Awaitable[None]], stream: Stream) -> None:
+        """Run a stretch in the background."""
+        assert self._nursery is not None
+        self._nursery.start_soon(fetch, stream)
+
+    def usable(self, urls: tuple[str, ...]) -> list[str]:
+        """Those that are not left alone just now."""
+        return [url for url in urls if url not in self._breakers or not self._breakers[url].pause()]
+
+    def transfers(self) -> list[Transfer]:
+        return [download.transfer() for download in self._downloads if download.busy]
+
+    # What the downloads share: the servers' standing, kept across them
+
+    async def ask(self, download: RangeDownload, stream: Stream) -> None:
+        """Fetch a stretch from one URL after the other; UrlFailed when all have failed."""
+        errors: list[UrlFailed] = []
+        for url in download.job.item.urls:
+            breaker = self._breakers.setdefault(url, Breaker(tolerance=1, first=1.0))
+            if breaker.pause():
+                errors.append(self._errors[url])
+                continue
+            try:
+                await self._persist(RangeRequest(self._client, url, download, stream))
+            except UrlFailed as error:
+                errors.append(error)
+                self._errors[url] = error
+                self.ledger.failed(origin_of(url), str(error), lied=isinstance(error, SourceLied))
+                breaker.failed(str(error))
+            else:
+                breaker.succeeded()
+                return
+        raise together(errors)
+
+    async def _persist(self, request: RangeRequest) -> None:
+        """Ask a few times, as long as nothing but the way to the bytes is wrong."""
+        for attempt in range(_TRIES):
+            try:
+                await request.run()
+            except (Interrupted, SourceSilent) as error:
+                if request.landed:  # the rest is still wanted, and asked for as such
+                    return
+                if attempt == _TRIES - 1 or isinstance(error, SourceSilent):
+                    raise
+                await trio.sleep(_FIRST_PAUSE * 2**attempt)
+            else:
+                return
+
+    def restart(self, urls: tuple[str, ...]) -> None:
+        """Forget how these sources failed."""
+        for url in urls:
+            self._breakers.pop(url, None)
+
+
+class RangeDownload:
+    """One record being fetched. It ends when nobody reads it any more and nothing is under way; `open` revives it."""
+
+    def __init__(self, fetcher: RangeFetcher, job: Job, sink: Sink) -> None:
+        self.job = job
+        self._fetcher = fetcher
+        self._sink = sink
+        self._urgent: Set[int] = frozenset()
+        self._ahead: Set[int] = frozenset()
+        self._streams: list[Stream] = []
+        self._closed = False
+        self._trouble = ""
+        self._recent: deque[tuple[float, int]] = deque()
+        self._gave: set[str] = set()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._streams)
+
+    def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
+        self._urgent, self._ahead = urgent, ahead
+        for stream in self._streams:
+            if stream.at not in urgent and stream.at not in ahead:
+                stream.scope.cancel()
+        self._start()
+
+    def trouble(self) -> str:
+        return self._trouble
+
+    def restart(self) -> None:
+        self._fetcher.restart(self.job.item.urls)
+
+    def open(self) -> None:
+        self._closed = False
+        self._fetcher.remember(self)
+
+    def close(self) -> None:
+        self._closed = True
+        self.demand(frozenset(), frozenset())
+        self._end_if_idle()
+
+    def doubted(self) -> None:
+        """Some of `have` was wrong, and isn't in it any more: nothing of that is kept here."""
+
+    def leave(self) -> None:
+        self.close()
+
+    def transfer(self) -> Transfer:
+        since = trio.current_time() - _METER_SECONDS
+        rate = sum(size for when, size in self._recent if when >= since) / _METER_SECONDS
+        wanted = len(self._urgent) + len(self._ahead)
+        return Transfer(self.job.item.content, self.job.item.name, len(self._streams), rate, wanted, self._trouble)
+
+    def sources(self) -> list[str]:
+        return sorted(self._gave)
+
+    def moved_at(self) -> float:
+        return self._recent[-1][0] if self._recent else float("-inf")
+
+    def askable(self) -> list[str]:
+        """The URLs that may be asked now."""
+        return self._fetcher.usable(self.job.item.urls)
+
+    def flying(self) -> set[int]:
+        """The blocks that are on their way."""
+        return {index for stream in self._streams for index in range(stream.at, stream.blocks.stop)}
+
+    def landed(self, index: int) -> None:
+        """Somebody else landed a block: `have` says so already."""
+
+    def _start(self) -> None:
+        """Have requests under way for what is wanted."""
+        while len(self._streams) < _STREAMS and (blocks := self._next()):
+            stream = Stream(blocks)
+            self._streams.append(stream)
+            self._fetcher.start(self._fetch, stream)
+
+    def _end_if_idle(self) -> None:
+        if self._closed and not self._streams:
+            self._fetcher.forget(self)
+            self._sink.ended()
+
+    def _next(self) -> range:
+        """The next stretch to ask for: from the first block that is waited for, or else from the first to read ahead.
+
+        Nothing is read ahead while something is waited for: it would take its bandwidth.
+        """
+        urgent = sorted(index for index in self._urgent if self._is_free(index))
+        if urgent:
+            return self._stretch(urgent[0])
+        if self._streams or any(index not in self.job.have for index in self._urgent):
+            return range(0)
+        ahead = sorted(index for index in self._ahead if self._is_free(index))
+        return self._stretch(ahead[0]) if ahead else range(0)
+
+    def _is_free(self, index: int) -> bool:
+        return index not in self.job.have and not any(stream.covers(index) for stream in self._streams)
+
+    def _stretch(self, first: int) -> range:
+        last = first
+        while (last + 1 in self._urgent or last + 1 in self._ahead) and self._is_free(last + 1):
+            last += 1
+        return range(first, last + 1)
+
+    def goes_on(self, stream: Stream) -> bool:
+        """Whether the stretch is still worth its bandwidth, at a block's beginning."""
+        if stream.at in self._urgent:
+            return True
+        # Is anybody waiting for what no other request brings?
+        waiting = any(i not in self.job.have and not stream.covers(i) and self._is_free(i) for i in self._urgent)
+        return stream.at in self._ahead and not waiting
+
+    def received(self, url: str, size: int) -> None:
+        """Take note of bytes that came."""
+        self._gave.add(origin_of(url))
+        self._fetcher.ledger.received(origin_of(url), size)
+        now = trio.current_time()
+        self._recent.append((now, size))
+        while self._recent[0][0] < now - _METER_SECONDS:
+            self._recent.popleft()
+
+    async def deliver(self, index: int, data: memoryview) -> None:
+        """Verify a block, write it and land it. BlockInvalid, StoreFull, StoreFailed."""
+        await self._sink.deliver(index, data)
+
+    async def _fetch(self, stream: Stream) -> None:
+        try:
+            with stream.scope:
+                await self._fetcher.ask(self, stream)
+                self._trouble = ""
+        except CachefsError as error:
+            self._give_up(error)
+        finally:
+            self._streams.remove(stream)
+        self._start()
+        self._end_if_idle()
+
+    def _give_up(self, error: CachefsError) -> None:
+        """Tell those who wait, unless the blocks may still come from peers; ask no more until somebody asks again."""
+        self._trouble = str(error)
+        self._urgent, self._ahead = frozenset(), frozenset()
+        if self.job.item.metainfo is None or not isinstance(error, UrlFailed):
+            self._sink.failed(error)
