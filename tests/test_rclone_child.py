@@ -186,21 +186,23 @@ def test_it_listens_on_no_port(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
-@pytest.mark.parametrize(
-    "authorization", ["", "Authorization: Basic Y2FjaGVmczo=\r\n", "Authorization: Basic Y2FjaGVmczp3cm9uZw==\r\n"]
-)
-@pytest.mark.parametrize("request_line", ["POST /core/version", "GET /[mine:]/file", "POST /rc/noop", "GET /"])
-def test_nobody_without_its_password_is_answered(tmp_path: Path, authorization: str, request_line: str) -> None:
-    async def scenario(child: RcloneChild, directory: Path) -> None:
-        def ask() -> bytes:
-            with socket.socket(socket.AF_UNIX) as client:
-                client.connect(str(directory / SOCKET))
-                head = f"{request_line} HTTP/1.1\r\nHost: x\r\n{authorization}Content-Length: 0\r\nConnection: close"
-                client.sendall(f"{head}\r\n\r\n".encode())
-                return b"".join(iter(lambda: client.recv(65536), b""))
+def ask(address: Path, request_line: str, authorization: str) -> bytes:
+    """What whoever listens there answers to a request made by hand."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(address))
+        head = f"{request_line} HTTP/1.1\r\nHost: x\r\n{authorization}Content-Length: 0\r\nConnection: close"
+        client.sendall(f"{head}\r\n\r\n".encode())
+        return b"".join(iter(lambda: client.recv(65536), b""))
 
-        answer = await trio.to_thread.run_sync(ask)
-        assert answer.startswith(b"HTTP/1.1 401 ")
+
+def test_nobody_without_its_password_is_answered() -> None:
+    passwords = ("", "Authorization: Basic Y2FjaGVmczo=\r\n", "Authorization: Basic Y2FjaGVmczp3cm9uZw==\r\n")
+
+    async def scenario(child: RcloneChild, directory: Path) -> None:
+        for request in ("POST /core/version", "POST /rc/noop", "GET /[mine:]/file", "GET /"):
+            for password in passwords:
+                answer = await trio.to_thread.run_sync(ask, directory / SOCKET, request, password)
+                assert answer.startswith(b"HTTP/1.1 401 ")
 
     with tempfile.TemporaryDirectory() as place:  # so that the socket's address fits in 107 bytes
         play(Path(place), scenario)

@@ -23,7 +23,7 @@ import trio
 from cachefs import metainfo
 from cachefs.catalog import chain, snapshots
 from cachefs.catalog.chain import format_chain
-from cachefs.config import load_config, load_webseed_toml, web_seed
+from cachefs.config import Config, load_config, load_webseed_toml, web_seed
 from cachefs.errors import CatalogError, ConfigError, SourceFailed
 from cachefs.fetch.base import Item
 from cachefs.fetch.diagnosis import diagnose
@@ -111,9 +111,8 @@ NO_WEB_SEEDS = [
 
 @pytest.mark.parametrize("url", NO_WEB_SEEDS)
 def test_what_is_no_web_seed_is_refused_in_every_place(tmp_path: Path, url: str) -> None:
-    done = cachefs(*mount_command(tmp_path, None, f"--webseed={url}"))
-    assert done.returncode == 1
-    assert "--webseeds" in done.stderr
+    with pytest.raises(ConfigError, match="--webseeds"):
+        Config().override(webseeds=(url,))
     (tmp_path / "webseed.toml").write_text(f"a = '''{url}'''\n")
     with pytest.raises(ConfigError, match=r"webseed\.toml: a"):
         load_webseed_toml(tmp_path / "webseed.toml")
@@ -129,6 +128,12 @@ def test_what_is_no_remote_of_the_operator_s_is_refused(tmp_path: Path, remote: 
     (tmp_path / "cachefs.toml").write_text(f"[sources]\nrclone_remotes = ['''{remote}''']\n")
     with pytest.raises(ConfigError, match=r"\[sources\] rclone_remotes"):
         load_config(tmp_path / "cachefs.toml")
+
+
+def test_a_mount_is_not_begun_with_what_is_no_web_seed(tmp_path: Path) -> None:
+    done = cachefs(*mount_command(tmp_path, None, f"--webseed={NO_WEB_SEEDS[0]}"))
+    assert done.returncode == 1
+    assert "--webseeds" in done.stderr
 
 
 def test_a_url_never_becomes_a_remote_or_a_variable_s_name(mark: Path) -> None:
