@@ -212,7 +212,8 @@ class Mount:
         """`cachefs umount`, which must succeed, and the daemon with it."""
         done = cachefs("umount", self.mountpoint)
         assert (done.returncode, done.stderr) == (0, "")
-        assert self.ended() == 0
+        code = self.ended()
+        assert code == 0, f"{code}: {self.child.printed()}"
 
     def kill9(self) -> None:
         """End the daemon with no chance to do anything, and leave its mount dead."""
