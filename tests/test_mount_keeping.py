@@ -193,3 +193,16 @@ def test_a_second_read_of_a_piece_after_its_eviction_is_right(library: Library, 
             assert pread(mount.snapshots / DOMAIN, PIECE, 4096) == library.files[DOMAIN].read_bytes()[PIECE:][:4096]
             done("evict", DOMAIN, *at(mount))
         assert not held(mount, library)
+
+
+def test_a_pin_goes_over_to_the_content_that_an_edited_lock_gives_its_name(library: Library, tmp_path: Path) -> None:
+    with served(library, tmp_path) as mount:
+        assert same(mount, library, [BODIES, DOMAIN])
+        done("pin", DOMAIN, *at(mount))
+        lock = json.loads(mount.lock.read_text())
+        lock["downloads"][DOMAIN] = lock["downloads"][BODIES]
+        mount.lock.write_text(json.dumps(lock, separators=(",", ":"), sort_keys=True))
+        done("reload", mount.mountpoint)
+        assert f"{BODIES} stays: pinned" in done("evict", BODIES, *at(mount))
+        assert "1 without a name" in done("gc", *at(mount))
+        assert held(mount, library) == {BODIES}

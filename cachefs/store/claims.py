@@ -76,7 +76,7 @@ class Claim:
         self.claimant = claimant
         self.stored = claimant.stored
         self.short: list[int] = []
-        self.short_since = float("inf")
+        self.since = float("inf")
         self.spare = 0
         self._granted: dict[int, float] = {}  # each with the time from which on it need not be reckoned with
 

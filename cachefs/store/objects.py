@@ -138,6 +138,7 @@ class ObjectStore:
             if present is not None or await trio.to_thread.run_sync(recovery.is_whole, data, manifest, row):
                 return How.HELD
             how, now = await trio.to_thread.run_sync(places.take, source, data, seal)
+            self.brought.add(content)
             self._tools.state.save_object(content, recovery.whole(manifest, now, self._tools.clock()))
             self.brought.add(content)
             return how

@@ -26,11 +26,11 @@ import trio
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, StoreFull
 from cachefs.store import eviction
-from cachefs.store.accounts import Accounts
 from cachefs.store.claims import Asked, Claim, Claimant, Nobody, Users
 from cachefs.store.eviction import Evicted, Held, Limits, in_words
 from cachefs.store.objects import ObjectStore
 from cachefs.store.state import State
+from cachefs.store.tally import Tally
 
 HEADROOM = 16
 """Readahead may have this part of the limit evicted for itself."""
@@ -67,13 +67,14 @@ class Room:
         self._state = state
         self._users: Users = Nobody()
         self._clock = clock
-        self._accounts = Accounts(store, self.limits, catalogue_of, disk_free)
+        self._tally = Tally(store, self.limits, catalogue_of, disk_free)
         self._asking: list[Asked] = []
         self._fetched: Counter[ContentId] = Counter()
         self._stuck: dict[ContentId, float] = {}
         self._pressed = trio.Event()
         self._futile_until = float("-inf")
         self._again_at = float("inf")
+        self._refused_at = float("-inf")
 
     # Asking for room
 
@@ -86,12 +87,12 @@ class Room:
             return {*must, *may}
         if not must and not may and claimant.stored.complete:
             return set()
-        now, claim = trio.current_time(), self._accounts.claim(claimant)
+        now, claim = trio.current_time(), self._tally.claim(claimant)
         claim.want({*must, *may}, now)
         granted, claim.short = self._grant(claim, sorted(must))
         more, cut = self._grant(claim, may if not claim.short else [i for i in may if claim.granted(i)])
         claim.spare = min(sum(map(claim.cost, cut)), self._headroom(claim))
-        claim.short_since = min(claim.short_since, now) if claim.short else float("inf")
+        claim.since = min(claim.since, now) if claim.short else float("inf")
         if claim.short or (claim.spare and now >= self._futile_until):
             self._pressed.set()
         return granted | more
@@ -106,18 +107,18 @@ class Room:
                 granted.add(index)
                 continue
             if free is None:
-                free = self._accounts.free(self._accounts.catalogue_of(claim.content))
+                free = self._tally.free(self._tally.catalogue_of(claim.content))
             cost = claim.cost(index)
-            if left or cost > free or not self._accounts.known:
+            if left or cost > free or not self._tally.known:
                 left.append(index)
                 continue
-            self._accounts.grant(claim, index)
+            self._tally.grant(claim, index)
             granted.add(index)
             free -= cost
         return granted, left
 
     def _headroom(self, claim: Claim) -> int:
-        catalogue = self._accounts.catalogue_of(claim.content)
+        catalogue = self._tally.catalogue_of(claim.content)
         sizes = [bounds.size for bounds in (self.limits.whole, self.limits.of(catalogue)) if bounds.size]
         return min(sizes, default=self.limits.free_space) // HEADROOM
 
@@ -142,7 +143,7 @@ class Room:
             if asked in self._asking:
                 self._asking.remove(asked)
             elif asked.error is None:
-                self._accounts.hold(-size, catalogue)
+                self._tally.hold(-size, catalogue)
             self._pressed.set()
 
     # Making room
@@ -164,8 +165,8 @@ class Room:
                 await self._pressed.wait()
 
     async def _look_around(self) -> None:
-        if trio.current_time() - self._accounts.looked_at >= SCAN_EVERY:
-            await self._accounts.look()
+        if trio.current_time() - self._tally.looked_at >= SCAN_EVERY:
+            await self._tally.look()
         await self.sweep()
 
     @contextlib.contextmanager
@@ -175,55 +176,63 @@ class Room:
         except CachefsError as error:
             _log.error("room can't be made: %s", error)
             self._pressed = trio.Event()
-            self._refuse(StoreFull(f"room can't be made: {error}"), float("inf"))
+            self._refuse(StoreFull(f"room can't be made: {error}"), self._short())
 
     async def look(self) -> None:
         """Find out what the store takes, file by file. StoreFailed."""
-        await self._accounts.look()
+        await self._tally.look()
 
     async def _relieve(self) -> None:
         """Evict for those who were not granted all they need, and let them ask again."""
         self._pressed, self._again_at = trio.Event(), float("inf")
-        if not self._accounts.known:
-            await self._accounts.look()
-        self._accounts.measure()
+        if not self._tally.known:
+            await self._tally.look()
+        self._tally.measure()
         going = self._victims()
         for item in going:
             await self._evict(item)
         if not going:
             self._futile_until = trio.current_time() + _FUTILE
-        self._accounts.measure()
+        self._tally.measure()
         self._answer()
         self._settle()
 
     def _answer(self) -> None:
         """Grant what can be granted now."""
-        for claim in list(self._accounts.claims.values()):
+        for claim in list(self._tally.claims.values()):
             if claim.short or claim.spare:
                 claim.claimant.grow()
         for asked in list(self._asking):
-            if asked.size <= self._accounts.free(asked.catalogue):
+            if asked.size <= self._tally.free(asked.catalogue):
                 self._asking.remove(asked)
-                self._accounts.hold(asked.size, asked.catalogue)
+                self._tally.hold(asked.size, asked.catalogue)
                 asked.answered.set()
 
     def _settle(self) -> None:
-        """Of those who still lack room: look again at once, or after a while, or refuse them."""
-        claims = self._accounts.claims.values()
-        since = [claim.short_since for claim in claims if claim.short] + [asked.since for asked in self._asking]
-        if not since or self._victims():
+        """Of those who still lack room: look again at once, or after a while, or refuse them.
+
+        Those who have lacked it for longest are refused first, and the others get another moment: the first may be
+        the kernel's readahead of a file that was closed, which is what keeps that file from being evicted.
+        """
+        short = self._short()
+        if not short or self._victims():
             return  # whoever lacks room has said so again
         now = trio.current_time()
-        pauses = [pause for claim in claims if (pause := claim.lingering(now)) is not None]
-        if not pauses:
-            self._refuse(StoreFull(self._reason()), now - _PATIENCE)
-        if pauses or any(moment > now - _PATIENCE for moment in since):
-            self._pressed, self._again_at = trio.Event(), now + min([*pauses, _LOOK_AGAIN])
+        pauses = [p for claim in self._tally.claims.values() if (p := claim.lingering(now)) is not None]
+        if not pauses and now >= max(short[0].since, self._refused_at) + _PATIENCE:
+            self._refused_at = now
+            self._refuse(StoreFull(self._reason()), short[: (len(short) + 1) // 2])
+        self._pressed, self._again_at = trio.Event(), now + min([*pauses, _LOOK_AGAIN])
+
+    def _short(self) -> list[Claim | Asked]:
+        """Who lacks room, the longest first."""
+        claims = [claim for claim in self._tally.claims.values() if claim.short]
+        return sorted([*claims, *self._asking], key=lambda one: one.since)
 
     def _deficit(self, catalogue: str) -> int:
         """How many bytes have to go for everybody to get what was asked for."""
         asked = sum(asked.size for asked in self._asking if not catalogue or asked.catalogue == catalogue)
-        return self._accounts.missing(catalogue) + asked - self._accounts.free_in(catalogue)
+        return self._tally.missing(catalogue) + asked - self._tally.free_in(catalogue)
 
     def _victims(self) -> list[Held]:
         if all(self._deficit(catalogue) <= 0 for catalogue in ("", *self.limits.catalogues)):
@@ -238,14 +247,14 @@ class Room:
 
     def _smallest(self) -> int:
         """What is needed to be of use to anybody; 0 when nobody asked, and the limit is exceeded all the same."""
-        claimed = [claim.cost(claim.short[0]) for claim in self._accounts.claims.values() if claim.short]
+        claimed = [claim.cost(claim.short[0]) for claim in self._tally.claims.values() if claim.short]
         return min(claimed + [asked.size for asked in self._asking], default=0)
 
     def _held(self) -> list[Held]:
         used = self._state.last_used() | {s.manifest.content: s.last_used for s in self._store.opened()}
         return [
             Held(content, size, used.get(content, 0.0), self._why_stays(content), catalogue)
-            for content, size, catalogue in self._accounts.items()
+            for content, size, catalogue in self._tally.items()
             if size > 0
         ]
 
@@ -264,26 +273,25 @@ class Room:
         _log.info("%s, unused for %.0f s: %s", item.content, self._clock() - item.last_used, why)
         return outcome
 
-    def _refuse(self, error: CachefsError, before: float) -> None:
-        """Refuse those who have lacked room since `before` or longer."""
-        for claim in list(self._accounts.claims.values()):
-            if claim.short and claim.short_since <= before:
-                blocks, claim.short, claim.short_since = claim.short, [], float("inf")
-                claim.claimant.refused(blocks, error)
-        for asked in [asked for asked in self._asking if asked.since <= before]:
-            self._asking.remove(asked)
-            asked.error = error
-            asked.answered.set()
+    def _refuse(self, error: CachefsError, whom: Iterable[Claim | Asked]) -> None:
+        for one in whom:
+            if isinstance(one, Claim):
+                blocks, one.short, one.since = one.short, [], float("inf")
+                one.claimant.refused(blocks, error)
+            else:
+                self._asking.remove(one)
+                one.error = error
+                one.answered.set()
 
     def _reason(self) -> str:
         """Why there is no room, for the reader."""
-        limits, free = self.limits, self._accounts.disk_free()
+        limits, free = self.limits, self._tally.disk_free()
         why = "no room in the catalogue"
         if limits.free_space and free < 2 * limits.free_space:
             why = f"no room: {in_words(free)} free on disk, {in_words(limits.free_space)} to be left"
         elif limits.whole.size:
             why = f"no room: the limit ([limits] size) is {in_words(limits.whole.size)}"
-        held, metadata = eviction.occupied(self._held()), in_words(self._accounts.metadata())
+        held, metadata = eviction.occupied(self._held()), in_words(self._tally.metadata())
         return f"{why}; held: {held}, metadata {metadata}"
 
     # What commands ask
@@ -296,14 +304,14 @@ class Room:
         freed = await self._store.remove(content, manifest=manifest) if await self._users.let_go(content) else None
         if freed is None:
             return Evicted(stays="open")
-        self._accounts.claims.pop(content, None)
-        self._accounts.charge(content, 0)
+        self._tally.claims.pop(content, None)
+        self._tally.charge(content, 0)
         return Evicted(freed)
 
     async def sweep(self) -> list[tuple[ContentId, Evicted]]:
         """Evict what is too old, or one too many, and what exceeds the limits; what became of each."""
         going: list[Held] = []
-        self._accounts.measure()
+        self._tally.measure()
         held = self._held()
         now = self._clock()
         for catalogue in (*self.limits.catalogues, ""):
@@ -326,4 +334,4 @@ class Room:
 
     def taken(self) -> int | None:
         """The bytes that the store takes and has granted; None where nothing is limited, and so nothing is counted."""
-        return self._accounts.taken() if self._accounts.known else None
+        return self._tally.taken() if self._tally.known else None

@@ -22,7 +22,7 @@ from cachefs.store.objects import ObjectStore
 _UNBOUNDED = 2**62
 
 
-class Accounts:
+class Tally:
     """The sums; all in bytes, by catalogue or, with "", of all. `disk_free` tells what the file system has left."""
 
     def __init__(
