@@ -25,6 +25,7 @@ import trio
 
 from cachefs import mountinfo
 from cachefs.adoption.memory import Memory
+from cachefs.adoption.online import adopting
 from cachefs.adoption.overrides import Overrides
 from cachefs.adoption.takeover import MEMORY_NAME, Takeover
 from cachefs.cache import Cache
@@ -195,6 +196,7 @@ class Assembly:
         takeover = Takeover(self._store, self._manifests.recall, self._manifests.found, Memory(data_dir / MEMORY_NAME))
         overrides = Overrides(lock_file.path.parent, takeover, state.complete_hashes)
         self._reloader = Reloader(config, lock_file, shown, parts, overrides.apply)
+        self._adopt = adopting(takeover, lambda: self._reloader.shown, state)
         with contextlib.suppress(StoreFull):
             self._keeper.refresh()
 
@@ -261,6 +263,7 @@ class Assembly:
                 "scrub": control.Job(self._upkeep.scrub),
                 "reload": self._reload,
                 "records-changed": self._reloader.reload_records,
+                "adopt": self._adopt,
                 "prefetch": control.Job(self._prefetch),
                 **keeping.commands(self._keeper),
             }

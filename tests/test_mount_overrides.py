@@ -84,6 +84,25 @@ def test_an_adopted_directory_is_mounted_with_nothing_fetched_and_seeded_to_othe
         assert (node / name).read_bytes() == path.read_bytes()
 
 
+def test_a_directory_is_adopted_while_it_is_mounted_and_files_that_are_open_go_on(
+    library: Library, tmp_path: Path
+) -> None:
+    few = library.only(tmp_path / "few", HEADERS, BODIES, DOMAIN)
+    with mounted(tmp_path, library.chain, *QUICK, "--torrent-dir", library.products) as mount:
+        fd = os.open(mount.snapshots / BODIES, os.O_RDONLY)
+        try:
+            done = typed("adopt", few.root, "--data-dir", mount.data_dir)
+            assert f"{BODIES}: " in done.stdout
+            assert "is being fetched and read" in done.stdout
+            assert done.returncode == 1
+        finally:
+            os.close(fd)
+        assert same(mount, library, [HEADERS, DOMAIN])
+        again = ("adopt", few.root, "--data-dir", mount.data_dir)
+        mount.child.wait_until("closed", lambda: typed(*again).returncode == 0)
+        assert same(mount, library, [HEADERS, DOMAIN, BODIES])
+
+
 def test_a_local_file_whose_hash_is_the_locks_is_used_with_no_download(library: Library, tmp_path: Path) -> None:
     local = put(tmp_path, library, DOMAIN)
     before = local.stat()

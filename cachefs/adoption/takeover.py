@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import trio
+from rich.filesize import decimal
 
 from cachefs.adoption.hashing import Local, Recall, Report, identify, local_files
 from cachefs.adoption.memory import Memory
@@ -24,6 +25,8 @@ from cachefs.errors import CachefsError, ConfigError
 from cachefs.metainfo import Metainfo
 from cachefs.store.objects import ObjectStore
 from cachefs.store.places import How
+
+_NAMED = 20
 
 MEMORY_NAME = "hashes.json"
 """Where, in the data directory, it is remembered which hash a local file had."""
@@ -77,6 +80,27 @@ class Adoption:
             "unnamed": sorted(self.unnamed),
             "missing": sorted(self.missing),
         }
+
+    def answer(self) -> dict[str, Any]:
+        """`as_json` and, as `text`, the same for people."""
+        return {**self.as_json(), "text": list(self.lines())}
+
+    def lines(self) -> Iterator[str]:
+        """For people: what isn't right, name by name, and a summary."""
+        for other in sorted(self.others, key=lambda each: each.name):
+            yield from other.lines()
+        for name, why in sorted(self.failed.items()):
+            yield f"{name}: {why}"
+        if self.taken:
+            yield f"{len(self.taken):,} files match, {decimal(self.size)} ({self.ways()})"
+        else:
+            yield "no file matches"
+        if self.others or self.failed:
+            yield f"{len(self.others):,} are something else, {len(self.failed):,} can't be used; left alone"
+        if self.unnamed:
+            yield f"{len(self.unnamed):,} have no name in the lock: {_names(self.unnamed)}"
+        if self.missing:
+            yield f"{len(self.missing):,} names will be fetched when read: {_names(self.missing)}"
 
     def ways(self) -> str:
         """How many files were taken over by which means, in words."""
@@ -133,6 +157,11 @@ class Takeover:
             self.store.save_manifest(file.info.content, file.info.raw)
         pieces = file.info.manifest.blocks
         adoption.others.append(Other(file.name, file.path, file.info.content, file.expected, file.wrong, pieces))
+
+
+def _names(names: list[str]) -> str:
+    listed = ", ".join(sorted(names)[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+    return listed.encode("utf-8", "backslashreplace").decode()  # a file may have any bytes for a name
 
 
 def _some(numbers: tuple[int, ...]) -> str:

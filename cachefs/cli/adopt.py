@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import trio
-from rich.filesize import decimal
 
 from cachefs.adoption.offline import adopt as take_over
-from cachefs.adoption.takeover import Adoption
-from cachefs.cli.progress import bytes_bar
+from cachefs.cli.progress import Report, bytes_bar
 from cachefs.cli.seed import DIRECTORY
-from cachefs.config import load_config
-from cachefs.errors import ConfigError
-
-_NAMED = 20
+from cachefs.cli.verify import shown_on
+from cachefs.config import Config, load_config
+from cachefs.control import socket as control
+from cachefs.errors import ConfigError, DataDirBusy
 
 
 @click.command()
@@ -39,37 +37,26 @@ def adopt(
 
     Each file that has a name in the lock is hashed with all cores. Those that are the lock's are held from then on: by
     reflink, by hard link, or, from another file system, in place; DIR's files are never moved, changed or copied.
-    Without a lock and --chain-toml, DIR's own snapshot-lock.json decides. What is interrupted goes on where it was.
+    What is interrupted goes on where it was.
+
+    While it is mounted, the daemon does it. Without a lock and --chain-toml, DIR's own snapshot-lock.json decides.
 
     Exit code 1 if a file of a name in the lock isn't what the lock says, or can't be read.
     """
     config = load_config(config_file).override(data_dir=data_dir, chain_toml=chain_toml, chain=chain)
     if config.mount.data_dir is None:
         raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
-    with bytes_bar("hashing") as report:
-        adoption = trio.run(take_over, config, config.mount.data_dir.absolute(), directory, report)
-    click.echo(json.dumps(adoption.as_json(), indent=2) if as_json else "\n".join(_lines(adoption)))
-    if adoption.others or adoption.failed:
+    with bytes_bar("hashing") as bar:
+        answer = _adopted(config, config.mount.data_dir.absolute(), directory, bar)
+    text = answer.pop("text")
+    click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(text))
+    if answer["others"] or answer["failed"]:
         click.get_current_context().exit(1)
 
 
-def _lines(adoption: Adoption) -> Iterator[str]:
-    for other in sorted(adoption.others, key=lambda each: each.name):
-        yield from other.lines()
-    for name, why in sorted(adoption.failed.items()):
-        yield f"{name}: {why}"
-    if adoption.taken:
-        yield f"{len(adoption.taken):,} files match, {decimal(adoption.size)} ({adoption.ways()})"
-    else:
-        yield "no file matches"
-    if adoption.others or adoption.failed:
-        yield f"{len(adoption.others):,} are something else, {len(adoption.failed):,} can't be used; left alone"
-    if adoption.unnamed:
-        yield f"{len(adoption.unnamed):,} have no name in the lock: {_some(adoption.unnamed)}"
-    if adoption.missing:
-        yield f"{len(adoption.missing):,} names will be fetched when read: {_some(adoption.missing)}"
-
-
-def _some(names: list[str]) -> str:
-    listed = ", ".join(sorted(names)[:_NAMED]) + (", …" if len(names) > _NAMED else "")
-    return listed.encode("utf-8", "backslashreplace").decode()  # a file may have any bytes for a name
+def _adopted(config: Config, data_dir: Path, directory: Path, bar: Report | None) -> dict[str, Any]:
+    try:
+        return trio.run(take_over, config, data_dir, directory, bar).answer()
+    except DataDirBusy:  # a mount uses it, and does this itself
+        answer: dict[str, Any] = control.follow(data_dir, "adopt", shown_on(bar), directory=str(directory))
+        return answer
