@@ -161,6 +161,8 @@ class Flow:
 
     async def wait(self, missing: list[int], most: int, *, patient: bool = False) -> None:
         """Return when all of `missing` have landed; raise what made one fail. `patient`: others go first."""
+        # One may have landed since it was found missing: no second landing would end its flight.
+        missing = self.stored.verified.missing(missing)
         flights = [self._flights.setdefault(index, _Flight()) for index in missing]
         for flight in flights:
             flight.waiters += not patient
