@@ -1,9 +1,10 @@
-"""Who reads: the process behind an open file, and whether it has been killed.
+"""Who reads: the process behind an open file, and whether it has been killed or is gone.
 
-How it works: the kernel names the thread that opened a file. A process that is killed while it waits for a read
-stays until the read is answered, with SIGKILL among the pending signals of every thread, which /proc shows; so a
-read that waits looks now and then, and lets go of somebody who is dying. Nothing else is concluded: a file may
-have been passed to another process, so that its opener is gone means nothing.
+How it works: the kernel names the thread that opened a file. A process that is killed while it waits for a single page
+stays until the read is answered, with SIGKILL among the pending signals of every thread, which /proc shows. One
+that waits for the kernel's readahead is gone at once, and the read goes on for nobody. So a read that waits looks now
+and then, and lets go of somebody who is dying; whoever is gone says less, for a file may have been passed to
+another process: that counts only for reads from before a descriptor of the file was closed.
 
 Format: proc_pid_status(5).
 """
@@ -22,20 +23,19 @@ class Caller:
 
     def __init__(self, thread: int = 0) -> None:
         self._thread = thread
-        self._process: int | None = None
-
-    @property
-    def process(self) -> int:
+        # Now, while the thread waits for its open: it may end long before its process does.
+        self.process = int(_status(Path(f"/proc/{thread}")).get("Tgid", thread)) if thread else 0
         """Its process id; the thread's own if the process can't be told."""
-        if self._process is None:
-            self._process = int(_status(Path(f"/proc/{self._thread}")).get("Tgid", self._thread)) if self._thread else 0
-        return self._process
 
     def killed(self) -> bool:
         """Whether it is being killed."""
         return bool(self._thread) and any(
             _killed(_status(Path(f"/proc/{task}"))) for task in {self._thread, self.process}
         )
+
+    def gone(self) -> bool:
+        """Whether it has ended."""
+        return bool(self._thread) and _status(Path(f"/proc/{self.process}")).get("State", "Z")[0] in "ZX"
 
 
 def _killed(status: dict[str, str]) -> bool:

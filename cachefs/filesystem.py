@@ -147,6 +147,12 @@ class Filesystem:
         """The bytes at `offset`: fewer than `size` only at the end of the file. Unavailable at the deadline."""
         return await self._cache.read(self._reader(handle), offset, size)
 
+    def flushed(self, handle: int) -> None:
+        """A descriptor was closed; `close` follows when it was the last one and nothing is read for it any more."""
+        reader = self._readers.get(handle)
+        if reader is not None:
+            reader.flushed()
+
     def close(self, handle: int) -> None:
         reader = self._readers.pop(handle, None)
         self._open.pop(handle, None)
@@ -155,6 +161,11 @@ class Filesystem:
 
     def usage(self) -> Usage:
         return Usage(sum(shelf.total() for shelf in self._shelves.values()), len(self._tree))
+
+    def outdated(self) -> int:
+        """How many handles are open of files that the tree has no more."""
+        # Of a copy: a worker thread asks, too.
+        return sum(self._tree.node(attributes.inode) is None for attributes in tuple(self._open.values()))
 
     def _node(self, inode: int) -> Node:
         node = self._tree.node(inode)

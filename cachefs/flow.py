@@ -81,6 +81,7 @@ class Flow:
         self.readers: set[Reader] = set()
         self.download: Download | None = None
         self.last_error = ""
+        self.tried_anew_at = float("-inf")
         self.closed = trio.Event()
         self._room = room
         self._most = 0
@@ -161,7 +162,7 @@ class Flow:
 
     async def wait(self, missing: list[int], most: int, *, patient: bool = False) -> None:
         """Return when all of `missing` have landed; raise what made one fail. `patient`: others go first."""
-        # One may have landed since it was found missing: no second landing would end its flight.
+        # Some may have landed since the caller looked: nobody would ever end a flight of theirs.
         missing = self.stored.verified.missing(missing)
         flights = [self._flights.setdefault(index, _Flight()) for index in missing]
         for flight in flights:
@@ -223,6 +224,7 @@ class Reader:
         self.caller = caller
         self._accounts = accounts
         self._account: Account | None = None
+        self._flushed_at = float("-inf")
         self._ahead = range(0)
         self.window = window.Window(flow.stored.manifest.block_length, flow.stored.manifest.blocks)
         self._window_sent = range(0)
@@ -240,6 +242,14 @@ class Reader:
         self._ahead = ahead
         self._account.ahead(id(self), len(ahead) * length)
         return ahead
+
+    def flushed(self) -> None:
+        """A descriptor of this file was closed, maybe one of several."""
+        self._flushed_at = trio.current_time()
+
+    def abandoned(self, since: float) -> bool:
+        """Whether nobody waits any more for a read that began at `since`."""
+        return self.caller.killed() or (since <= self._flushed_at and self.caller.gone())
 
     def close(self) -> None:
         """Nobody reads on: what was read ahead was in vain."""

@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,14 +167,14 @@ class Assembly:
         shelf = SnapshotShelf(self._manifests, self._metadata, mtimes(state))
         self._keeper = Keeper(self._store, state, self._room, lambda: {CATALOGUE: self._reloader.shown.lock.downloads})
         self._prefetcher = Prefetcher(self._cache, self._room, {CATALOGUE: shelf})
-        filesystem = Filesystem(shown.tree, {CATALOGUE: shelf}, self._cache, born=shown.created)
+        self._filesystem = filesystem = Filesystem(shown.tree, {CATALOGUE: shelf}, self._cache, born=shown.created)
         self._view = view = _writable_view(config, mountpoint, data_dir)
         allow_other = config.mount.allow_other or (view is not None and view.foreign)
         owner = view.owner if view else None
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner)
         self._outage = Outage(self._waited_for, self._progress, self._evidence)
-        follow = (self._keeper.refresh,)
-        parts = Parts(state, self._manifests, self._metadata, shelf, filesystem, self._driver.forget, follow)
+        followers = (self._keeper.refresh,)
+        parts = Parts(state, self._manifests, self._metadata, shelf, filesystem, self._forget, followers)
         takeover = Takeover(self._store, self._manifests.recall, self._manifests.found, Memory(data_dir / MEMORY_NAME))
         overrides = Overrides(lock_file.path.parent, takeover, state.complete_hashes)
         self._reloader = Reloader(config, lock_file, shown, parts, overrides.apply)
@@ -236,6 +236,7 @@ class Assembly:
             if self._view is not None:
                 await trio.to_thread.run_sync(self._view.mount)
                 nursery.start_soon(self._watch_view, self._view)
+                nursery.start_soon(self._view.keep_fresh, self._filesystem.outdated)
             commands: dict[str, control.Command | control.Job] = {
                 "status": self._status.collect,
                 "stop": self._stopping,
@@ -312,6 +313,11 @@ class Assembly:
     async def _watch_view(self, view: overlay.WritableView) -> None:
         await view.wait_gone()
         self._stop.set()  # who expects to write must not go on with the read-only directory below
+
+    def _forget(self, entries: Iterable[tuple[int, str]]) -> None:
+        self._driver.forget(entries)
+        if self._view is not None:
+            self._view.refresh(self._filesystem.outdated())
 
     async def _reload(self) -> Mapping[str, Any]:
         difference, remarks = await self._reloader.reload()

@@ -320,3 +320,28 @@ def test_an_age_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
     (tmp_path / "cachefs.toml").write_text(f"[limits]\n{value}\n")
     with pytest.raises(ConfigError, match=r"\[limits\] age: expected a time like"):
         load_config(tmp_path / "cachefs.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "modes"),
+    [
+        ('on_unavailable = "wait"', (("*", "wait"),)),
+        (
+            '[read.on_unavailable]\n"snapshots/a*" = "fail-fast"\n"*" = "wait"',
+            (("snapshots/a*", "fail-fast"), ("*", "wait")),
+        ),
+        ("on_unavailable = {}", ()),
+    ],
+)
+def test_what_a_reader_gets_is_one_mode_or_one_for_each_pattern_in_order(
+    tmp_path: Path, text: str, modes: tuple[tuple[str, str], ...]
+) -> None:
+    (tmp_path / "cachefs.toml").write_text(f"[read]\n{text}\n")
+    assert load_config(tmp_path / "cachefs.toml").read.on_unavailable == modes
+
+
+@pytest.mark.parametrize("value", ['"never"', "1", '["wait"]', '{"*" = 5}', '{"*" = {"x" = "wait"}}'])
+def test_a_mode_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
+    (tmp_path / "cachefs.toml").write_text(f"[read]\non_unavailable = {value}\n")
+    with pytest.raises(ConfigError, match=r"\[read\] on_unavailable: expected \"wait\""):
+        load_config(tmp_path / "cachefs.toml")

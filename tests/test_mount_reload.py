@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -64,6 +65,14 @@ def reload(mount: Mount) -> str:
     done = typed("reload", mount.mountpoint)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+def errno_of_open(path: Path) -> str:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return ""
 
 
 def hang_up(mount: Mount) -> None:
@@ -196,3 +205,36 @@ def test_a_lock_that_is_deleted_while_mounted_is_made_again_and_only_changed_has
         for name, before in kept.items():
             now = (mount.object(old, name) / "data").stat()
             assert (now.st_ino, now.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_pin_goes_over_to_the_content_that_the_lock_gives_its_name(
+    old: Library, new: Library, peers: list[Peer | str], tmp_path: Path
+) -> None:
+    with mounted(tmp_path, old.chain, peers=peers) as mount:
+        assert typed("pin", BODIES, "--data-dir", mount.data_dir).returncode == 0
+        edit(mount, lambda names: names.update({BODIES: new.content(BODIES).hex}))
+        reload(mount)
+        assert same(mount, new, [BODIES])
+        assert f"{BODIES} stays: pinned" in typed("evict", BODIES, "--data-dir", mount.data_dir).stdout
+
+
+def test_a_writable_view_shows_the_new_names_at_once_and_that_of_an_open_file_when_it_is_closed(
+    old: Library, new: Library, peers: list[Peer | str], tmp_path: Path
+) -> None:
+    with mounted(tmp_path, old.chain, "--writable", peers=peers) as mount:
+        assert same(mount, old)
+        assert not (mount.snapshots / "domain" / "new.kv").exists()
+        (mount.snapshots / "written").write_text("kept")
+        with mapped(mount.snapshots / DOMAIN) as (_, pages):
+            changed = {name: new.content(name).hex for name in (BODIES, DOMAIN, HISTORY)}
+            edit(mount, lambda table: table.update(changed | {"domain/new.kv": table.pop(HEADERS)}))
+            reload(mount)
+            assert same(mount, new, [BODIES, HISTORY])
+            assert not (mount.snapshots / HEADERS).exists()
+            assert (mount.snapshots / "domain" / "new.kv").stat().st_size == SIZES[0]
+            assert (mount.snapshots / "written").read_text() == "kept"
+            assert pages[:] == old.files[DOMAIN].read_bytes()
+            assert errno_of_open(mount.snapshots / DOMAIN) == "ESTALE"
+        mount.child.wait_until("fresh", lambda: errno_of_open(mount.snapshots / DOMAIN) == "")
+        assert same(mount, new, [DOMAIN])
+        assert (mount.snapshots / mount.lock.name).read_bytes() == mount.lock.read_bytes()

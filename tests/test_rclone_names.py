@@ -26,6 +26,7 @@ from cachefs.catalog.chain import format_chain
 from cachefs.config import load_config, load_webseed_toml, web_seed
 from cachefs.errors import CatalogError, ConfigError, SourceFailed
 from cachefs.fetch.base import Item
+from cachefs.fetch.diagnosis import diagnose
 from cachefs.fetch.remotes import Remotes
 from cachefs.fetch.sources import WebSeed
 from tests.counterparts import LOOPBACK, nginx
@@ -255,6 +256,19 @@ def test_a_carried_url_counts_as_a_directory_or_as_the_file_itself_and_as_nothin
             remotes = Remotes([], [], "public")
             await remotes.learn(carrying(url))
             assert [source.name for source in remotes.of(carrying(url))] == ([base] if base else [])
+
+    trio.run(main)
+
+
+ODD_HOSTS = ["http://xn--/", "http://a..b/", "http://[v1.x]/", f"http://{'a' * 300}/", "http://a%b/", "http://-/"]
+
+
+@pytest.mark.parametrize("url", ODD_HOSTS)
+def test_a_host_that_can_be_none_is_a_source_that_fails_and_nothing_more(url: str) -> None:
+    async def main() -> None:
+        remotes = Remotes([], [], "public")
+        assert not await remotes.learn(carrying(url))
+        assert await diagnose(url) is None
 
     trio.run(main)
 

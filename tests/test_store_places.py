@@ -5,7 +5,6 @@ A second file system is /dev/shm, which is memory. The file systems here have no
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import stat
@@ -19,6 +18,7 @@ import trio
 
 from cachefs.errors import StoreFailed
 from cachefs.store import ObjectStore, State, StoredObject, disk, places
+from cachefs.store.guard import Guard
 from cachefs.store.places import How
 from cachefs.store.state import Seal
 from tests.store_kit import BLOCK, BLOCKS, LENGTH, content_of, piece
@@ -147,20 +147,50 @@ def test_after_one_changed_byte_one_block_is_missing_and_what_is_fetched_never_g
     assert bench.file.read_bytes() == changed
 
 
-def test_a_change_while_it_is_open_is_an_error_and_never_served(bench: Bench) -> None:
+def test_of_what_is_changed_while_it_is_open_only_what_is_right_is_served(bench: Bench) -> None:
     async def use(store: ObjectStore) -> None:
         stored = await store.open(MANIFEST)
         assert await stored.read(0, 100) == DATA[:100]
         flip(bench.file, 5)
-        with pytest.raises(StoreFailed, match="changed under another name"):
-            await stored.read(0, 100)
-        with contextlib.suppress(StoreFailed):
-            assert stored.read_now(0, 100) is None  # memory's file system can't tell what is in memory
+        assert stored.read_now(0, 100) is None
+        for _ in range(2):
+            with pytest.raises(StoreFailed, match="changed under another name"):
+                await stored.read(0, 100)
+            assert await stored.read(BLOCK, 100) == DATA[BLOCK : BLOCK + 100]
         await stored.release()
         again = await store.open(MANIFEST)
         assert set(again.verified) == ALL - {0}
 
     bench.daemon(use)
+
+
+def test_a_file_that_is_touched_while_it_is_open_is_served_on_and_not_verified_again_at_the_next_start(
+    bench: Bench,
+) -> None:
+    async def use(store: ObjectStore) -> None:
+        stored = await store.open(MANIFEST)
+        touch(bench.file)
+        for index in range(BLOCKS):
+            span = MANIFEST.span(index)
+            assert await stored.read(span.offset, span.length) == piece(MANIFEST, DATA, index)
+
+    bench.daemon(use)
+    assert bench.held() == ALL
+    assert bench.hashed == 0
+
+
+def test_a_change_between_hashing_and_serving_is_noticed(bench: Bench) -> None:
+    guard = Guard(bench.data, MANIFEST)
+    fd = disk.open_sealed(bench.data)
+    assert fd is not None
+    try:
+        look = guard.require(fd, seal_of(bench.file), [])
+        guard.require_still(fd, look)
+        flip(bench.file, 5)
+        with pytest.raises(StoreFailed, match="being changed"):
+            guard.require_still(fd, look)
+    finally:
+        os.close(fd)
 
 
 def test_a_lost_database_costs_hashing_and_no_copy(bench: Bench) -> None:
@@ -260,3 +290,17 @@ def test_a_copy_of_its_own_keeps_the_holes(tmp_path: Path) -> None:
     assert link.read_bytes() == sparse.read_bytes()
     assert link.stat().st_blocks == sparse.stat().st_blocks
     assert not places.is_shared(link)
+
+
+def test_who_keeps_count_is_told_of_files_taken_over_and_of_copies_made(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, tmp_path)
+
+    async def use(store: ObjectStore) -> None:
+        await store.adopt(MANIFEST, bench.file, seal_of(bench.file))
+        assert store.brought == {MANIFEST.content}
+        store.brought.clear()
+        flip(bench.file, 5)
+        await store.open(MANIFEST)
+        assert store.brought == {MANIFEST.content}
+
+    bench.daemon(use)

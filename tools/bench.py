@@ -20,7 +20,7 @@ import click
 
 from cachefs.errors import CachefsError
 from tests.counterparts import CounterpartFailed
-from tools import bench_adopt, bench_content, bench_names, bench_upkeep, benchkit, mounting
+from tools import bench_adopt, bench_content, bench_names, bench_sources, bench_upkeep, benchkit, mounting
 from tools.bench_stage import Stage, prepare
 from tools.benchkit import Report, say
 from tools.mounting import Failed
@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS: dict[str, Callable[[Stage], Report]] = {
     "cold-peer": bench_content.cold_peer,
     "cold-web": bench_content.cold_web,
+    "rclone": bench_sources.cold_rclone,
+    "hedging": bench_sources.hedged,
     "warm": bench_content.warm,
     "random": bench_content.random_4k,
     "first-byte": bench_content.first_byte,

@@ -26,10 +26,12 @@ import logging
 import os
 import pwd
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import trio
 
 from cachefs import mountinfo
 from cachefs.errors import CachefsError, ConfigError
@@ -41,6 +43,7 @@ WORK = "overlay-work"
 
 _OPTIONS = "index=off,metacopy=off,redirect_dir=nofollow,xino=off"
 _LONGEST_DATA = 4095
+_FRESHEN_EVERY = 1.0
 _MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 2, 4, 32
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _CAP_SYS_ADMIN = 21
@@ -94,6 +97,7 @@ class WritableView:
         self.upper = upper
         self.owner = owner
         self._work = upper.parent / WORK
+        self._outdated = 0
 
     @property
     def foreign(self) -> bool:
@@ -140,16 +144,31 @@ class WritableView:
         except CachefsError as error:
             log.warning("%s", error)
 
-    def refresh(self) -> None:
+    def refresh(self, outdated: int = 0) -> None:
         """Have names looked up anew, after those of the mount below changed; CachefsError if the view is gone.
 
-        overlayfs expects layers below it to stay as they are, and remembers names, also those that weren't there.
-        A remount drops what it remembers, except of files that are open, which keep their bytes.
+        overlayfs expects layers below it to stay as they are: it remembers names, also those that weren't there, and
+        answers ESTALE for one that became another file. A remount drops what it remembers, except of files that are
+        open, which keep their bytes: for their names it is done again when they are closed. `outdated` is how many
+        of former times are open, counted before.
         """
+        self._outdated = outdated
         try:
             _mount(self.directory, "", _MS_REMOUNT)
         except OSError as error:
             raise CachefsError(f"{self.directory}: can't be refreshed: {error.strerror}") from error
+
+    async def keep_fresh(self, outdated: Callable[[], int]) -> None:
+        """Refresh, for ever, whenever fewer files of former times are open below; `outdated` tells how many are."""
+        again = False
+        while True:
+            await trio.sleep(_FRESHEN_EVERY)
+            now = outdated()
+            closed = now < self._outdated
+            if closed or again:
+                with suppress(CachefsError):  # it is being taken away
+                    await trio.to_thread.run_sync(self.refresh, now)
+            again = closed  # the daemon may hear of a closed mapping before overlayfs lets go of its name
 
 
 def uncover(mountpoint: Path) -> None:

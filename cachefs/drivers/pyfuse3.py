@@ -151,7 +151,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
-        return None
+        self._fs.flushed(fh)
 
     @guarded
     async def forget(self, inode_list: Any) -> None:

@@ -38,7 +38,7 @@ async def diagnose(url: str) -> Diagnosis | None:
                 response = await client.send(request, stream=True)
                 await response.aclose()
                 return Diagnosis(response.status_code, retry_after(response))
-    except (httpx.HTTPError, trio.TooSlowError):
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, trio.TooSlowError):  # UnicodeError: no host, by IDNA
         return None
 
 

@@ -97,7 +97,6 @@ class TorrentDownload:
         self._wanted: dict[int, int] = {}
         self._sent: dict[int, int] = {}
         self._asked: set[int] = set()
-        self._met = False
         self._offers: dict[int, trio.Event] = {}
         self._foreign: list[int] = []
         self._finished: list[int] = []
@@ -191,7 +190,7 @@ class TorrentDownload:
             self._lives += 1
             self._finished, self._flushing, self._sent, self._looks = [], [], {}, {}
             self.peers, self.holders, self.rate, self._measured = 0, 0, 0.0, False
-            self._met, self._asked = False, set()
+            self._asked.clear()
 
     def _add(self) -> None:
         self.phase = Phase.ADDING
@@ -311,7 +310,6 @@ class TorrentDownload:
         there = [peer for peer in peers if not peer.flags & (peer.handshake | peer.connecting)]
         self.peers = len(there)
         self.holders = sum(1 for peer in there if peer.connection_type != peer.web_seed and peer.num_pieces)
-        self._met |= bool(there)
         self.rate = float(sum(peer.payload_down_speed for peer in peers))
         # The rate is an average that takes a minute to forget.
         before, self._received = self._received, sum(peer.total_download for peer in peers)
@@ -334,8 +332,8 @@ class TorrentDownload:
     # Pieces that others fetched
 
     def may_write(self, index: int) -> bool:
-        """Whether peers may have sent something of a piece in this life, so that libtorrent may write to its span."""
-        return index in self._asked and self._met and self.phase is Phase.RUNNING
+        """Whether peers may have been asked for a piece in this life, so that libtorrent may write to its span."""
+        return index in self._asked and self.phase is Phase.RUNNING
 
     async def offer(self, index: int, data: bytes) -> bool:
         """Have libtorrent take a whole piece in place of what it has of it; False if it doesn't land in time."""

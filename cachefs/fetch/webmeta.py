@@ -102,7 +102,7 @@ class WebMetadata:
                     return await _body(response, most)
         except trio.TooSlowError:
             raise HostFailed(f"{url}: no whole answer within {_LONGEST_ANSWER:g} s") from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: no name of a host, by IDNA
             raise HostFailed(f"{url}: {str(error) or type(error).__name__}") from error
 
 

@@ -147,6 +147,15 @@ def read_into(fd: int, buffer: memoryview, offset: int) -> bool:
     return True
 
 
+def read_exactly(path: Path, fd: int, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset` on of the open file `path`; StoreFailed rather than fewer."""
+    data = bytearray(size)
+    with named(path):
+        if not read_into(fd, memoryview(data), offset):
+            raise StoreFailed(f"{path}: ends before byte {offset + size}; it was cut short behind our back")
+    return bytes(data)
+
+
 def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     """Write all of `data` at `offset`."""
     rest = memoryview(data)

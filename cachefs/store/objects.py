@@ -140,6 +140,7 @@ class ObjectStore:
             how, now = await trio.to_thread.run_sync(places.take, source, data, seal)
             self.brought.add(content)
             self._tools.state.save_object(content, recovery.whole(manifest, now, self._tools.clock()))
+            self.brought.add(content)
             return how
 
     async def doubtful(self) -> list[ContentId]:
@@ -299,6 +300,7 @@ class ObjectStore:
                 )
                 await trio.to_thread.run_sync(recovery.part, found, stored.path)
                 stored.reopened(found)
+                self.brought.add(stored.manifest.content)  # which may be a copy now of what was shared
         finally:
             with self._tolerant(stored):
                 stored.save_unsealed()

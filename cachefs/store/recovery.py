@@ -208,7 +208,7 @@ def part(found: Found, path: Path) -> None:
         found.fd, found.shared = fd, False
 
 
-def wrong(fd: int, manifest: Manifest, blocks: Iterable[int], *, from_disk: bool) -> list[int]:
+def wrong(fd: int, manifest: Manifest, blocks: Iterable[int], *, from_disk: bool = False) -> list[int]:
     """Those of `blocks` that aren't good; with `from_disk`, as the disk has them. Blocking, in a thread of trio's."""
     buffer = memoryview(bytearray(min(manifest.block_length, manifest.length)))
     found: list[int] = []

@@ -18,6 +18,7 @@ the read. They share one buffer, for a reply is copied into the kernel before th
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,8 +28,9 @@ from typing import Protocol
 import trio
 
 from cachefs.content import Bitmap, Manifest
-from cachefs.errors import StoreFailed
+from cachefs.errors import CachefsError, StoreFailed
 from cachefs.store import disk, places, recovery, space
+from cachefs.store.guard import Guard
 from cachefs.store.recovery import Found
 from cachefs.store.state import ObjectRow, Seal, State
 
@@ -76,7 +78,7 @@ class StoredObject:
         self._length = manifest.length
         self._block_length = manifest.block_length
         self._fd = found.fd
-        self._shared = found.shared
+        self._shared, self._guard = found.shared, Guard(path, manifest)
         # A partial object's seal ends here: it may be written to from now on.
         self._seal = found.seal if self.complete else None
         self._completed = completed
@@ -180,9 +182,8 @@ class StoredObject:
             count = os.preadv(self._fd, (view,), offset, os.RWF_NOWAIT)
         except OSError:  # not in the page cache, or the file system can't tell; a real error shows in read()
             return None
-        if self._shared:
-            self._require_unchanged()
-        return view if count == size else None
+        unchanged = not self._shared or disk.seal_of(self._fd) == self._seal
+        return view if count == size and unchanged else None
 
     async def read(self, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`, less only what lies past the end; StoreFailed rather than fewer."""
@@ -193,24 +194,21 @@ class StoredObject:
             doubts = self._doubts
             data = await trio.to_thread.run_sync(self._read, offset, min(size, self._length - offset))
             if doubts == self._doubts:
+                self._renew_seal()
                 return data
 
     def _read(self, offset: int, size: int) -> bytes:
-        data = bytearray(size)
-        with disk.named(self.path):
-            if not disk.read_into(self._fd, memoryview(data), offset):
-                raise StoreFailed(f"{self.path}: ends before byte {offset + size}; it was cut short behind our back")
         if self._shared:
-            self._require_unchanged()
-        return bytes(data)
+            return self._guard.read(self._fd, self._seal, offset, size)
+        return disk.read_exactly(self.path, self._fd, offset, size)
 
-    def _require_unchanged(self) -> None:
-        """Raise StoreFailed if a shared file was changed by its owner: asked after its bytes were read."""
-        if self._seal is not None and disk.seal_of(self._fd) != self._seal:
-            raise StoreFailed(
-                f"{self.path}: was changed under another name since it was verified; "
-                "it is verified and mended when it is opened after everybody has closed it"
-            )
+    def _renew_seal(self) -> None:
+        """Take the look of a shared file for its seal, if all of it was found right since it was touched."""
+        renewed = self._guard.renewed if self._shared else None
+        if renewed and renewed != self._seal:
+            self._seal = renewed
+            with contextlib.suppress(CachefsError):  # then the next start verifies it once more
+                self._save(self.verified.copy())
 
     def _require(self, offset: int, size: int) -> None:
         for index in range(offset // self._block_length, -(-(offset + size) // self._block_length)):

@@ -1,0 +1,71 @@
+"""The benchmarks of rclone and of hedging: a cold read through rclone, and random reads beside a source that crawls.
+
+How it works: both fetch from nginx web seeds with no peer in sight, so that rclone moves every byte. For hedging
+there are two web seeds, of which one crawls. A source's speed is only known once it was asked: until then it gets its
+share of the reads, and what was sent to the slow one is late unless the other is asked as well.
+"""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import quantiles
+
+from cachefs.metainfo import ERIGON_PIECE_LENGTH
+from tests.counterparts import nginx
+from tools.bench_stage import NAME, Stage, first_bytes, heated, read_through, shown
+from tools.benchkit import Report, interleaved, settle, timed
+
+_READERS, _READS = 8, 25
+_CRAWLING = "limit_rate 100k;"
+
+
+def cold_rclone(stage: Stage) -> Report:
+    """A first sequential read that rclone fetches from a web seed, over curl of the same file."""
+    with nginx(stage.origin) as url:
+        heated(stage.original)
+
+        def through_the_mount(*options: str) -> float:
+            with stage.cold_mount("--webseed", url, *options) as mount:
+                return stage.rate(read_through(shown(mount)))
+
+        def curl() -> float:
+            settle(stage.folder)
+            return stage.rate(timed("curl", "-sf", "-o", "/dev/null", f"{url}{NAME}"))
+
+        ours, theirs, own = "mount, by rclone", "curl to /dev/null", "mount, --no-rclone (libtorrent's web seeds)"
+        sides = {ours: through_the_mount, own: lambda: through_the_mount("--no-rclone"), theirs: curl}
+        report = Report("Cold sequential read through rclone from a web seed (nginx)")
+        report.add(interleaved(stage.runs, sides), "MB/s")
+    report.compare("rclone over curl", ours, theirs)
+    report.compare("rclone over libtorrent's own web seeds, both through the mount", ours, own)
+    report.notes.append("curl neither verifies nor stores what it gets.")
+    return report
+
+
+def hedged(stage: Stage) -> Report:
+    """The slowest hundredth of random cold reads by several readers, with one source that crawls, hedged and not."""
+    with nginx(stage.origin) as good, nginx(stage.origin, location=_CRAWLING) as crawling:
+        heated(stage.original)
+
+        def p99(hedging: bool) -> float:
+            with stage.fresh_folder() as folder:
+                settings = folder / "cachefs.toml"
+                settings.write_text(f"[fetch]\nhedging = {str(hedging).lower()}\n[read]\nreadahead_blocks = 0\n")
+                sources = ("--webseed", crawling, "--webseed", good, "--config", str(settings))
+                with stage.cold_mount(*sources) as mount:
+                    return quantiles(_random_reads(shown(mount), stage.size), n=100)[98]
+
+        report = Report(f"Random cold reads of 4 KiB, {_READERS} readers, one of two web seeds crawls: 99th percentile")
+        report.add(interleaved(stage.runs, {"hedged": lambda: p99(True), "not hedged": lambda: p99(False)}), "ms")
+    report.compare("hedged over not hedged (less is better)", "hedged", "not hedged")
+    report.notes.append(f"{_READERS * _READS} reads, each in a piece of its own; the crawling seed sends 100 kB/s.")
+    return report
+
+
+def _random_reads(path: Path, size: int) -> list[float]:
+    """Milliseconds of each of all readers' reads, every one in a piece of its own."""
+    pieces = random.Random(1).sample(range(size // ERIGON_PIECE_LENGTH), _READERS * _READS)
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda piece: first_bytes(path, piece * ERIGON_PIECE_LENGTH), pieces))
