@@ -99,6 +99,18 @@ def test_one_readers_timeout_ends_no_fetch(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+def test_a_wait_for_a_block_that_landed_since_it_was_found_missing_ends_at_once(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        reader = await bench.open()
+        await bench.start_read(reader, 0, 10)
+        bench.fetcher.last.land(0)
+        with trio.fail_after(1):
+            await reader.flow.wait([0], 4)
+        assert not bench.fetcher.last.urgent
+
+    run(tmp_path, scenario)
+
+
 def test_a_block_that_was_given_up_on_is_still_fetched_behind_those_that_are_waited_for(tmp_path: Path) -> None:
     async def scenario(bench: Bench) -> None:
         reader = await bench.open()

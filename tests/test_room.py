@@ -9,8 +9,9 @@ import pytest
 import trio
 
 from cachefs import window
-from cachefs.errors import StoreFull
+from cachefs.errors import StoreFailed, StoreFull
 from cachefs.filesystem import errno_of
+from cachefs.store import space
 from cachefs.store.claims import GRACE
 from cachefs.store.eviction import Bounds, Limits
 from cachefs.store.state import Pin
@@ -375,3 +376,23 @@ def test_a_reader_waits_a_moment_for_what_is_being_closed(tmp_path: Path) -> Non
         assert all(isinstance(outcome, bytes) for outcome in bench.outcomes)
 
     run(tmp_path, scenario, limit(4))
+
+
+def test_an_object_that_cannot_be_deleted_keeps_no_other_from_going(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(bench: RoomBench) -> None:
+        await bench.fill(ONE)
+        await bench.fill(TWO)
+
+        def stubborn(directory: Path) -> int:
+            if directory == bench.path(ONE).parent:
+                raise StoreFailed(f"{directory}: Operation not permitted")
+            return remove_data(directory)
+
+        remove_data = space.remove_data
+        monkeypatch.setattr(space, "remove_data", stubborn)
+        await bench.fill(THREE)
+        assert bench.held(ONE, TWO, THREE) == [True, False, True]
+
+    run(tmp_path, scenario, limit(8))

@@ -131,6 +131,10 @@ class Room:
         if not self.limits:
             yield
             return
+        if self.limits.whole.size is not None and size > self.limits.whole.size:
+            raise StoreFull(
+                f"{in_words(size)} are more than the limit, {in_words(self.limits.whole.size)}, ever has room for"
+            )
         asked = Asked(size, catalogue, trio.current_time())
         self._asking.append(asked)
         self._pressed.set()
@@ -266,9 +270,14 @@ class Room:
         return "pinned" if content in self.pinned else ""
 
     async def _evict(self, item: Held) -> Evicted:
-        outcome = await self.evict(item.content)
+        try:
+            outcome = await self.evict(item.content)
+        except CachefsError as error:  # others may go all the same
+            outcome = Evicted(stays=str(error))
+        now = trio.current_time()
+        self._stuck = {content: until for content, until in self._stuck.items() if until > now}
         if outcome.stays:
-            self._stuck[item.content] = trio.current_time() + _FUTILE
+            self._stuck[item.content] = now + _FUTILE
         why = outcome.stays or f"evicted, {in_words(outcome.freed)} freed"
         _log.info("%s, unused for %.0f s: %s", item.content, self._clock() - item.last_used, why)
         return outcome
