@@ -40,6 +40,7 @@ from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
 from cachefs.manifests import Manifests
+from cachefs.playhead.service import PlayheadService
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.state import State
@@ -176,6 +177,7 @@ class Assembly:
             self._metadata, self._cache, self._fetcher, self._ledger, time.time(),
         )  # fmt: skip
         self._seeding = _complete(state, names, config.torrent.active_torrents) if config.torrent.seed else {}
+        self._playheads = PlayheadService(config.playhead, data_dir)
         self._stop = trio.Event()
         self._served = trio.Event()
 
@@ -199,6 +201,7 @@ class Assembly:
             await trio.to_thread.run_sync(self._settle)
             commands: dict[str, control.Command] = {"status": self._status.collect, "stop": self._stopping}
             await nursery.start(control.serve, self._data_dir, commands)
+            await nursery.start(self._playheads.run)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
             ready(Mounted(self._mountpoint, self._lock.chain, len(self._lock.downloads), self._shown_files()))

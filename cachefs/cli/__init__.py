@@ -35,6 +35,9 @@ COMMANDS = {
     "mount": LazyCommand("cachefs.cli.mount:mount", "Mount a chain's snapshots; bytes are fetched when first read."),
     "umount": LazyCommand("cachefs.cli.umount:umount", "Take a mount away, also a dead one."),
     "status": LazyCommand("cachefs.cli.status:status", "Show what a running mount holds, fetches and waits for."),
+    "playhead": LazyCommand(
+        "cachefs.cli.playhead:playhead", "Show or change where a record plays, for all who listen."
+    ),
     "seed": LazyCommand("cachefs.cli.seed:seed", "Serve a directory as torrent seeder and web seed."),
 }
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import tomli
 
+from cachefs.config.playhead import Playheads
 from cachefs.config.values import (
     CHAIN_NAME,
     Peer,
@@ -167,6 +168,7 @@ class Config:
     sources: Sources = field(default_factory=Sources)
     torrent: Torrent = field(default_factory=Torrent)
     read: Read = field(default_factory=Read)
+    playhead: Playheads = field(default_factory=Playheads)
 
     def override(self, **given: object) -> Config:
         """These settings with those that were given on the command line, by key, whatever their section.
