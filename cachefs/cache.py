@@ -22,9 +22,8 @@ import trio
 
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, Stopping, TooManyWaiting, Unavailable
-from cachefs.fetch.base import Fetcher, Job
+from cachefs.fetch.base import Fetcher, Item, Job
 from cachefs.flow import Flow, Opening, Reader
-from cachefs.metainfo import Metainfo
 from cachefs.store.objects import ObjectStore
 from cachefs.store.stored import StoredObject
 
@@ -69,18 +68,18 @@ class Cache:
             task_status.started()
             await trio.sleep_forever()
 
-    async def open(self, info: Metainfo, name: str) -> Reader:
+    async def open(self, item: Item) -> Reader:
         """A new reader of this content; close it."""
-        flow = await self._flow(info, name)
+        flow = await self._flow(item)
         reader = Reader(flow)
         flow.readers.add(reader)
         if flow.download is not None:
             flow.download.open()
         return reader
 
-    async def seed(self, info: Metainfo, name: str) -> None:
+    async def seed(self, item: Item) -> None:
         """Offer content to others without anybody reading it here, if all of it is here."""
-        flow = await self._flow(info, name)
+        flow = await self._flow(item)
         if flow.stored.complete and flow.download is None:
             self._start(flow)
         if flow.readers:
@@ -90,25 +89,25 @@ class Cache:
         else:
             self._drop_if_unused(flow)
 
-    async def _flow(self, info: Metainfo, name: str) -> Flow:
-        while (flow := self._flows.get(info.content)) is None:
-            stored = await self._opened(info, name)
-            if info.content not in self._flows:
-                self._flows[info.content] = Flow(stored, info, name, self._drop_if_unused)
+    async def _flow(self, item: Item) -> Flow:
+        while (flow := self._flows.get(item.content)) is None:
+            stored = await self._opened(item)
+            if item.content not in self._flows:
+                self._flows[item.content] = Flow(stored, item, self._drop_if_unused)
             else:
                 await stored.release()
         return flow
 
-    async def _opened(self, info: Metainfo, name: str) -> StoredObject:
+    async def _opened(self, item: Item) -> StoredObject:
         assert self._nursery is not None
-        opening = Opening(self._store, info.manifest)
+        opening = Opening(self._store, item.manifest)
         self._nursery.start_soon(opening.run)
         try:
             with trio.fail_after(self._settings.deadline):
                 return await opening.wait()
         except trio.TooSlowError:
             why = "what is on disk is being checked after an unclean end; it goes on, try again in a while"
-            raise Unavailable(name, self._settings.deadline, why) from None
+            raise Unavailable(item.name, self._settings.deadline, why) from None
 
     def close(self, reader: Reader) -> None:
         """Give the reader up; with the last one the download ends, or goes on seeding."""
@@ -128,7 +127,7 @@ class Cache:
     def _drop_if_unused(self, flow: Flow) -> None:
         # The object stays open as long as anything may land in it, not only as long as it is read.
         if not flow.readers and self._nursery is not None:
-            self._flows.pop(flow.info.content, None)
+            self._flows.pop(flow.item.content, None)
             self._nursery.start_soon(flow.stored.release)
 
     def read_now(self, reader: Reader, offset: int, size: int) -> memoryview | None:
@@ -160,10 +159,10 @@ class Cache:
         if refusal is not None:
             raise refusal
         if len(self._waiting) >= self._settings.max_waiting:
-            raise TooManyWaiting(f"{flow.name}: {len(self._waiting)} reads wait already ([read] max_waiting)")
+            raise TooManyWaiting(f"{flow.item.name}: {len(self._waiting)} reads wait already ([read] max_waiting)")
         self._next_wait += 1
         ticket, since = self._next_wait, trio.current_time()
-        self._waiting[ticket] = Waiting(flow.name, tuple(missing), since)
+        self._waiting[ticket] = Waiting(flow.item.name, tuple(missing), since)
         try:
             await self._fetch(flow, missing, since)
         except CachefsError as error:
@@ -189,12 +188,12 @@ class Cache:
             reason = "; ".join(filter(None, (flow.download.trouble(), reason)))
             if flow.idle_for() >= self._settings.deadline:
                 flow.download.restart()
-        return Unavailable(flow.name, waited, reason or "no source delivered it")
+        return Unavailable(flow.item.name, waited, reason or "no source delivered it")
 
     def _start(self, flow: Flow) -> None:
         """Have the flow's demand fetched, from the first time something is missing."""
         if flow.download is None:
-            job = Job(flow.info, flow.name, flow.stored.path, flow.stored.verified)
+            job = Job(flow.item, flow.stored.path, flow.stored.verified)
             flow.download = self._fetcher.download(job, flow)
         flow.demand(self._settings.readahead_blocks)
 

@@ -108,6 +108,49 @@ class DataDirBusy(CachefsError):
         self.holder = holder
 
 
+class SourceFailed(CachefsError):
+    """A URL that did not give what it was asked for; `url` is where it ended after redirects."""
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(f"{url}: {why}")
+        self.url = url
+        self.why = why
+
+
+class SourceSilent(SourceFailed):
+    """A source that could not be reached in time, or went silent."""
+
+
+class SourceRefused(SourceFailed):
+    """A source that we may not ask (http, a private address), or that won't let us in."""
+
+
+class SourceTooLarge(SourceFailed):
+    """A source that gives more bytes than are taken."""
+
+
+class SourceLied(SourceFailed):
+    """A source that gave, or declares, other bytes than it should."""
+
+
+class RecordMismatch(SourceLied):
+    """A record's content that is not what the record says: names the checksums, the bytes that came, and the URL.
+
+    `got` is "" where nothing was hashed to the end. `etch --again` is the way out when the content changed on purpose.
+    """
+
+    def __init__(self, url: str, expected: str, got: str, size: int, why: str = "") -> None:
+        told = why or f"expected {expected}, got {got} of {size} bytes"
+        super().__init__(url, f"{told}; if the content was changed on purpose: cachefs etch --again")
+        self.expected = expected
+        self.got = got
+        self.size = size
+
+
+class RecordInconsistent(CachefsError):
+    """A record whose pieces are all right and whose whole is not: its lock contradicts itself."""
+
+
 class ControlError(CachefsError):
     """The daemon could not be reached, or answered that it could not do what was asked."""
 
@@ -138,3 +181,7 @@ class PlayheadUnreachable(CachefsError):
 
 class PlayerFailed(CachefsError):
     """A music player that could not be started or reached, or refused what it was told."""
+
+
+class NoDaemon(ControlError):
+    """Nothing is mounted, as far as the data directory tells."""

@@ -1,16 +1,22 @@
 """The mount's operations in small types of its own: nothing of any kernel interface is in here.
 
-How it works: the tree says which names there are, `Manifests` how long they are, the cache reads. A
+How it works: the tree says which names there are, a shelf for each catalogue how long they are, the cache reads. A
 name is listed before its length is known; looking it up waits for metadata, with a deadline. Errors of the
 layers below become an errno in one table at the bottom, and nowhere else. A driver translates these calls to
 its kernel's and back; it holds no policy.
+
+The tree never changes; a reload brings a new one, and `switch` puts it in place between two requests. An inode
+stands for one content, so a handle goes on with the bytes it was opened for. A request that comes for an inode
+of the old tree, or that waited while the trees were switched, is answered ESTALE: the kernel then looks the
+name up anew and tries once more, so that the caller sees the new tree and no error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cachefs.cache import Cache
@@ -25,7 +31,7 @@ from cachefs.errors import (
     Unavailable,
 )
 from cachefs.flow import Reader
-from cachefs.manifests import Finder, Manifests
+from cachefs.shelf import Shelf
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +56,25 @@ class NoSuchEntry(CachefsError):
     """A name, inode or handle that isn't there."""
 
 
+class Stale(NoSuchEntry):
+    """An inode that the tree has no more, or never had: its name has to be looked up anew."""
+
+
 class Filesystem:
     """What a driver calls. Handles are numbers that `open` gives out."""
 
-    def __init__(
-        self,
-        tree: Tree,
-        manifests: Manifests,
-        finder: Finder,
-        cache: Cache,
-        *,
-        mtime: Callable[[File], float],
-        born: float,
-    ) -> None:
+    def __init__(self, tree: Tree, shelves: Mapping[str, Shelf], cache: Cache, *, born: float) -> None:
         self._tree = tree
-        self._manifests = manifests
-        self._finder = finder
+        self._shelves = shelves
         self._cache = cache
-        self._mtime = mtime
         self._born = born
         self._readers: dict[int, Reader] = {}
+        self._open: dict[int, Attributes] = {}
         self._handles = itertools.count(1)
+
+    def switch(self, tree: Tree, born: float) -> None:
+        """Show another tree from now on; handles that are open go on with what they have."""
+        self._tree, self._born = tree, born
 
     async def lookup(self, parent: int, name: str) -> Attributes:
         """An entry of a directory, with its size; NoSuchEntry, MetadataUnavailable."""
@@ -83,6 +87,10 @@ class Filesystem:
 
     async def attributes(self, inode: int) -> Attributes:
         """A file or directory by its inode, with its size; NoSuchEntry, MetadataUnavailable."""
+        if self._tree.node(inode) is None:
+            for attributes in self._open.values():
+                if attributes.inode == inode:
+                    return attributes
         return await self._sized(self._node(inode))
 
     def listing(self, inode: int, position: int) -> Iterator[tuple[str, Attributes, int]]:
@@ -95,9 +103,12 @@ class Filesystem:
         node = self._node(inode)
         if not isinstance(node, File):
             raise NoSuchEntry(f"inode {inode} is not a file")
-        info = await self._manifests.metainfo(node.path, self._finder)
+        with self._unless_switched(node):
+            item = await self._shelves[node.catalogue].item(node)
+        attributes = self._listed(node)
+        reader = await self._cache.open(item)
         handle = next(self._handles)
-        self._readers[handle] = await self._cache.open(info, node.path)
+        self._readers[handle], self._open[handle] = reader, attributes
         return handle
 
     def read_now(self, handle: int, offset: int, size: int) -> memoryview | None:
@@ -110,20 +121,21 @@ class Filesystem:
 
     def close(self, handle: int) -> None:
         reader = self._readers.pop(handle, None)
+        self._open.pop(handle, None)
         if reader is not None:
             self._cache.close(reader)
 
     def usage(self) -> Usage:
-        return Usage(self._manifests.total(), len(self._tree))
+        return Usage(sum(shelf.total() for shelf in self._shelves.values()), len(self._tree))
 
     def _node(self, inode: int) -> Node:
         node = self._tree.node(inode)
         if node is None:
-            raise NoSuchEntry(f"inode {inode}: no such entry")
+            raise Stale(f"inode {inode}: no such entry")
         return node
 
     def _directory(self, inode: int) -> Directory:
-        node = self._node(inode)
+        node = self._tree.node(inode)
         if not isinstance(node, Directory):
             raise NoSuchEntry(f"inode {inode} is not a directory")
         return node
@@ -137,16 +149,34 @@ class Filesystem:
     def _listed(self, node: Node) -> Attributes:
         if isinstance(node, Directory):
             return Attributes(node.inode, True, 0, self._born)
-        return Attributes(node.inode, False, self._manifests.length(node.content), self._mtime(node))
+        shelf = self._shelves[node.catalogue]
+        return Attributes(node.inode, False, shelf.length(node), shelf.mtime(node))
 
     async def _sized(self, node: Node) -> Attributes:
-        if isinstance(node, File) and self._manifests.length(node.content) is None:
-            await self._manifests.require_length(node.path, self._finder)
+        if isinstance(node, File):
+            shelf = self._shelves[node.catalogue]
+            if shelf.length(node) is None:
+                with self._unless_switched(node):
+                    await shelf.require_length(node)
         return self._listed(node)
+
+    @contextlib.contextmanager
+    def _unless_switched(self, node: Node) -> Iterator[None]:
+        """Raise Stale if the tree has this node no more after what is waited for inside, whatever came of that."""
+        gone = Stale(f"{node.name}: the lock has changed meanwhile")
+        try:
+            yield
+        except MetadataUnavailable:
+            if self._tree.node(node.inode) is None:
+                raise gone from None
+            raise
+        if self._tree.node(node.inode) is None:
+            raise gone
 
 
 ERRNO: dict[type[CachefsError], int] = {
     NoSuchEntry: errno.ENOENT,
+    Stale: errno.ESTALE,
     MetadataUnavailable: errno.EIO,
     Unavailable: errno.EIO,
     TooManyWaiting: errno.EIO,

@@ -15,8 +15,7 @@ import trio
 
 from cachefs import window
 from cachefs.content import Manifest
-from cachefs.fetch.base import Download
-from cachefs.metainfo import Metainfo
+from cachefs.fetch.base import Download, Item
 from cachefs.store.objects import ObjectStore
 from cachefs.store.stored import StoredObject
 
@@ -59,10 +58,9 @@ class _Meter:
 class Flow:
     """One open content id. Its `landed` and `failed` are the fetcher's `Sink`."""
 
-    def __init__(self, stored: StoredObject, info: Metainfo, name: str, ended: Callable[[Flow], None]) -> None:
+    def __init__(self, stored: StoredObject, item: Item, ended: Callable[[Flow], None]) -> None:
         self.stored = stored
-        self.name = name
-        self.info = info
+        self.item = item
         self.readers: set[Reader] = set()
         self.download: Download | None = None
         self.last_error = ""

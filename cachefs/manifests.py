@@ -41,12 +41,20 @@ class Manifests:
         self._store = store
         self._state = state
         self._names = names
-        self._lengths: dict[ContentId, int] = {}
+        self._lengths = self._recorded()
         self._unsaved: set[ContentId] = set()
-        for name, info in state.infos().items():
-            if info.length is not None and name in names:
-                self._lengths[names[name]] = info.length
         self._news = trio.Event()
+
+    def _recorded(self) -> dict[ContentId, int]:
+        """The lengths that the database has: it holds the same names."""
+        infos = self._state.infos().values()
+        return {self._names[i.name]: i.length for i in infos if i.length is not None and i.name in self._names}
+
+    def switch(self, names: Mapping[str, ContentId]) -> None:
+        """Know other names from now on, which the database must have already; `seek` what isn't known of them."""
+        known, self._names = self._lengths, names
+        self._lengths = self._recorded()
+        self._lengths |= {content: known[content] for content in names.values() if content in known}
 
     def length(self, content: ContentId) -> int | None:
         """Its length in bytes; None if that isn't known yet."""
@@ -115,11 +123,15 @@ class Manifests:
     async def run(self, finder: Finder, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Recall what the store knows, have the rest found, and save lengths; runs for ever."""
         task_status.started()
-        finder.want(await self._unknown())
+        await self.seek(finder)
         while True:
             await self._news.wait()
             await trio.sleep(_SAVE_EVERY)
             self.save()
+
+    async def seek(self, finder: Finder) -> None:
+        """Recall from the store, and have found elsewhere, what isn't known yet."""
+        finder.want(await self._unknown())
 
     async def _unknown(self) -> dict[str, ContentId]:
         """The names of which nothing is known, after a look into the store."""
@@ -129,7 +141,12 @@ class Manifests:
             for content in here.intersection(unknown.values()):
                 self.recall(content)
                 await trio.lowlevel.checkpoint()
-        return {name: content for name, content in unknown.items() if content not in self._lengths}
+        # Those of a lock that was replaced meanwhile are nobody's concern any more.
+        return {
+            name: content
+            for name, content in unknown.items()
+            if content not in self._lengths and self._names.get(name) == content
+        }
 
     def save(self) -> None:
         """Write the lengths that are new to the database; what can't be written now is tried again."""

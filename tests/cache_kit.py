@@ -38,7 +38,7 @@ class Bench:
 
     async def open(self, item: Content = FILE) -> Reader:
         self.clock.autojump_threshold = float("inf")
-        reader = await self.cache.open(item.info, item.info.name)
+        reader = await self.cache.open(item.item)
         self.clock.autojump_threshold = 0
         return reader
 
@@ -74,7 +74,7 @@ class Bench:
 
 
 def bytes_of(reader: Reader) -> bytes:
-    return next(item.data for item in (FILE, OTHER) if item.info.content == reader.flow.info.content)
+    return next(item.data for item in (FILE, OTHER) if item.info.content == reader.flow.item.content)
 
 
 def run(root: Path, scenario: Callable[[Bench], Awaitable[None]], limits: Read | None = None) -> None:

@@ -21,7 +21,7 @@ import trio
 from cachefs import metainfo
 from cachefs.content import ContentId
 from cachefs.errors import MetadataUnavailable
-from cachefs.fetch.base import Job, Sink, Transfer
+from cachefs.fetch.base import Item, Job, Sink, Transfer
 from cachefs.manifests import Manifests
 from cachefs.metainfo import Metainfo
 from cachefs.store import ObjectStore, State
@@ -54,6 +54,10 @@ class Content:
     def __init__(self, info: Metainfo, data: bytes) -> None:
         self.info = info
         self.data = data
+
+    @property
+    def item(self) -> Item:
+        return Item(self.info.name, self.info.manifest, self.info)
 
     @property
     def blocks(self) -> int:
@@ -97,7 +101,7 @@ class FakeDownload:
     def land(self, *blocks: int) -> None:
         """Write blocks into the file, and say so."""
         for index in blocks:
-            span = self.job.metainfo.manifest.span(index)
+            span = self.job.item.manifest.span(index)
             with self.job.path.open("r+b") as file:
                 file.seek(span.offset)
                 file.write(self._data[span.offset : span.end])
@@ -117,8 +121,8 @@ class FakeFetcher:
         self._data = {item.info.content: item.data for item in contents}
 
     def download(self, job: Job, sink: Sink) -> FakeDownload:
-        assert all(d.ended for d in self.jobs if d.job.metainfo.content == job.metainfo.content), "two at a time"
-        self.jobs.append(FakeDownload(job, sink, self._data[job.metainfo.content]))
+        assert all(d.ended for d in self.jobs if d.job.item.content == job.item.content), "two at a time"
+        self.jobs.append(FakeDownload(job, sink, self._data[job.item.content]))
         return self.jobs[-1]
 
     def transfers(self) -> list[Transfer]:

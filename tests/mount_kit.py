@@ -83,9 +83,9 @@ class Library:
         return _published(into, {name: into / "root" / name for name in names})
 
 
-def make_library(into: Path, *sizes: int) -> Library:
+def make_library(into: Path, *sizes: int, seed: int = 1) -> Library:
     """Random files of these sizes with Erigon's names, and erigondb.toml, with everything a seed box publishes."""
-    return _published(into, make_snapshots(into / "root", *sizes))
+    return _published(into, make_snapshots(into / "root", *sizes, seed=seed))
 
 
 def _published(into: Path, files: dict[str, Path]) -> Library:

@@ -89,7 +89,7 @@ def test_many_opens_at_once_share_one_object_and_leave_none_open(tmp_path: Path)
         readers: list[Reader] = []
 
         async def one() -> None:
-            readers.append(await bench.cache.open(FILE.info, FILE.info.name))
+            readers.append(await bench.cache.open(FILE.item))
 
         bench.clock.autojump_threshold = float("inf")
         async with trio.open_nursery() as nursery:
@@ -163,7 +163,7 @@ def test_an_open_given_up_while_the_object_is_recovered_leaves_it_closed(tmp_pat
         for checkpoints in range(12):
             with trio.CancelScope() as impatient:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(bench.cache.open, FILE.info, FILE.info.name)
+                    nursery.start_soon(bench.cache.open, FILE.item)
                     for _ in range(checkpoints):
                         await trio.lowlevel.checkpoint()
                     impatient.cancel()
@@ -229,7 +229,7 @@ class Model:
         if job.ended:
             return
         if move == "land":
-            job.land(number % job.job.metainfo.manifest.blocks)
+            job.land(number % job.job.item.manifest.blocks)
         elif move == "fail":
             job.sink.failed(StoreFull("no room"))
         elif not job.opened:
@@ -240,11 +240,11 @@ class Model:
         assert len(cache.waiting()) == sum(self.reading.values())
         assert {id(reader.flow) for reader in self.readers} <= {id(flow) for flow in cache.flows()}
         for wait in cache.waiting():
-            (job,) = (job for job in live if job.job.name == wait.name)
+            (job,) = (job for job in live if job.job.item.name == wait.name)
             assert {index for index in wait.blocks if index not in job.job.have} <= job.urgent
         for job in live:
-            content = job.job.metainfo.content
-            assert job.opened == any(reader.flow.info.content == content for reader in self.readers)
+            content = job.job.item.content
+            assert job.opened == any(reader.flow.item.content == content for reader in self.readers)
             assert job.opened or not job.urgent | job.ahead
 
     async def finish(self) -> None:

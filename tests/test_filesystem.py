@@ -17,8 +17,9 @@ from cachefs.cache import Cache
 from cachefs.catalog.tree import ROOT_INODE, Tree
 from cachefs.config import Read
 from cachefs.errors import CachefsError, MetadataUnavailable, Stopping
-from cachefs.filesystem import Attributes, Filesystem, NoSuchEntry, Usage, errno_of
+from cachefs.filesystem import Attributes, Filesystem, NoSuchEntry, Stale, Usage, errno_of
 from cachefs.manifests import Manifests
+from cachefs.shelf import SnapshotShelf
 from cachefs.store import ObjectStore, State
 from tests.fakes import BLOCK, FakeFetcher, FakeFinder, content, until
 
@@ -40,7 +41,8 @@ class Bench:
         self.finder.manifests = self.manifests
         self.fetcher = FakeFetcher(FILE, NESTED)
         self.cache = Cache(self.store, self.fetcher, Read(), lambda: "")
-        self.fs = Filesystem(self.tree, self.manifests, self.finder, self.cache, mtime=lambda file: CREATED, born=BORN)
+        shelf = SnapshotShelf(self.manifests, self.finder, lambda file: CREATED)
+        self.fs = Filesystem(self.tree, {"snapshots": shelf}, self.cache, born=BORN)
         self.folder = self.inode("")
 
     def inode(self, name: str) -> int:
@@ -140,14 +142,16 @@ def test_what_is_not_there_is_no_such_entry(tmp_path: Path) -> None:
             bench.fs.lookup(file, "below a file"),
             bench.fs.lookup(file, ".."),
             bench.fs.lookup(12345, "."),
-            bench.fs.attributes(12345),
-            bench.fs.open(12345),
             bench.fs.open(bench.folder),
             bench.fs.read(12345, 0, 1),
         ):
             with pytest.raises(NoSuchEntry) as caught:
                 await ask
             assert errno_of(caught.value) == errno.ENOENT
+        for ask in (bench.fs.attributes(12345), bench.fs.open(12345)):
+            with pytest.raises(NoSuchEntry) as caught:
+                await ask
+            assert errno_of(caught.value) == errno.ESTALE
         for inode in (12345, file):
             with pytest.raises(NoSuchEntry):
                 list(bench.fs.listing(inode, 0))
@@ -217,3 +221,47 @@ def _samples() -> list[CachefsError]:
 def test_every_error_has_an_errno_that_a_reader_can_act_on(error: CachefsError) -> None:
     expected = errno.ENOSPC if isinstance(error, errors.StoreFull) else errno.EIO
     assert errno_of(error) == expected
+
+
+def _other_tree() -> Tree:
+    """FILE's name with another content, and none of the others."""
+    return Tree.build({"snapshots": {FILE.info.name: NESTED.info.content}})
+
+
+def test_after_a_switch_an_open_file_keeps_attributes_and_bytes_and_its_inode_is_stale_once_it_is_closed(
+    tmp_path: Path,
+) -> None:
+    async def scenario(bench: Bench) -> None:
+        inode = bench.inode(FILE.info.name)
+        handle = await bench.open(FILE.info.name)
+        bench.fs.switch(_other_tree(), BORN + 1)
+        assert await bench.fs.attributes(inode) == Attributes(inode, False, len(FILE.data), CREATED)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_reads, bench, handle)
+            await until(lambda: bool(bench.fetcher.jobs and bench.fetcher.last.urgent))
+            bench.fetcher.last.land(*range(FILE.blocks))
+        bench.fs.close(handle)
+        with pytest.raises(Stale):
+            await bench.fs.attributes(inode)
+
+    run(tmp_path, scenario)
+
+
+async def _reads(bench: Bench, handle: int) -> None:
+    assert await bench.fs.read(handle, 5, 100) == FILE.data[5:105]
+
+
+@pytest.mark.parametrize("name", [FILE.info.name, LOST.info.name], ids=["found", "not found"])
+def test_whoever_waited_for_a_size_while_the_tree_was_switched_has_to_look_again(tmp_path: Path, name: str) -> None:
+    async def scenario(bench: Bench) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_is_stale, bench, name)
+            await until(lambda: bool(bench.finder.lookups))
+            bench.fs.switch(_other_tree(), BORN)
+
+    run(tmp_path, scenario)
+
+
+async def _is_stale(bench: Bench, name: str) -> None:
+    with pytest.raises(Stale):
+        await bench.fs.lookup(bench.folder, name)

@@ -16,7 +16,7 @@ import trio.testing
 from cachefs.config import Read
 from cachefs.content import ContentId
 from cachefs.errors import MetadataUnavailable, Stopping
-from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.metadata import MetadataReport, MetadataService
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.metainfo import Metainfo, build
 from tests.counterparts import refusing_port, silent_server
@@ -378,3 +378,45 @@ def test_a_web_seed_that_connects_and_is_silent_costs_one_time_out_for_all_who_a
                     await until(lambda: len(bench.found) == len(known))
 
     trio.run(main)
+
+
+def test_a_name_whose_content_changes_in_mid_search_is_looked_for_anew() -> None:
+    old, new = build("a.seg", 1, bytes(20)), build("a.seg", 2, bytes(20))
+
+    async def scenario(bench: Bench) -> None:
+        bench.service.want(wanted([old]))
+        await trio.sleep(0.5)
+        bench.service.want(wanted([new]))
+        await bench.service.lookup("a.seg")
+        assert bench.found == [old, new]
+        assert bench.service.report().queued == 0
+
+    play(FakePeers(old, new), scenario)
+
+
+def test_why_the_old_content_of_a_name_was_not_found_is_not_held_against_the_new() -> None:
+    old, new = build("a.seg", 1, bytes(20)), build("a.seg", 2, bytes(20))
+
+    async def scenario(bench: Bench) -> None:
+        bench.service.want(wanted([old]))
+        await bench.fails("a.seg")
+        bench.service.want(wanted([new]))
+        assert bench.service.failure("a.seg") == ""
+
+    play(FakePeers(new), scenario)
+
+
+def test_a_name_that_is_forgotten_is_not_asked_for_and_nobody_waits_for_it() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.service.want(wanted(infos(1)))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.service.lookup, "00000.seg")
+            await trio.sleep(1)
+            bench.service.forget(["00000.seg"])
+        assert trio.current_time() - began <= 1.1
+        await trio.sleep(1000)
+        assert len(bench.peers.asked) == 1
+        assert bench.service.report() == MetadataReport(0, 0, "")
+
+    began = 0.0
+    play(FakePeers(), scenario)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachefs.catalog.tree import ROOT_INODE, Directory, File, Node, Tree, free_inode
+from cachefs.catalog.tree import ROOT_INODE, Directory, File, Node, Tree, free_inode, outdated
 from cachefs.content import ContentId
 from cachefs.errors import CatalogError
 
@@ -146,3 +146,13 @@ def test_twenty_thousand_names_are_all_found() -> None:
     assert len(tree) == 20_000 + 6
     assert {file.path: file.content for file in tree.files()} == entries
     assert len(directory(tree.find("snapshots")).children) == 5_003
+
+
+def test_what_another_tree_makes_outdated_is_each_entry_that_it_lacks_or_has_with_another_inode() -> None:
+    one, two = ContentId("btih", bytes(20)), ContentId("btih", bytes([1]) * 20)
+    old = Tree.build({"snapshots": {"same.seg": one, "changed.seg": one, "gone.seg": one, "a/gone.kv": one}})
+    new = Tree.build({"snapshots": {"same.seg": one, "changed.seg": two, "new.seg": one, "b/new.kv": one}})
+    found = {(old.node(directory), name) for directory, name in outdated(old, new)}
+    folder, inner = old.find("snapshots"), old.find("snapshots", "a")
+    assert found == {(folder, "changed.seg"), (folder, "gone.seg"), (folder, "a"), (inner, "gone.kv")}
+    assert list(outdated(new, new)) == []

@@ -70,9 +70,8 @@ class Tree:
         for catalogue, entries in sorted(catalogues.items()):
             _check(catalogue, entries)
             tree._add_catalogue(catalogue, entries)
-        for node in tree._nodes.values():
-            if isinstance(node, Directory):
-                _sort(node.children)
+        for directory in tree.directories():
+            _sort(directory.children)
         return tree
 
     def _add_catalogue(self, catalogue: str, entries: Mapping[str, ContentId]) -> None:
@@ -123,9 +122,22 @@ class Tree:
         """Every file, catalogue by catalogue, sorted by name."""
         return (node for node in self._nodes.values() if isinstance(node, File))
 
+    def directories(self) -> Iterator[Directory]:
+        """Every directory, the root included."""
+        return (node for node in self._nodes.values() if isinstance(node, Directory))
+
     def __len__(self) -> int:
         """How many files and directories there are, the root included."""
         return len(self._nodes)
+
+
+def outdated(old: Tree, new: Tree) -> Iterator[tuple[int, str]]:
+    """The entries of `old`, as directory inode and name, that `new` doesn't have or has with another inode."""
+    for directory in old.directories():
+        for name, node in directory.children.items():
+            now = new.lookup(directory.inode, name)
+            if now is None or now.inode != node.inode:
+                yield directory.inode, name
 
 
 def free_inode(wanted: int, taken: Container[int]) -> int:

@@ -38,6 +38,10 @@ COMMANDS = {
     "playhead": LazyCommand(
         "cachefs.cli.playhead:playhead", "Show or change where a record plays, for all who listen."
     ),
+    "etch": LazyCommand("cachefs.cli.etch:command", "Download a URL, keep its bytes by checksum, write a record."),
+    "play": LazyCommand("cachefs.cli.play:command", "Print where a record can be read, or hand it to a player."),
+    "lock": LazyCommand("cachefs.cli.lock:lock", "Show, compare, edit and roll back the lock."),
+    "reload": LazyCommand("cachefs.cli.reload:reload", "Have a running mount take an edited lock into use."),
     "seed": LazyCommand("cachefs.cli.seed:seed", "Serve a directory as torrent seeder and web seed."),
 }
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import tomli
 
 from cachefs.config.playhead import Playheads
+from cachefs.config.records import Records
 from cachefs.config.values import (
     CHAIN_NAME,
     Peer,
@@ -47,6 +48,7 @@ __all__ = [
     "Mount",
     "Peer",
     "Read",
+    "Records",
     "Snapshots",
     "Sources",
     "Torrent",
@@ -169,6 +171,7 @@ class Config:
     torrent: Torrent = field(default_factory=Torrent)
     read: Read = field(default_factory=Read)
     playhead: Playheads = field(default_factory=Playheads)
+    records: Records = field(default_factory=Records)
 
     def override(self, **given: object) -> Config:
         """These settings with those that were given on the command line, by key, whatever their section.

@@ -21,7 +21,7 @@ from typing import Any
 
 import trio
 
-from cachefs.errors import CachefsError, ControlError
+from cachefs.errors import CachefsError, ControlError, NoDaemon
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,14 @@ async def _converse(commands: Mapping[str, Command], stream: trio.SocketStream) 
     async with stream:
         if _peer_uid(stream) not in (0, os.getuid()):
             return
-        with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(_ANSWER_WITHIN):
-            await stream.send_all(await _answer(await _line(stream), commands) + b"\n")
+        with contextlib.suppress(trio.BrokenResourceError):
+            line = b""
+            with trio.move_on_after(_ANSWER_WITHIN):
+                line = await _line(stream)
+            # A command may take its time: who asked says for how long they wait.
+            answer = await _answer(line, commands)
+            with trio.move_on_after(_ANSWER_WITHIN):
+                await stream.send_all(answer + b"\n")
 
 
 def _peer_uid(stream: trio.SocketStream) -> int:
@@ -115,7 +121,7 @@ def ask(data_dir: Path, command: str, *, timeout: float = _ANSWER_WITHIN) -> Any
     except TimeoutError:
         raise ControlError(f"the daemon of {data_dir} doesn't answer within {timeout:g} s") from None
     except OSError as error:
-        raise ControlError(f"no daemon answers for {data_dir}: {error.strerror}; is it mounted?") from None
+        raise NoDaemon(f"no daemon answers for {data_dir}: {error.strerror}; is it mounted?") from None
     if not line.endswith(b"\n"):
         raise ControlError(f"the daemon of {data_dir} hung up in the middle of its answer")
     answer = json.loads(line)

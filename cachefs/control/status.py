@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import trio
 
 from cachefs import __version__
 from cachefs.cache import Cache
-from cachefs.catalog.tree import Tree
 from cachefs.fetch.base import Fetcher
 from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.sources import Ledger
 from cachefs.manifests import Manifests
+from cachefs.reload import Shown
 from cachefs.store.state import State
 
 
@@ -31,9 +31,8 @@ class StatusSource:
 
     mountpoint: Path
     data_dir: Path
-    chain: str
-    names_in_lock: int
-    tree: Tree
+    chain_toml: str
+    shown: Callable[[], Shown]
     state: State
     manifests: Manifests
     metadata: MetadataService
@@ -44,7 +43,7 @@ class StatusSource:
 
     async def collect(self) -> Mapping[str, Any]:
         """All of it, now. Sizes in bytes, rates in bytes per second, times in seconds."""
-        shown = sum(1 for _ in self.tree.files())
+        shown = self.shown()
         return {
             "version": __version__,
             "mount": {
@@ -53,7 +52,12 @@ class StatusSource:
                 "pid": os.getpid(),
                 "uptime": time.time() - self.started,
             },
-            "catalogue": {"chain": self.chain, "names": self.names_in_lock, "shown": shown},
+            "catalogue": {
+                "chain": shown.lock.chain,
+                "names": len(shown.lock.downloads),
+                "shown": len(shown.names),
+                "chain_toml": self.chain_toml,
+            },
             "metadata": {"known": self.manifests.known(), **asdict(self.metadata.report())},
             "store": self._store(),
             "sources": [asdict(report) for report in self.ledger.report()],
@@ -73,7 +77,7 @@ class StatusSource:
         }
 
     def _transfers(self) -> list[Mapping[str, Any]]:
-        held = {flow.info.content: flow.stored for flow in self.cache.flows()}
+        held = {flow.item.content: flow.stored for flow in self.cache.flows()}
         transfers: list[Mapping[str, Any]] = []
         for transfer in self.fetcher.transfers():
             stored = held.get(transfer.content)

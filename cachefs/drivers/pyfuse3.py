@@ -18,7 +18,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -175,6 +175,18 @@ class Pyfuse3Driver:
     async def serve(self) -> None:
         """Answer the kernel until the mount is gone or this is cancelled."""
         await pyfuse3.main(max_tasks=MAX_TASKS)
+
+    def forget(self, entries: Iterable[tuple[int, str]]) -> None:
+        """Have the kernel look these names (directory inode, name) up anew.
+
+        Blocks while a request for the same directory is unanswered: run it in a thread.
+        """
+        for directory, name in entries:
+            try:
+                pyfuse3.invalidate_entry(pyfuse3.InodeT(directory), pyfuse3.FileNameT(os.fsencode(name)))
+            except OSError as error:
+                if error.errno != errno.ENOENT:  # ENOENT: the kernel doesn't remember it
+                    log.warning("%s: the kernel may show what the name stood for before: %s", name, error)
 
     def close(self) -> None:
         """Unmount, even while files are open: they get errors from now on."""

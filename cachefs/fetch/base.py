@@ -14,17 +14,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cachefs.content import Bitmap, ContentId
+from cachefs.content import Bitmap, ContentId, Manifest
 from cachefs.metainfo import Metainfo
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One name's content: what it is made of, and how it can be asked for."""
+
+    name: str
+    """The name in the catalogue: what a web seed calls the file."""
+    manifest: Manifest
+    metainfo: Metainfo | None = None
+    """Its torrent, if it has one."""
+    urls: tuple[str, ...] = ()
+    """Where these very bytes lie, if the catalogue says so: best first."""
+    catalogue: str = "snapshots"
+
+    @property
+    def content(self) -> ContentId:
+        return self.manifest.content
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to fetch, into which existing sparse file, and what is there already."""
 
-    metainfo: Metainfo
-    name: str
-    """The name in the catalogue: what a web seed calls the file."""
+    item: Item
     path: Path
     have: Bitmap
     """Which blocks are there: the object's own bitmap, which grows as `Sink.landed` is called."""

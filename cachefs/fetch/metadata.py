@@ -114,9 +114,19 @@ class MetadataService:
         """Fetch these in the background too, in their order."""
         fresh = [name for name, content in names.items() if self._contents.get(name) != content]
         self._contents.update(names)
+        for name in fresh:  # why another content could not be found says nothing about this one
+            self._failures.pop(name, None)
         if self.has_sources and fresh:
             self._background.extend(fresh)
             self._work.unpark_all()
+
+    def forget(self, names: Iterable[str]) -> None:
+        """These names, or what they stood for, are gone: look for their metadata no more."""
+        for name in names:
+            self._contents.pop(name, None)
+            self._failures.pop(name, None)
+            if (wait := self._waits.pop(name, None)) is not None:
+                wait.set()
 
     def report(self) -> MetadataReport:
         last = next(reversed(self._failures.values())).reason if self._failures else ""
@@ -247,20 +257,24 @@ class MetadataService:
         try:
             self._accept(name, await self._search(name, content))
         except CachefsError as error:
-            self._remember(name, error.reason if isinstance(error, MetadataUnavailable) else str(error))
+            if self._contents.get(name) == content:
+                self._remember(name, error.reason if isinstance(error, MetadataUnavailable) else str(error))
         except Exception as error:
             log.exception("%s: looking for its metadata", name)
             self._remember(name, f"a fault of the daemon, told in its log: {error!r}")
         finally:
             self._active.discard(name)
+        if self._contents.get(name, content) != content:  # the name stands for something else since
+            await self._settle(name)
         wait = self._waits.pop(name, None)
         if wait is not None:
             wait.set()
 
     def _accept(self, name: str, metainfo: Metainfo) -> None:
         self._found(metainfo)
-        self._contents.pop(name, None)
-        self._failures.pop(name, None)
+        if self._contents.get(name) == metainfo.content:
+            del self._contents[name]
+            self._failures.pop(name, None)
         self._hopeless_until = float("-inf")
         self._arrived_at = trio.current_time()
 

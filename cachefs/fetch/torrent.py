@@ -102,7 +102,7 @@ class TorrentFetcher:
         """Add the job's torrent to the session."""
         assert self._session is not None
         assert self._nursery is not None
-        key = job.metainfo.content.digest
+        key = job.item.content.digest
         assert key not in self._downloads
         download = TorrentDownload(self._session.lt, self._nursery, self._swarm, job, sink)
         self._downloads[key] = download

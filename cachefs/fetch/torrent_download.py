@@ -78,7 +78,8 @@ class TorrentDownload:
         self._swarm = swarm
         self._sink = sink
         self._nursery = nursery
-        self._params = _parameters(job.metainfo)
+        assert job.item.metainfo is not None
+        self._params = _parameters(job.item.metainfo)
         self._extents = Extents(job.path)
         self._handle: lt.torrent_handle | None = None
         self._have = job.have
@@ -96,7 +97,7 @@ class TorrentDownload:
 
     @property
     def content(self) -> ContentId:
-        return self.job.metainfo.content
+        return self.job.item.content
 
     @property
     def complete(self) -> bool:
@@ -134,7 +135,7 @@ class TorrentDownload:
         self.idle_since = trio.current_time()
 
     def transfer(self) -> Transfer:
-        return Transfer(self.content, self.job.name, self.peers, self.rate, len(self._wanted), self.trouble())
+        return Transfer(self.content, self.job.item.name, self.peers, self.rate, len(self._wanted), self.trouble())
 
     # Life in the session
 
@@ -162,7 +163,7 @@ class TorrentDownload:
     def _add(self) -> None:
         self.phase = Phase.ADDING
         self._broken = False
-        self._suspect |= self._extents.touched_without(self.job.metainfo.manifest, self._have)
+        self._suspect |= self._extents.touched_without(self.job.item.manifest, self._have)
         params = self._params
         blocks = self._have.size
         params.save_path = str(self.job.path.parent)
@@ -220,7 +221,7 @@ class TorrentDownload:
     def _add_web_seeds(self, handle: lt.torrent_handle) -> None:
         # In every form that the host may know; libtorrent drops the one that is answered with 404.
         for seed in self._swarm.web_seeds:
-            for url in seed.urls(self.job.name):
+            for url in seed.urls(self.job.item.name):
                 handle.add_url_seed(url)
 
     def supervise(self, now: float) -> None:
@@ -311,7 +312,7 @@ class TorrentDownload:
         for index in flushed:
             if index in self._suspect:
                 self._nursery.start_soon(self._hash_and_land, index)
-            elif self._extents.written(self.job.metainfo.manifest.span(index)):
+            elif self._extents.written(self.job.item.manifest.span(index)):
                 self._land(index)
             else:
                 self._look_again(index)
@@ -337,7 +338,7 @@ class TorrentDownload:
 
     async def _hash_and_land(self, index: int) -> None:
         # Lands a suspect piece if the file really holds it; otherwise it is flushed once more.
-        manifest, life = self.job.metainfo.manifest, self._lives
+        manifest, life = self.job.item.manifest, self._lives
         try:
             data = await trio.to_thread.run_sync(self._extents.read, manifest.span(index))
             await trio.to_thread.run_sync(manifest.verify, index, data)

@@ -1,0 +1,74 @@
+"""What the commands of the record catalogue share: whose cache is meant, with which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import trio
+
+from cachefs.cli.target import data_dir_of
+from cachefs.config import Config, load_config
+from cachefs.control import socket as control
+from cachefs.errors import ControlError
+from cachefs.mountinfo import mounts
+from cachefs.records import MusicCache
+
+SETTINGS_NAME = "cachefs.toml"
+"""The settings file that is looked for in the data directory, unless --config names one."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A data directory and its settings."""
+
+    data_dir: Path
+    config: Config
+
+    def run(self, work: Callable[[MusicCache], Awaitable[T]]) -> T:
+        """What `work` makes of this cache."""
+
+        async def main() -> T:
+            async with MusicCache.open(self.data_dir, self.config.records) as cache:
+                return await work(cache)
+
+        return trio.run(main)
+
+    def mountpoint(self) -> Path | None:
+        """Where this data directory is mounted, if it is."""
+        here = self.data_dir.resolve()
+        return next((entry.mountpoint for entry in mounts() if entry.data_dir.resolve() == here), None)
+
+    def tell_daemon(self) -> None:
+        """Let a running mount know that the lock has changed; without one there is nobody to tell."""
+        with suppress(ControlError):
+            control.ask(self.data_dir, "records-changed")
+
+
+def options(command: Callable[..., None]) -> Callable[..., None]:
+    """The two options that every command of records has."""
+    command = click.option(
+        "--config", "config_file", type=click.Path(dir_okay=False, path_type=Path), help="A cachefs.toml."
+    )(command)
+    return click.option(
+        "--data-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Whose cache; else the one that is mounted.",
+    )(command)
+
+
+def target(config_file: Path | None, data_dir: Path | None) -> Target:
+    """The cache that is meant: by --data-dir, by the settings, or the only one that is mounted."""
+    if config_file is None and data_dir is not None and (data_dir / SETTINGS_NAME).exists():
+        config_file = data_dir / SETTINGS_NAME
+    config = load_config(config_file)
+    chosen = data_dir or config.mount.data_dir or data_dir_of(None, None)
+    if config_file is None and (chosen / SETTINGS_NAME).exists():
+        config = load_config(chosen / SETTINGS_NAME)
+    return Target(chosen, config)

@@ -1,0 +1,62 @@
+"""The downloader: one for etching and for playing. It returns bytes with their checksum, or raises.
+
+How it works: given URLs and what is expected, it pairs each URL with the provider that takes it and lets a
+strategy run the attempts. Every attempt writes to a temporary file of its own; the caller says where those are
+made, gets the one that is right, and the others are removed, whatever happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cachefs.errors import SourceFailed
+from cachefs.fetch.providers import Provider
+from cachefs.fetch.receiver import Expected, Fetched, Progress, Receiver
+from cachefs.fetch.strategies import Attempt, Strategy, in_order
+
+MakeFile = Callable[[], Path]
+"""Makes an empty temporary file, where a download may be kept by renaming it."""
+
+
+class Downloader:
+    """Downloads by `providers`, the first that takes a URL, in the manner of `strategy`."""
+
+    def __init__(self, providers: Sequence[Provider], strategy: Strategy = in_order) -> None:
+        self._providers = tuple(providers)
+        self._strategy = strategy
+
+    async def download(
+        self, urls: Sequence[str], expected: Expected, make_file: MakeFile, progress: Progress | None = None
+    ) -> Fetched:
+        """The bytes of the first URL that gives what is expected, in a file that is the caller's now.
+
+        SourceFailed, and its kinds; StoreFull, StoreFailed.
+        """
+        fetched: Fetched | None = None
+        made: list[Path] = []
+        try:
+            attempts = [self._attempt(url, expected, make_file, made, progress) for url in dict.fromkeys(urls)]
+            fetched = await self._strategy(attempts)
+            return fetched
+        finally:
+            for path in made:
+                if fetched is None or path != fetched.path:
+                    path.unlink(missing_ok=True)
+
+    def _attempt(
+        self, url: str, expected: Expected, make_file: MakeFile, made: list[Path], progress: Progress | None
+    ) -> Attempt:
+        async def run() -> Fetched:
+            provider = next((provider for provider in self._providers if provider.takes(url)), None)
+            if provider is None:
+                raise SourceFailed(url, "nothing here can fetch a URL of this kind")
+            made.append(make_file())
+            receiver = Receiver(made[-1], expected, progress, attempt.started)
+            try:
+                return await provider.send(url, receiver)
+            finally:
+                receiver.close()
+
+        attempt = Attempt(url, run)
+        return attempt

@@ -1,0 +1,164 @@
+"""Providers: ways to get the bytes behind a URL, all behind one small protocol.
+
+How it works: a provider says which URLs it takes, and sends the bytes of one into a `Receiver`, which hashes,
+counts and refuses. It raises SourceFailed (or a kind of it) when it can't, and may be cancelled anywhere. So
+what a checksum is, and what is too large, is not a provider's business, and a new one inherits the rules.
+
+Here: `HttpProvider` (https, and http where allowed), `LocalProvider` (a file of this machine, by explicit
+option only). The rclone remotes and torrents are in `more_providers.py`.
+
+The HTTP provider goes on after a break with `Range` and `If-Range`, given a strong ETag: 206 appends, 200 begins
+anew. Without one it begins anew, a few times. A transfer that makes progress may take as long as it likes.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+import trio
+
+from cachefs.errors import RecordMismatch, SourceFailed, SourceLied, SourceRefused, SourceSilent
+from cachefs.fetch.digests import WANTED, declared
+from cachefs.fetch.receiver import Fetched, Receiver
+from cachefs.fetch.web import Answer, Interrupted, RangeRefused, Unreachable, WebClient
+
+_TRIES = 4
+_FIRST_PAUSE = 0.25
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+class Provider(Protocol):
+    """A way to get the bytes behind some URLs."""
+
+    def takes(self, url: str) -> bool:
+        """Whether this URL is one of its kind."""
+
+    async def send(self, url: str, receiver: Receiver) -> Fetched:
+        """Send all bytes of `url` into `receiver`, and finish it.
+
+        SourceFailed and its kinds say why that can't be; StoreFull and StoreFailed pass through.
+        """
+
+
+class LocalProvider:
+    """`file:///…` URLs, where the settings allow them."""
+
+    def __init__(self, *, allowed: bool) -> None:
+        self._allowed = allowed
+
+    def takes(self, url: str) -> bool:
+        return url.startswith("file:///")
+
+    async def send(self, url: str, receiver: Receiver) -> Fetched:
+        if not self._allowed:
+            raise SourceRefused(url, "is a file of this machine; [records] allow_file = true allows it")
+        path = Path(unquote(urlsplit(url).path))
+        return await send_file(path, url, receiver)
+
+
+async def send_file(path: Path, url: str, receiver: Receiver) -> Fetched:
+    """Send the file `path`, under the name of `url`."""
+    try:
+        async with await trio.open_file(path, "rb") as file:
+            while data := await file.read(2**20):
+                await receiver.write(url, data)
+    except OSError as error:
+        raise SourceFailed(url, f"can't be read: {error.strerror}") from error
+    return await receiver.finish(url)
+
+
+class HttpProvider:
+    """https and http, with everything of it that `WebClient` judges."""
+
+    def __init__(self, client: WebClient) -> None:
+        self._client = client
+
+    def takes(self, url: str) -> bool:
+        return url.startswith(("https://", "http://"))
+
+    async def send(self, url: str, receiver: Receiver) -> Fetched:
+        try:
+            return await _Transfer(self._client, url, receiver).run()
+        except RecordMismatch:
+            raise
+        except SourceLied:
+            # What it declares and what it gave differ: one of them may have been cut or mixed up on the way.
+            receiver.restart()
+            return await _Transfer(self._client, url, receiver).run()
+
+
+class _Transfer:
+    """One download by HTTP, over as many connections as it takes."""
+
+    def __init__(self, client: WebClient, url: str, receiver: Receiver) -> None:
+        self._client = client
+        self._url = url
+        self._receiver = receiver
+        self._etag = ""
+        self._total: int | None = None
+        self._best = 0
+        self._failures = 0
+
+    async def run(self) -> Fetched:
+        while True:
+            try:
+                final = await self._once()
+            except RangeRefused as error:
+                said = f"ended after {self._receiver.size} of {self._total} bytes, and has no more"
+                self._begin_anew()
+                await self._patience(Interrupted(error.url, said))
+            except (Interrupted, SourceSilent) as error:
+                await self._patience(error)
+            else:
+                return await self._receiver.finish(final)
+
+    async def _once(self) -> str:
+        """Ask once, from where we are, and take what comes; the final URL when that was all."""
+        async with self._client.get(self._url, self._headers()) as answer:
+            self._begin(answer)
+            async for part in answer.body:
+                await self._receiver.write(answer.url, part)
+            if self._total is not None and self._receiver.size < self._total:
+                raise Interrupted(answer.url, f"ended after {self._receiver.size} of {self._total} bytes")
+            return answer.url
+
+    def _headers(self) -> dict[str, str]:
+        if not self._receiver.size or not self._etag:
+            return dict(WANTED)
+        return WANTED | {"Range": f"bytes={self._receiver.size}-", "If-Range": self._etag}
+
+    def _begin(self, answer: Answer) -> None:
+        if answer.status == 206:
+            self._check_range(answer)
+            return
+        if self._receiver.size:
+            self._receiver.restart()
+        self._etag, self._total = answer.etag, answer.length
+        media = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+        self._receiver.announce(answer.url, answer.length, declared(answer.headers), media)
+
+    def _check_range(self, answer: Answer) -> None:
+        match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+        size = self._receiver.size
+        if not size or match is None or int(match[1]) != size or self._total not in (None, int(match[3])):
+            said = answer.headers.get("content-range", "no Content-Range")
+            self._begin_anew()
+            raise Interrupted(answer.url, f"HTTP 206 with {said}, after {size} of {self._total} bytes")
+
+    def _begin_anew(self) -> None:
+        self._receiver.restart()
+        self._etag = ""
+
+    async def _patience(self, error: SourceFailed) -> None:
+        """Wait before the next try, or raise `error`: nothing ever came, or nothing new too often."""
+        here = self._receiver.size
+        if self._best == here == 0 and not isinstance(error, Interrupted):
+            raise error
+        self._failures = 0 if here > self._best and self._etag else self._failures + 1
+        self._best = max(self._best, here)
+        if self._failures >= _TRIES or (here == 0 and isinstance(error, Unreachable)):
+            raise error
+        await trio.sleep(_FIRST_PAUSE * 2 ** max(0, self._failures - 1))

@@ -1,0 +1,237 @@
+"""Fetching a record's pieces from its URLs, in the order in which they are wanted.
+
+How it works: a stretch of neighbouring blocks that are wanted is one request with a `Range`; each block is
+verified as it comes, written and landed. At each block it is decided anew whether to go on: a block that nobody
+wants any more, after a seek say, ends the request at once, and what is waited for elsewhere goes before what is
+only read ahead. So a scanner that reads a head and a tail fetches two blocks, and a player one long stretch.
+A server that knows no ranges sends the whole, of which every block is taken as it passes by.
+
+A request that breaks off after some blocks simply leaves the rest wanted, and they are asked for again. A source
+that gives nothing is tried a few times, then left alone for a while that grows (`Breaker`); one whose bytes or
+declared checksum are wrong, at once. Then the next URL has its turn, and when none is left, those who wait are told
+why. Asking again within the while gets the same answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Set
+
+import trio
+
+from cachefs.errors import CachefsError, SourceFailed, SourceLied, SourceSilent, StoreFailed
+from cachefs.fetch.base import Job, Sink, Transfer
+from cachefs.fetch.health import Breaker
+from cachefs.fetch.range_request import RangeRequest, Stream, origin_of
+from cachefs.fetch.sources import Ledger
+from cachefs.fetch.strategies import together
+from cachefs.fetch.web import Interrupted, WebClient
+
+_STREAMS = 2
+"""The most requests of one download at a time: two readers of one record may be at different places."""
+
+_TRIES = 3
+_FIRST_PAUSE = 0.25
+_METER_SECONDS = 3.0
+
+
+class RangeFetcher:
+    """The `Fetcher` of items that have URLs and no torrent; use it inside `run`."""
+
+    def __init__(self, client: WebClient, ledger: Ledger) -> None:
+        self._client = client
+        self.ledger = ledger
+        self._breakers: dict[str, Breaker] = {}
+        self._errors: dict[str, SourceFailed] = {}
+        self._downloads: list[RangeDownload] = []
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve downloads for ever."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    def download(self, job: Job, sink: Sink) -> RangeDownload:
+        assert self._nursery is not None
+        download = RangeDownload(self, job, sink)
+        self._downloads.append(download)
+        self._nursery.start_soon(self._look_after, download)
+        return download
+
+    async def _look_after(self, download: RangeDownload) -> None:
+        assert self._nursery is not None
+        try:
+            await download.run(self._nursery)
+        finally:
+            self._downloads.remove(download)
+            download.end()
+
+    def transfers(self) -> list[Transfer]:
+        return [download.transfer() for download in self._downloads if download.busy]
+
+    # What the downloads share: the servers' standing, kept across them
+
+    async def ask(self, download: RangeDownload, stream: Stream) -> None:
+        """Fetch a stretch from one URL after the other; SourceFailed when all have failed."""
+        errors: list[SourceFailed] = []
+        for url in download.job.item.urls:
+            breaker = self._breakers.setdefault(url, Breaker(tolerance=1, first=1.0))
+            if breaker.pause():
+                errors.append(self._errors[url])
+                continue
+            try:
+                await self._persist(RangeRequest(self._client, url, download, stream))
+            except SourceFailed as error:
+                errors.append(error)
+                self._errors[url] = error
+                self.ledger.failed(origin_of(url), str(error), lied=isinstance(error, SourceLied))
+                breaker.failed(str(error))
+            else:
+                breaker.succeeded()
+                return
+        raise together(errors)
+
+    async def _persist(self, request: RangeRequest) -> None:
+        """Ask a few times, as long as nothing but the way to the bytes is wrong."""
+        for attempt in range(_TRIES):
+            try:
+                await request.run()
+            except (Interrupted, SourceSilent) as error:
+                if request.landed:  # the rest is still wanted, and asked for as such
+                    return
+                if attempt == _TRIES - 1 or isinstance(error, SourceSilent):
+                    raise
+                await trio.sleep(_FIRST_PAUSE * 2**attempt)
+            else:
+                return
+
+    def restart(self, urls: tuple[str, ...]) -> None:
+        """Forget how these sources failed."""
+        for url in urls:
+            self._breakers.pop(url, None)
+
+
+class RangeDownload:
+    """One record being fetched. It ends when nobody reads it any more and nothing is under way."""
+
+    def __init__(self, fetcher: RangeFetcher, job: Job, sink: Sink) -> None:
+        self.job = job
+        self._fetcher = fetcher
+        self._sink = sink
+        self._urgent: Set[int] = frozenset()
+        self._ahead: Set[int] = frozenset()
+        self._streams: list[Stream] = []
+        self._closed = False
+        self._changed = trio.Event()
+        self._trouble = ""
+        self._recent: deque[tuple[float, int]] = deque()
+        self.file = -1
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._streams)
+
+    def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
+        self._urgent, self._ahead = urgent, ahead
+        for stream in self._streams:
+            if stream.at not in urgent and stream.at not in ahead:
+                stream.scope.cancel()
+        self._changed.set()
+
+    def trouble(self) -> str:
+        return self._trouble
+
+    def restart(self) -> None:
+        self._fetcher.restart(self.job.item.urls)
+
+    def open(self) -> None:
+        self._closed = False
+
+    def close(self) -> None:
+        self._closed = True
+        self.demand(frozenset(), frozenset())
+
+    def transfer(self) -> Transfer:
+        since = trio.current_time() - _METER_SECONDS
+        rate = sum(size for when, size in self._recent if when >= since) / _METER_SECONDS
+        wanted = len(self._urgent) + len(self._ahead)
+        return Transfer(self.job.item.content, self.job.item.name, len(self._streams), rate, wanted, self._trouble)
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Keep requests under way for what is wanted, until it is closed."""
+        try:
+            self.file = os.open(self.job.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            self._sink.failed(StoreFailed(f"{self.job.path}: {error.strerror}"))
+            return
+        while not self._closed or self._streams:
+            while len(self._streams) < _STREAMS and (blocks := self._next()):
+                stream = Stream(blocks)
+                self._streams.append(stream)
+                nursery.start_soon(self._fetch, stream)
+            await self._changed.wait()
+            self._changed = trio.Event()
+
+    def end(self) -> None:
+        """Let go of the file; the fetcher's own call."""
+        if self.file >= 0:
+            os.close(self.file)
+        self._sink.ended()
+
+    def _next(self) -> range:
+        """The next stretch to ask for: from the first block that is waited for, or else from the first to read ahead.
+
+        Nothing is read ahead while something is waited for: it would take its bandwidth.
+        """
+        urgent = sorted(index for index in self._urgent if self._is_free(index))
+        if urgent:
+            return self._stretch(urgent[0])
+        if self._streams or any(index not in self.job.have for index in self._urgent):
+            return range(0)
+        ahead = sorted(index for index in self._ahead if self._is_free(index))
+        return self._stretch(ahead[0]) if ahead else range(0)
+
+    def _is_free(self, index: int) -> bool:
+        return index not in self.job.have and not any(stream.covers(index) for stream in self._streams)
+
+    def _stretch(self, first: int) -> range:
+        last = first
+        while (last + 1 in self._urgent or last + 1 in self._ahead) and self._is_free(last + 1):
+            last += 1
+        return range(first, last + 1)
+
+    def goes_on(self, stream: Stream) -> bool:
+        """Whether the stretch is still worth its bandwidth, at a block's beginning."""
+        if stream.at in self._urgent:
+            return True
+        # Is anybody waiting for what no other request brings?
+        waiting = any(i not in self.job.have and not stream.covers(i) and self._is_free(i) for i in self._urgent)
+        return stream.at in self._ahead and not waiting
+
+    def received(self, url: str, size: int) -> None:
+        """Take note of bytes that came."""
+        self._fetcher.ledger.received(origin_of(url), size)
+        now = trio.current_time()
+        self._recent.append((now, size))
+        while self._recent[0][0] < now - _METER_SECONDS:
+            self._recent.popleft()
+
+    def landed(self, index: int) -> None:
+        """A block was verified and is in the file."""
+        self._sink.landed(index)
+
+    async def _fetch(self, stream: Stream) -> None:
+        try:
+            with stream.scope:
+                await self._fetcher.ask(self, stream)
+                self._trouble = ""
+        except CachefsError as error:
+            self._trouble = str(error)
+            # Until somebody asks again: a failure must not be repeated by itself.
+            self._urgent, self._ahead = frozenset(), frozenset()
+            self._sink.failed(error)
+        finally:
+            self._streams.remove(stream)
+            self._changed.set()

@@ -1,0 +1,13 @@
+"""The record cache: records are etched once and played everywhere.
+
+music_cache  the two requests, by URL and by URL and checksum: a checksum or an error
+etching      a URL becomes a record: downloaded, judged, kept, written
+pieces       piece lists, which let a record play before all of it is here
+media        what bytes are, by their first ones
+incoming     temporary files, and one download for all who ask at once
+"""
+
+from cachefs.records.etching import Etched, EtchRefused, Order, etch
+from cachefs.records.music_cache import MusicCache, Play
+
+__all__ = ["EtchRefused", "Etched", "MusicCache", "Order", "Play", "etch"]

@@ -1,0 +1,198 @@
+"""A lock that is edited while it is mounted: one moment the old names and bytes, the next the new, and never a mix."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cachefs.catalog import chain
+from cachefs.catalog.chain import format_chain
+from tests.counterparts import Peer
+from tests.mount_kit import (
+    BODIES,
+    DOMAIN,
+    HEADERS,
+    HISTORY,
+    PIECE,
+    Library,
+    Mount,
+    cachefs,
+    make_library,
+    mounted,
+    part,
+    same,
+    seeding,
+)
+
+SIZES = (5, 100_000, PIECE, 3 * PIECE + 1, 3 * 2**20)
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return make_library(tmp_path_factory.mktemp("old"), *SIZES)
+
+
+@pytest.fixture(scope="module")
+def new(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return make_library(tmp_path_factory.mktemp("new"), *(size + 7 for size in SIZES), seed=2)
+
+
+@pytest.fixture(scope="module")
+def peers(old: Library, new: Library) -> Iterator[list[Peer | str]]:
+    with seeding(old) as first, seeding(new) as second:
+        yield [str(first.peer), str(second.peer)]
+
+
+def edit(mount: Mount, change: Callable[[dict[str, str]], object]) -> None:
+    """What a person does with an editor."""
+    lock = json.loads(mount.lock.read_text())
+    change(lock["downloads"])
+    mount.lock.write_text(json.dumps(lock, indent=2))
+
+
+def reload(mount: Mount) -> str:
+    done = cachefs("reload", mount.mountpoint)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def hang_up(mount: Mount) -> None:
+    before = mount.child.printed().count("reload: ")
+    mount.child.process.send_signal(signal.SIGHUP)
+    mount.child.wait_until("reloaded", lambda: mount.child.printed().count("reload: ") > before)
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[tuple[int, mmap.mmap]]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as pages:
+            yield fd, pages
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("take", [reload, hang_up], ids=["cachefs reload", "SIGHUP"])
+def test_an_open_handle_keeps_its_bytes_and_a_new_one_has_the_new_ones(
+    old: Library, new: Library, peers: list[Peer | str], tmp_path: Path, take: Callable[[Mount], object]
+) -> None:
+    with mounted(tmp_path, old.chain, peers=peers) as mount, mapped(mount.snapshots / DOMAIN) as (fd, pages):
+        assert pages[:10] == part(old.files[DOMAIN], 0, 10)
+        edit(mount, lambda names: names.update({DOMAIN: new.content(DOMAIN).hex}))
+        take(mount)
+        assert same(mount, new, [DOMAIN])
+        assert (mount.snapshots / DOMAIN).stat().st_size == SIZES[3] + 7
+        assert pages[:] == old.files[DOMAIN].read_bytes()
+        assert os.pread(fd, 100, 2 * PIECE) == part(old.files[DOMAIN], 2 * PIECE, 100)
+        assert os.fstat(fd).st_size == SIZES[3]
+        assert os.fstat(fd).st_ino != (mount.snapshots / DOMAIN).stat().st_ino
+        assert same(mount, old, [HEADERS])
+
+
+def test_a_reload_shows_the_difference_and_names_come_and_go(
+    old: Library, peers: list[Peer | str], tmp_path: Path
+) -> None:
+    few = tmp_path / "chain.toml"
+    few.write_text(format_chain({name: old.content(name) for name in (HEADERS, BODIES, HISTORY)}))
+    with mounted(tmp_path, few, peers=peers) as mount:
+        assert same(mount, old, [HISTORY, HEADERS])
+        assert not (mount.snapshots / DOMAIN).exists()
+        edit(mount, lambda names: [names.pop(HISTORY), names.update({DOMAIN: old.content(DOMAIN).hex})])
+        assert reload(mount).splitlines() == [
+            f"+ {DOMAIN}  {old.content(DOMAIN).hex}",
+            f"- {HISTORY}  {old.content(HISTORY).hex}",
+            "1 added, 1 removed, 0 changed, 2 unchanged",
+        ]
+        assert {path.name for path in mount.snapshots.iterdir()} == {"domain", HEADERS, BODIES}
+        assert not (mount.snapshots / HISTORY).exists()
+        assert not (mount.snapshots / HISTORY).parent.exists()
+        assert same(mount, old, [DOMAIN, HEADERS, BODIES])
+        assert mount.status()["catalogue"]["names"] == 3
+        assert reload(mount) == "no difference in 3 names\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda text: text.replace('"downloads"', '"downloads', 1), ":3: not JSON"),
+        (lambda text: text.replace(HISTORY, "../" + HISTORY), f":5: '../{HISTORY}'"),
+        (lambda text: text.replace(HISTORY, BODIES), f": '{BODIES}': given twice"),
+        (lambda text: text.replace('"chain": "unknown"', '"chain": "mainnet"'), "'mainnet'"),
+    ],
+    ids=["torn", "bad name", "twice", "another chain"],
+)
+def test_a_bad_edit_changes_nothing_and_says_where_it_is_wrong(
+    old: Library, tmp_path: Path, damage: Callable[[str], str], told: str
+) -> None:
+    with mounted(tmp_path, old.chain, "--torrent-dir", old.products) as mount:
+        edit(mount, lambda names: names.pop(DOMAIN))
+        mount.lock.write_text(damage(mount.lock.read_text()))
+        done = cachefs("reload", mount.mountpoint)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"cachefs: {mount.lock}")
+        assert told in done.stderr
+        hang_up(mount)
+        assert "nothing has changed" in mount.child.printed()
+        assert (mount.snapshots / DOMAIN).stat().st_size == SIZES[3]
+        assert mount.status()["catalogue"]["names"] == len(old.files)
+
+
+def test_whoever_stats_and_opens_while_locks_are_switched_never_fails(
+    old: Library, new: Library, tmp_path: Path
+) -> None:
+    torrents = Path(shutil.copytree(old.products, tmp_path / "torrents"))
+    stop = threading.Event()
+    with mounted(tmp_path, old.chain, "--torrent-dir", torrents) as mount:
+        shown = mount.snapshots / HEADERS
+
+        def use(library: Library) -> None:
+            edit(mount, lambda names: names.update({HEADERS: library.content(HEADERS).hex}))
+            hang_up(mount)
+
+        def look() -> int:
+            looks = 0
+            while not stop.is_set() or looks < 100:
+                assert shown.stat().st_size in (SIZES[0], SIZES[0] + 7)
+                os.close(os.open(shown, os.O_RDONLY))
+                looks += 1
+            return looks
+
+        assert shown.stat().st_size == SIZES[0]
+        shutil.copy(new.torrent(HEADERS), torrents / f"{HEADERS}.torrent")
+        with ThreadPoolExecutor(2) as pool:
+            looking = [pool.submit(look) for _ in range(2)]
+            try:
+                for turn in range(1, 20):
+                    use((old, new)[turn % 2])
+            finally:
+                stop.set()
+            assert all(each.result(20) >= 100 for each in looking)
+
+
+def test_a_lock_that_is_deleted_while_mounted_is_made_again_and_only_changed_hashes_are_fetched_anew(
+    old: Library, new: Library, peers: list[Peer | str], tmp_path: Path
+) -> None:
+    published = tmp_path / "chain.toml"
+    published.write_bytes(old.chain.read_bytes())
+    with mounted(tmp_path, published, peers=peers) as mount:
+        assert same(mount, old)
+        kept = {name: (mount.object(old, name) / "data").stat() for name in old.files}
+        published.write_text(format_chain(chain.load_chain(old.chain) | {BODIES: new.content(BODIES)}))
+        assert reload(mount).startswith("no difference")
+        mount.lock.unlink()
+        assert f"~ {BODIES}  {old.content(BODIES).hex} -> {new.content(BODIES).hex}" in reload(mount)
+        assert same(mount, new, [BODIES])
+        assert same(mount, old, set(old.files) - {BODIES})
+        for name, before in kept.items():
+            now = (mount.object(old, name) / "data").stat()
+            assert (now.st_ino, now.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
