@@ -40,6 +40,8 @@ COMMANDS = {
     ),
     "etch": LazyCommand("cachefs.cli.etch:command", "Download a URL, keep its bytes by checksum, write a record."),
     "play": LazyCommand("cachefs.cli.play:command", "Print where a record can be read, or hand it to a player."),
+    "import": LazyCommand("cachefs.cli.import_records:command", "Take records from a list, registry or Metalink."),
+    "export": LazyCommand("cachefs.cli.export_records:command", "Print the records as a list or a playlist."),
     "lock": LazyCommand("cachefs.cli.lock:lock", "Show, compare, edit and roll back the lock."),
     "reload": LazyCommand("cachefs.cli.reload:reload", "Have a running mount take an edited lock into use."),
     "seed": LazyCommand("cachefs.cli.seed:seed", "Serve a directory as torrent seeder and web seed."),
