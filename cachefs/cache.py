@@ -77,6 +77,14 @@ class Cache:
             flow.download.open()
         return reader
 
+    async def begin(self, reader: Reader) -> None:
+        """Return when the first block is here; the reader is closed if it can't be had."""
+        try:
+            await self.read(reader, 0, 1)
+        except BaseException:
+            self.close(reader)
+            raise
+
     async def seed(self, item: Item) -> None:
         """Offer content to others without anybody reading it here, if all of it is here."""
         flow = await self._flow(item)

@@ -24,6 +24,12 @@ from cachefs.catalog.tree import Directory, File, Node, Tree
 from cachefs.errors import (
     CachefsError,
     MetadataUnavailable,
+    RecordInconsistent,
+    RecordMismatch,
+    SourceLied,
+    SourceRefused,
+    SourceSilent,
+    SourceTooLarge,
     Stopping,
     StoreFailed,
     StoreFull,
@@ -32,6 +38,9 @@ from cachefs.errors import (
 )
 from cachefs.flow import Reader
 from cachefs.shelf import Shelf
+
+CONTENT_XATTR, ERROR_XATTR = "user.cachefs.content", "user.cachefs.error"
+_MOST_ERRORS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,7 @@ class Filesystem:
         self._readers: dict[int, Reader] = {}
         self._open: dict[int, Attributes] = {}
         self._handles = itertools.count(1)
+        self._errors: dict[int, str] = {}
 
     def switch(self, tree: Tree, born: float) -> None:
         """Show another tree from now on; handles that are open go on with what they have."""
@@ -103,10 +113,21 @@ class Filesystem:
         node = self._node(inode)
         if not isinstance(node, File):
             raise NoSuchEntry(f"inode {inode} is not a file")
+        try:
+            handle = await self._open_file(node)
+        except CachefsError as error:
+            self._note_error(inode, str(error))
+            raise
+        self._errors.pop(inode, None)
+        return handle
+
+    async def _open_file(self, node: File) -> int:
         with self._unless_switched(node):
             item = await self._shelves[node.catalogue].item(node)
         attributes = self._listed(node)
         reader = await self._cache.open(item)
+        if item.fails_early:
+            await self._cache.begin(reader)
         handle = next(self._handles)
         self._readers[handle], self._open[handle] = reader, attributes
         return handle
@@ -117,13 +138,32 @@ class Filesystem:
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """The bytes at `offset`: fewer than `size` only at the end of the file. Unavailable at the deadline."""
-        return await self._cache.read(self._reader(handle), offset, size)
+        try:
+            return await self._cache.read(self._reader(handle), offset, size)
+        except CachefsError as error:
+            if handle in self._open:
+                self._note_error(self._open[handle].inode, str(error))
+            raise
 
     def close(self, handle: int) -> None:
         reader = self._readers.pop(handle, None)
         self._open.pop(handle, None)
         if reader is not None:
             self._cache.close(reader)
+
+    def extended(self, inode: int) -> dict[str, str]:
+        """A file's extended attributes: the id of its content, and why it could not be read when that was last so."""
+        node = self._tree.node(inode)
+        if not isinstance(node, File):
+            return {}
+        error = self._errors.get(inode)
+        return {CONTENT_XATTR: str(node.content)} | ({ERROR_XATTR: error} if error else {})
+
+    def _note_error(self, inode: int, why: str) -> None:
+        self._errors.pop(inode, None)
+        self._errors[inode] = why
+        if len(self._errors) > _MOST_ERRORS:
+            del self._errors[next(iter(self._errors))]
 
     def usage(self) -> Usage:
         return Usage(sum(shelf.total() for shelf in self._shelves.values()), len(self._tree))
@@ -181,6 +221,12 @@ ERRNO: dict[type[CachefsError], int] = {
     Unavailable: errno.EIO,
     TooManyWaiting: errno.EIO,
     Stopping: errno.EIO,
+    SourceRefused: errno.EACCES,
+    SourceSilent: errno.ETIMEDOUT,
+    SourceTooLarge: errno.EFBIG,
+    SourceLied: errno.EBADMSG,
+    RecordMismatch: errno.EBADMSG,
+    RecordInconsistent: errno.EBADMSG,
     StoreFull: errno.ENOSPC,
     StoreFailed: errno.EIO,
 }

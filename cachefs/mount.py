@@ -34,14 +34,19 @@ from cachefs.drivers.pyfuse3 import Pyfuse3Driver
 from cachefs.errors import CachefsError, ConfigError
 from cachefs.fetch.base import Item
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.ranges import RangeFetcher
+from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
 from cachefs.playhead.service import PlayheadService
+from cachefs.records import MusicCache
+from cachefs.records.shelf import CATALOGUE as RECORDS
+from cachefs.records.shelf import RecordShelf
 from cachefs.reload import Parts, Reloader, Shown, mtimes
-from cachefs.shelf import SnapshotShelf
+from cachefs.shelf import Shelf, SnapshotShelf
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.state import State
@@ -60,6 +65,7 @@ class Mounted:
     chain: str
     names: int
     shown: int
+    records: int
 
 
 def run(config: Config, ready: Callable[[Mounted], None]) -> None:
@@ -93,11 +99,11 @@ def _prepare_mountpoint(mountpoint: Path) -> None:
 
 async def _run(config: Config, mountpoint: Path, data_dir: Path, ready: Callable[[Mounted], None]) -> None:
     lock_file = LockFile(data_dir)
-    lock, created = await lock_file.load_or_make(config, config.snapshots.chain_name)
-    shown = Shown.of(config, lock, created)
+    shown = await Shown.load(config, lock_file, config.snapshots.chain_name)
     state = State.open(data_dir / "state.db")
     try:
-        await Assembly(config, mountpoint, data_dir, lock_file, shown, state).run(ready)
+        async with MusicCache.open(data_dir, config.records, state=state) as music:
+            await Assembly(config, mountpoint, data_dir, lock_file, shown, state, music).run(ready)
     finally:
         state.close()
 
@@ -106,7 +112,14 @@ class Assembly:
     """All parts of one mount, and the order in which they live and die."""
 
     def __init__(
-        self, config: Config, mountpoint: Path, data_dir: Path, lock_file: LockFile, shown: Shown, state: State
+        self,
+        config: Config,
+        mountpoint: Path,
+        data_dir: Path,
+        lock_file: LockFile,
+        shown: Shown,
+        state: State,
+        music: MusicCache,
     ) -> None:
         self._mountpoint = mountpoint
         self._data_dir = data_dir
@@ -127,15 +140,19 @@ class Assembly:
             web_seeds=web_seeds,
             peers=self._fetcher,
         )
-        self._cache = Cache(self._store, self._fetcher, config.read, self._evidence)
+        self._ranges = RangeFetcher(music.web, self._ledger)
+        fetcher = Router(self._fetcher, self._ranges)
+        self._cache = Cache(self._store, fetcher, config.read, self._evidence)
+        self._records = RecordShelf(music, shown.records, deadline=config.read.deadline)
         shelf = SnapshotShelf(self._manifests, self._metadata, mtimes(state))
-        filesystem = Filesystem(shown.tree, {CATALOGUE: shelf}, self._cache, born=shown.created)
+        shelves: dict[str, Shelf] = {CATALOGUE: shelf, RECORDS: self._records}
+        filesystem = Filesystem(shown.tree, shelves, self._cache, born=shown.created)
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
-        parts = Parts(state, self._manifests, self._metadata, shelf, filesystem, self._driver.forget)
+        parts = Parts(state, self._manifests, self._metadata, shelf, filesystem, self._records, self._driver.forget)
         self._reloader = Reloader(config, lock_file, shown, parts)
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
-            self._metadata, self._cache, self._fetcher, self._ledger, time.time(),
+            self._metadata, self._cache, fetcher, self._ledger, time.time(),
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
         self._playheads = PlayheadService(config.playhead, data_dir)
@@ -164,13 +181,15 @@ class Assembly:
                 "status": self._status.collect,
                 "stop": self._stopping,
                 "reload": self._reload,
+                "records-changed": self._reloader.reload_records,
             }
             await nursery.start(control.serve, self._data_dir, commands)
             await nursery.start(self._playheads.run)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
             shown = self._reloader.shown
-            ready(Mounted(self._mountpoint, shown.lock.chain, len(shown.lock.downloads), len(shown.names)))
+            names, chain = shown.lock.downloads, shown.lock.chain
+            ready(Mounted(self._mountpoint, chain, len(names), len(shown.names), len(shown.records)))
             await self._stop.wait()
             await self._let_go()
             nursery.cancel_scope.cancel()
@@ -181,6 +200,8 @@ class Assembly:
             try:
                 await nursery.start(self._store.run)
                 await nursery.start(self._fetcher.run)
+                await nursery.start(self._ranges.run)
+                await nursery.start(self._records.run)
                 await nursery.start(self._cache.run)
                 await nursery.start(self._metadata.run)
                 await nursery.start(self._manifests.run, self._metadata)

@@ -13,13 +13,15 @@ under that hash, from an older lock say, is used at once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import trio
 
 from cachefs import locks
+from cachefs.catalog import records
 from cachefs.catalog.difference import Difference
+from cachefs.catalog.records import Record, RecordsLock
 from cachefs.catalog.snapshots import SnapshotLock
 from cachefs.catalog.tree import File, Tree, outdated
 from cachefs.config import Config
@@ -29,6 +31,8 @@ from cachefs.fetch.metadata import MetadataService
 from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
+from cachefs.records import shelf
+from cachefs.records.shelf import RecordShelf
 from cachefs.shelf import SnapshotShelf
 from cachefs.store.state import State
 
@@ -46,12 +50,26 @@ class Shown:
     created: float
     names: dict[str, ContentId]
     tree: Tree
+    records: Mapping[str, Record]
 
     @classmethod
-    def of(cls, config: Config, lock: SnapshotLock, created: float) -> Shown:
-        """CatalogError if the lock's names can't be shown."""
+    def of(cls, config: Config, lock: SnapshotLock, created: float, recorded: RecordsLock | None) -> Shown:
+        """What the two locks show; a catalogue that has no lock is not there at all. CatalogError."""
         names = locks.shown(config, lock)
-        return cls(lock, created, names, Tree.build({CATALOGUE: names}))
+        catalogues = {CATALOGUE: names} if lock.downloads or recorded is None else {}
+        ready = recorded.ready() if recorded is not None else {}
+        if recorded is not None:
+            catalogues[shelf.CATALOGUE] = {name: record.content for name, record in ready.items() if record.content}
+        return cls(lock, created, names, Tree.build(catalogues), ready)
+
+    @classmethod
+    async def load(cls, config: Config, lock_file: LockFile, chain: str | None) -> Shown:
+        """What the files say now; the snapshots' lock is made if there is none, unless records are all there is."""
+        path = lock_file.data_dir / records.LOCK_NAME
+        recorded = records.load(path) if path.exists() else None
+        if recorded is not None and not config.snapshots.chain_toml and not lock_file.path.exists():
+            return cls.of(config, SnapshotLock("", {}), path.stat().st_mtime, recorded)
+        return cls.of(config, *await lock_file.load_or_make(config, chain), recorded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +81,7 @@ class Parts:
     metadata: MetadataService
     shelf: SnapshotShelf
     filesystem: Filesystem
+    records: RecordShelf
     forget: Callable[[Iterable[tuple[int, str]]], None]
 
 
@@ -80,12 +99,21 @@ class Reloader:
         """Use the lock as it is in the file now; what that changed. On any CachefsError nothing has changed."""
         async with self._alone:
             before = self.shown
-            lock, created = await self._lock_file.load_or_make(self._config, before.lock.chain)
-            difference = Difference.of(before.lock.downloads, lock.downloads)
-            if difference:
-                await self._use(Shown.of(self._config, lock, created))
+            new = await Shown.load(self._config, self._lock_file, before.lock.chain or None)
+            difference = Difference.of(before.lock.downloads, new.lock.downloads)
+            if difference or new.records != before.records:
+                await self._use(new)
                 _tell(difference)
             return difference
+
+    async def reload_records(self) -> None:
+        """Use the records as they are in the file now, and nothing else. On any CachefsError nothing has changed."""
+        async with self._alone:
+            before = self.shown
+            recorded = records.load(self._lock_file.data_dir / records.LOCK_NAME)
+            new = Shown.of(self._config, before.lock, before.created, recorded)
+            if new.records != before.records:
+                await self._use(new)
 
     async def hang_up(self) -> None:
         """The same at SIGHUP: what went wrong is for the log."""
@@ -101,6 +129,7 @@ class Reloader:
         parts.manifests.switch(new.names)
         parts.metadata.forget(Difference.of(old.names, new.names).gone)
         parts.shelf.mtime = mtimes(parts.state)
+        parts.records.records = new.records
         parts.filesystem.switch(new.tree, new.created)
         self.shown = new
         wrong = list(outdated(old.tree, new.tree))

@@ -219,8 +219,16 @@ def _samples() -> list[CachefsError]:
 
 @pytest.mark.parametrize("error", _samples(), ids=lambda error: type(error).__name__)
 def test_every_error_has_an_errno_that_a_reader_can_act_on(error: CachefsError) -> None:
-    expected = errno.ENOSPC if isinstance(error, errors.StoreFull) else errno.EIO
-    assert errno_of(error) == expected
+    told = {
+        errors.StoreFull: errno.ENOSPC,
+        errors.SourceRefused: errno.EACCES,
+        errors.SourceSilent: errno.ETIMEDOUT,
+        errors.SourceTooLarge: errno.EFBIG,
+        errors.SourceLied: errno.EBADMSG,
+        errors.RecordMismatch: errno.EBADMSG,
+        errors.RecordInconsistent: errno.EBADMSG,
+    }
+    assert errno_of(error) == told.get(type(error), errno.EIO)
 
 
 def _other_tree() -> Tree:

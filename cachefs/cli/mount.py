@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from cachefs.config import Config, load_config
+from cachefs.config import Config, load_config, settings_file
 from cachefs.errors import CachefsError, ConfigError
 from cachefs.mount import Mounted, run
 
@@ -68,11 +68,13 @@ def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str
         given["versions"] = "all"
     given["allow_other"] = given["allow_other"] or None
     given["peers"] = list(given["peers"])
-    return load_config(config_file).override(mountpoint=mountpoint, **given)
+    return load_config(settings_file(config_file, given["data_dir"])).override(mountpoint=mountpoint, **given)
 
 
 def _ready(mounted: Mounted, ready_fd: int | None) -> None:
-    text = f"{mounted.mountpoint}: {mounted.chain}, {mounted.names:,} names in the lock, {mounted.shown:,} shown; ready"
+    told = [f"{mounted.chain}, {mounted.names:,} names in the lock, {mounted.shown:,} shown"] if mounted.chain else []
+    told += [f"{mounted.records:,} records"] if mounted.records or not told else []
+    text = f"{mounted.mountpoint}: {'; '.join(told)}; ready"
     if ready_fd is None:
         click.echo(text)
         return

@@ -12,14 +12,11 @@ import click
 import trio
 
 from cachefs.cli.target import data_dir_of
-from cachefs.config import Config, load_config
+from cachefs.config import Config, load_config, settings_file
 from cachefs.control import socket as control
 from cachefs.errors import ControlError
 from cachefs.mountinfo import mounts
 from cachefs.records import MusicCache
-
-SETTINGS_NAME = "cachefs.toml"
-"""The settings file that is looked for in the data directory, unless --config names one."""
 
 T = TypeVar("T")
 
@@ -65,10 +62,8 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
 
 def target(config_file: Path | None, data_dir: Path | None) -> Target:
     """The cache that is meant: by --data-dir, by the settings, or the only one that is mounted."""
-    if config_file is None and data_dir is not None and (data_dir / SETTINGS_NAME).exists():
-        config_file = data_dir / SETTINGS_NAME
-    config = load_config(config_file)
-    chosen = data_dir or config.mount.data_dir or data_dir_of(None, None)
-    if config_file is None and (chosen / SETTINGS_NAME).exists():
-        config = load_config(chosen / SETTINGS_NAME)
-    return Target(chosen, config)
+    config = load_config(settings_file(config_file, data_dir))
+    if data_dir is None:
+        data_dir = config.mount.data_dir or data_dir_of(None, None)
+        config = load_config(settings_file(config_file, data_dir))
+    return Target(data_dir, config)

@@ -55,6 +55,7 @@ __all__ = [
     "Version",
     "load_config",
     "load_webseed_toml",
+    "settings_file",
     "web_seed",
 ]
 
@@ -186,6 +187,14 @@ class Config:
             if value is not None and value not in ("", (), []):
                 changed.setdefault(owners[key], {})[key] = value
         return _changed(self, changed, Path.cwd(), lambda _, key: f"--{key.replace('_', '-')}")
+
+
+def settings_file(given: Path | None, data_dir: Path | None) -> Path | None:
+    """The settings file to load: the one that was given, or else cachefs.toml in the data directory, if it is there."""
+    if given is not None or data_dir is None:
+        return given
+    own = data_dir / "cachefs.toml"
+    return own if own.exists() else None
 
 
 def load_config(path: Path | None) -> Config:

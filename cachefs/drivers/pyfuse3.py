@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 LASTING = 86_400.0
 """For how long, in seconds, the kernel may keep what doesn't change."""
 
+_LONGEST_XATTR = 4096
 MAX_TASKS = 2_000
 """Requests under way at once. Blocked reads are limited well below it, so that others find a task free."""
 
@@ -138,6 +139,17 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def access(self, inode: pyfuse3.InodeT, mode: pyfuse3.ModeT, ctx: pyfuse3.RequestContext) -> bool:
         return True
+
+    @guarded
+    async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
+        value = self._fs.extended(inode).get(os.fsdecode(name))
+        if value is None:
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return value.encode("utf-8", "replace")[:_LONGEST_XATTR]
+
+    @guarded
+    async def listxattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> list[pyfuse3.XAttrNameT]:
+        return [pyfuse3.XAttrNameT(name.encode()) for name in self._fs.extended(inode)]
 
     @guarded
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:

@@ -39,11 +39,11 @@ def _carried(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that may be connected to; SourceRefused for a host that has none."""
+    """Connects by `inner` to addresses that may be connected to; SourceRefused for a host that has none."""
 
-    def __init__(self, *, allow_private: bool) -> None:
+    def __init__(self, *, allow_private: bool, inner: httpcore.AsyncNetworkBackend | None = None) -> None:
         self._allow_private = allow_private
-        self._inner = httpcore.TrioBackend()
+        self._inner = inner or httpcore.TrioBackend()
 
     async def connect_tcp(
         self,

@@ -30,6 +30,8 @@ class Item:
     urls: tuple[str, ...] = ()
     """Where these very bytes lie, if the catalogue says so: best first."""
     catalogue: str = "snapshots"
+    fails_early: bool = False
+    """Whether opening it waits for its first block: some readers take a failed open better than a failed read."""
 
     @property
     def content(self) -> ContentId:

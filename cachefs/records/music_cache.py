@@ -67,9 +67,12 @@ class Kept:
 class MusicCache:
     """A data directory's records. `open` makes one; use it in the event loop it was opened in."""
 
-    def __init__(self, data_dir: Path, settings: Settings, state: State, providers: Sequence[Provider]) -> None:
+    def __init__(
+        self, data_dir: Path, settings: Settings, state: State, web: WebClient, providers: Sequence[Provider]
+    ) -> None:
         self.data_dir = data_dir
         self.settings = settings
+        self.web = web
         self.lock_path = data_dir / LOCK_NAME
         self.vault = Vault(data_dir / "store", state)
         self.pieces = PieceLists(data_dir / "pieces", self.vault)
@@ -99,7 +102,7 @@ class MusicCache:
                 stack.callback(state.close)
             settings = settings or Settings()
             web = await stack.enter_async_context(WebClient(_rules(settings)))
-            cache = cls(data_dir, settings, state, [*more_providers, *_providers(settings, web)])
+            cache = cls(data_dir, settings, state, web, [*more_providers, *_providers(settings, web)])
             await trio.to_thread.run_sync(cache.incoming.clear)
             yield cache
 

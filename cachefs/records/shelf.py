@@ -1,0 +1,99 @@
+"""The records as the mount shows them: length and age from the lock, and what to open.
+
+How it works: everything but the bytes is in the lock, so nothing waits but an open. A record whose pieces are known
+plays from its first one on: it is opened as an item of many blocks, with its URLs. Any other record, and with
+`verify = "whole"` every one, is downloaded whole first, by the same cache that a program uses; the open waits for
+that, as long as a read would, and the download goes on when the wait is over. What is here whole is opened
+at once either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import trio
+
+from cachefs.catalog.records import Record
+from cachefs.catalog.tree import File
+from cachefs.content import ContentId, Manifest
+from cachefs.errors import MetadataUnavailable, SourceSilent
+from cachefs.fetch.base import Item
+from cachefs.records.music_cache import MusicCache, Play
+
+CATALOGUE = "records"
+"""The catalogue's folder in the mount."""
+
+
+class RecordShelf:
+    """The ready records of a lock; use it inside `run`. `records` is replaced when the lock changes."""
+
+    def __init__(self, cache: MusicCache, records: Mapping[str, Record], *, deadline: float) -> None:
+        self.records = records
+        self._cache = cache
+        self._deadline = deadline
+        self._plays: dict[ContentId, Play] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look after whole downloads, for ever."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    def length(self, file: File) -> int | None:
+        return self._record(file).size
+
+    async def require_length(self, file: File) -> int:
+        size = self._record(file).size
+        assert size is not None
+        return size
+
+    def mtime(self, file: File) -> float:
+        return self._record(file).mtime
+
+    def total(self) -> int:
+        return sum(record.size or 0 for record in self.records.values())
+
+    async def item(self, file: File) -> Item:
+        """What to open, once it can be read from its beginning on; what keeps it from that is raised."""
+        record = self._record(file)
+        manifest = self._cache.pieces.manifest(record)
+        if self._cache.settings.verify == "whole" or manifest is None or not _web(record):
+            await self._whole(record)
+            manifest = self._cache.pieces.manifest(record)
+        return self._item(record, manifest)
+
+    def _item(self, record: Record, manifest: Manifest | None) -> Item:
+        if manifest is None:
+            raise MetadataUnavailable(record.name, "its piece list came and went")
+        return Item(record.name, manifest, urls=_web(record), catalogue=CATALOGUE, fails_early=True)
+
+    def _record(self, file: File) -> Record:
+        record = self.records.get(file.path)
+        if record is None or record.content != file.content:
+            raise MetadataUnavailable(file.path, "the records have changed meanwhile")
+        return record
+
+    async def _whole(self, record: Record) -> None:
+        """Have all of it in the store."""
+        assert record.content is not None
+        if await self._cache.has(record.content, record.size):
+            return
+        play = self._plays.get(record.content)
+        if play is None:
+            assert self._nursery is not None
+            play = self._plays[record.content] = self._cache.play(record, self._nursery)
+            self._nursery.start_soon(self._forget, play, record.content)
+        with trio.move_on_after(self._deadline) as waiting:
+            await play.wait()
+        if waiting.cancelled_caught:
+            raise SourceSilent(record.url, f"not all of it was here after {self._deadline:g} s; the download goes on")
+
+    async def _forget(self, play: Play, content: ContentId) -> None:
+        await play.ended.wait()
+        del self._plays[content]
+
+
+def _web(record: Record) -> tuple[str, ...]:
+    """Those of its URLs that can be asked for a part."""
+    return tuple(url for url in record.urls if url.startswith(("https://", "http://")))

@@ -1,0 +1,225 @@
+"""What the tests of the record catalogue share: songs, a web server that does what it is told, and data directories.
+
+How it works: `Host` is a real HTTP server in threads, so that commands and mounts in other processes can ask it. A
+path's `Page` says what it gives and how it misbehaves; what was asked is written down. It knows Range, If-Range and
+strong ETags as RFC 9110 has them, unless a page says otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+from cachefs.config import Records
+from cachefs.fetch.digests import repr_digest
+from tests.mount_kit import cachefs
+
+PIECE = 2**18
+OPEN = Records(allow_http=True, allow_private=True)
+"""The settings under which a server on loopback may be asked."""
+
+OPEN_TOML = "[records]\nallow_http = true\nallow_private = true\n"
+
+
+def song(seed: int, size: int) -> bytes:
+    """Bytes that begin like an MP3, and that only the arguments decide."""
+    return b"ID3\x04\x00\x00" + random.Random(seed).randbytes(size - 6)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass
+class Page:
+    """What a path gives.
+
+    `body`, its `media` type and an `etag` ("" for none, "auto" for the bytes' hash); `status` other than 200 gives no
+    body; `headers` are added, or replace others. `ranges` false ignores Range. Faults: the answer breaks off after
+    `cut` bytes of a body, as often as `cuts` says; `declared` is another Content-Length; `endless` never ends;
+    `gate` holds the body back until it is set, `hold` bytes before it.
+    """
+
+    body: bytes = b""
+    media: str = "audio/mpeg"
+    etag: str = "auto"
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    ranges: bool = True
+    cut: int = 0
+    cuts: int = 1
+    declared: int | None = None
+    endless: bool = False
+    gate: threading.Event | None = None
+    hold: int = 0
+
+    @property
+    def tag(self) -> str:
+        return f'"{sha256(self.body)[:16]}"' if self.etag == "auto" else self.etag
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: the path and the headers, with lower-case names."""
+
+    path: str
+    headers: Mapping[str, str]
+
+
+class Host:
+    """A running server; `pages` by path, `asked` what was asked so far, `sent` how many bytes of bodies went out."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}/"
+        self.pages: dict[str, Page] = {}
+        self.asked: list[Asked] = []
+        self.sent = 0
+
+    def put(self, path: str, body: bytes, **how: object) -> str:
+        """Serve `body` at `path`; its URL."""
+        self.pages[f"/{path}"] = Page(body, **how)  # type: ignore[arg-type]
+        return self.url + path
+
+    def asked_for(self, path: str) -> list[Asked]:
+        return [asked for asked in self.asked if asked.path == f"/{path}"]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    host: Host
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.host.asked.append(Asked(self.path, headers))
+        page = self.host.pages.get(self.path, Page(status=404))
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._answer(page, headers)
+
+    def _answer(self, page: Page, headers: Mapping[str, str]) -> None:
+        start, end = self._range(page, headers)
+        part = page.body[start:end]
+        partial = (start, end) != (0, len(page.body))
+        self.send_response_only(page.status if page.status != 200 else 206 if partial else 200)
+        length = len(part) if page.declared is None else page.declared - start
+        told = {"Content-Type": page.media, "Content-Length": str(length)}
+        if page.tag:
+            told["ETag"] = page.tag
+        if partial:
+            told["Content-Range"] = f"bytes {start}-{end - 1}/{len(page.body)}"
+        if page.endless:
+            del told["Content-Length"]
+            told["Connection"] = "close"
+        for name, value in (told | dict(page.headers)).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self._send(page, part)
+
+    def _range(self, page: Page, headers: Mapping[str, str]) -> tuple[int, int]:
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
+        everything = (0, len(page.body))
+        if not page.ranges or page.status != 200 or match is None:
+            return everything
+        if "if-range" in headers and headers["if-range"] != page.tag:
+            return everything
+        end = int(match[2]) + 1 if match[2] else len(page.body)
+        return int(match[1]), min(end, len(page.body))
+
+    def _send(self, page: Page, part: bytes) -> None:
+        if page.cut and page.cuts > 0 and len(part) > page.cut:
+            page.cuts -= 1
+            self._write(part[: page.cut])
+            self._break_off()
+            return
+        self._write(part[: page.hold])
+        if page.gate is not None:
+            page.gate.wait(30)
+        self._write(part[page.hold :])
+        while page.endless:
+            self._write(bytes(2**16))
+        if page.declared is not None:
+            self._break_off()
+
+    def _write(self, data: bytes) -> None:
+        for at in range(0, len(data), 2**16):
+            self.wfile.write(data[at : at + 2**16])
+            self.host.sent += len(data[at : at + 2**16])
+
+    def _break_off(self) -> None:
+        self.wfile.flush()
+        self.close_connection = True
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+
+@contextmanager
+def web() -> Iterator[Host]:
+    """A server on a free loopback port."""
+    handler = type("Handler", (_Handler,), {})
+    with _Server(("127.0.0.1", 0), handler) as server:
+        host = handler.host = Host(server.server_address[1])  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield host
+        finally:
+            for page in host.pages.values():
+                if page.gate is not None:
+                    page.gate.set()
+                page.endless = False
+            server.shutdown()
+            thread.join()
+
+
+def digest_header(body: bytes) -> dict[str, str]:
+    return {"Repr-Digest": repr_digest(hashlib.sha256(body).digest())}
+
+
+def data_dir(place: Path) -> Path:
+    """`place`/data, whose settings allow loopback."""
+    path = place / "data"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (path / "cachefs.toml").write_text(OPEN_TOML)
+    return path
+
+
+def etch(data: Path, url: str, *options: str | Path) -> str:
+    """`cachefs etch`, which must succeed; what it printed."""
+    done = cachefs("etch", url, "--data-dir", data, *options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refused(data: Path, url: str, *options: str | Path) -> str:
+    """`cachefs etch`, which must fail; what it said."""
+    done = cachefs("etch", url, "--data-dir", data, *options)
+    assert done.returncode == 1, done.stdout
+    return done.stderr.strip()
+
+
+def leftovers(data: Path) -> list[str]:
+    """The temporary files in a data directory."""
+    incoming = data / "incoming"
+    return sorted(path.name for path in incoming.iterdir()) if incoming.exists() else []
+
+
+def stored(data: Path) -> list[str]:
+    """The SHA-256 digests of the objects in the store."""
+    return sorted(path.parent.name for path in (data / "store").glob("sha256/*/*/data"))
