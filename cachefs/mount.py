@@ -41,6 +41,7 @@ from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
+from cachefs.pickup import PickUp
 from cachefs.playhead.service import PlayheadService
 from cachefs.records import MusicCache
 from cachefs.records.shelf import CATALOGUE as RECORDS
@@ -155,7 +156,8 @@ class Assembly:
             self._metadata, self._cache, fetcher, self._ledger, time.time(),
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
-        self._playheads = PlayheadService(config.playhead, data_dir)
+        pick_up = PickUp(RECORDS, self._records, self._cache, lambda: self._reloader.shown.tree)
+        self._playheads = PlayheadService(config.playhead, data_dir, pick_up.fetch)
         self._stop = trio.Event()
         self._served = trio.Event()
 
@@ -178,7 +180,7 @@ class Assembly:
             nursery.start_soon(self._serve)
             await trio.to_thread.run_sync(self._settle)
             commands: dict[str, control.Command] = {
-                "status": self._status.collect,
+                "status": self._tell,
                 "stop": self._stopping,
                 "reload": self._reload,
                 "records-changed": self._reloader.reload_records,
@@ -247,6 +249,9 @@ class Assembly:
     async def _reload(self) -> Mapping[str, Any]:
         difference = await self._reloader.reload()
         return {"difference": difference.as_json(), "text": [*difference.lines(), difference.summary()]}
+
+    async def _tell(self) -> Mapping[str, Any]:
+        return {**await self._status.collect(), "playhead": self._playheads.report()}
 
     async def _stopping(self) -> None:
         self._stop.set()

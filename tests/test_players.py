@@ -1,0 +1,61 @@
+"""Real players on records that aren't here yet: every format decodes, a slow source is enough, a scan stays small."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.counterparts import nginx
+from tests.mount_kit import forget_pages, mounted
+from tests.player_kit import CODECS, cold, make_music
+from tests.records_kit import OPEN_TOML
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A song of half a minute in every format: some have pieces, some are one."""
+    root = tmp_path_factory.mktemp("site")
+    for suffix in CODECS:
+        make_music(root / f"song.{suffix}", 30, noise=True)
+    return root
+
+
+def decoded(path: Path) -> str:
+    """The MD5 of the sound in a file, as ffmpeg decodes it; it fails at any error."""
+    command: list[str | Path] = ["ffmpeg", "-v", "error", "-xerror", "-i", path, "-f", "md5", "-"]
+    return subprocess.check_output(command, text=True, timeout=60, stdin=subprocess.DEVNULL)
+
+
+def probed(path: Path) -> dict[str, str]:
+    """What ffprobe tells of a file's format."""
+    command: list[str | Path] = [
+        "ffprobe",
+        "-v",
+        "error",
+        "-show_entries",
+        "format=format_name,duration,size",
+        "-of",
+        "json",
+        path,
+    ]
+    told: dict[str, str] = json.loads(subprocess.check_output(command, timeout=60))["format"]
+    return told
+
+
+def test_ffprobe_and_ffmpeg_read_every_format_cold_and_warm(site: Path, tmp_path: Path) -> None:
+    songs = [f"song.{suffix}" for suffix in CODECS]
+    with nginx(site) as url:
+        cold(tmp_path, {name: url + name for name in songs})
+        with mounted(tmp_path, settings=OPEN_TOML) as mount:
+            shown = {name: mount.mountpoint / "records" / name for name in songs}
+            for name, path in shown.items():
+                assert probed(path) == probed(site / name)
+                assert decoded(path) == decoded(site / name)
+    with mounted(tmp_path, settings=OPEN_TOML) as mount:
+        for name in songs:
+            path = mount.mountpoint / "records" / name
+            forget_pages(path)
+            assert decoded(path) == decoded(site / name)
