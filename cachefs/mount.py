@@ -231,7 +231,8 @@ class Assembly:
         self._mountpoint.stat()
         entry = mountinfo.mount_at(self._mountpoint)
         if entry is not None:
-            tuning.tune(entry)
+            snapshots = self._reloader.shown.names
+            tuning.tune(entry, tuning.READ_AHEAD_KIB if snapshots else tuning.RECORDS_READ_AHEAD_KIB)
 
     async def _watch_signals(self, nursery: trio.Nursery) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:

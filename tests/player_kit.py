@@ -135,6 +135,8 @@ def slow_link(url: str, rate: float) -> Iterator[SlowLink]:
             for end in (server, *ends):
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
+    for end in ends:
+        end.close()
 
 
 def cold(place: Path, urls: Mapping[str, str]) -> Path:
