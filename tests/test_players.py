@@ -12,6 +12,7 @@ from tests.counterparts import nginx
 from tests.mount_kit import forget_pages, mounted
 from tests.player_kit import CODECS, cold, make_music
 from tests.records_kit import OPEN_TOML, PIECE
+from tests.scan_kit import scan
 from tests.slow_kit import PIECE_TIME, RATE, hear
 
 
@@ -75,3 +76,10 @@ def test_mpv_plays_a_cold_record_from_a_slow_source_without_a_gap_and_seeks(tmp_
     assert heard.jump < 2 * PIECE_TIME + 0.5
     assert heard.seek_bytes < 10 * PIECE
     assert heard.seek < heard.seek_bytes / RATE + PIECE_TIME + 0.5
+
+
+def test_a_scan_by_mpd_finds_every_record_and_fetches_less_than_a_twentieth(tmp_path: Path) -> None:
+    """The long form, of a thousand records, is the benchmark `scan`."""
+    scanned = scan(tmp_path, 60)
+    assert scanned.songs == 60
+    assert 0 < scanned.fetched < scanned.library / 20

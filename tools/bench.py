@@ -20,7 +20,7 @@ import click
 
 from cachefs.errors import CachefsError
 from tests.counterparts import CounterpartFailed
-from tools import bench_content, bench_names, benchkit, mounting
+from tools import bench_content, bench_names, bench_players, benchkit, mounting
 from tools.bench_stage import Stage, prepare
 from tools.benchkit import Report, say
 from tools.mounting import Failed
@@ -34,6 +34,8 @@ BENCHMARKS: dict[str, Callable[[Stage], Report]] = {
     "first-byte": bench_content.first_byte,
     "metadata": bench_names.metadata,
     "catalogue": bench_names.catalogue,
+    "players": bench_players.players,
+    "scan": bench_players.scanned,
 }
 _MIB = 2**20
 _COPIES = 3
