@@ -23,7 +23,7 @@ import trio
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, Stopping, TooManyWaiting, Unavailable
 from cachefs.fetch.base import Fetcher, Item, Job
-from cachefs.flow import Flow, Opening, Reader
+from cachefs.flow import Admission, Flow, Opening, Reader, Unlimited
 from cachefs.store.objects import ObjectStore
 from cachefs.store.stored import StoredObject
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from cachefs.config import Read
 
 log = logging.getLogger(__name__)
+
+_LETTING_GO, _LOOK_AGAIN = 10.0, 0.1  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,16 @@ class Waiting:
 class Cache:
     """Opens content and reads it, fetching what is missing."""
 
-    def __init__(self, store: ObjectStore, fetcher: Fetcher, settings: Read, evidence: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        fetcher: Fetcher,
+        settings: Read,
+        evidence: Callable[[], str],
+        room: Admission | None = None,
+    ) -> None:
         self._store = store
+        self._room = room or Unlimited()
         self._fetcher = fetcher
         self._settings = settings
         self._evidence = evidence
@@ -73,6 +83,7 @@ class Cache:
         flow = await self._flow(item)
         reader = Reader(flow)
         flow.readers.add(reader)
+        flow.stored.use()
         if flow.download is not None:
             flow.download.open()
         return reader
@@ -101,7 +112,7 @@ class Cache:
         while (flow := self._flows.get(item.content)) is None:
             stored = await self._opened(item)
             if item.content not in self._flows:
-                self._flows[item.content] = Flow(stored, item, self._drop_if_unused)
+                self._flows[item.content] = Flow(stored, item, self._room, self._drop_if_unused)
             else:
                 await stored.release()
         return flow
@@ -123,10 +134,12 @@ class Cache:
         if reader not in flow.readers:
             return
         flow.readers.remove(reader)
+        flow.stored.use()
+        if not flow.readers:
+            flow.forget_flights()
+        flow.demand(self._settings.readahead_blocks)
         if flow.readers:
-            flow.demand(self._settings.readahead_blocks)
             return
-        flow.forget_flights()
         if flow.download is not None:
             flow.download.close()
         else:
@@ -136,7 +149,29 @@ class Cache:
         # The object stays open as long as anything may land in it, not only as long as it is read.
         if not flow.readers and self._nursery is not None:
             self._flows.pop(flow.item.content, None)
-            self._nursery.start_soon(flow.stored.release)
+            self._nursery.start_soon(self._release, flow)
+
+    async def _release(self, flow: Flow) -> None:
+        await flow.stored.release()
+        flow.closed.set()
+
+    def reads(self, content: ContentId) -> bool:
+        """Whether anybody has it open."""
+        flow = self._flows.get(content)
+        return flow is not None and bool(flow.readers)
+
+    async def let_go(self, content: ContentId) -> bool:
+        """Close content that is open to be seeded, or from an earlier read; False if it is being read."""
+        flow = self._flows.get(content)
+        if flow is None or flow.readers:
+            return flow is None
+        if flow.download is not None:
+            flow.download.leave()
+        end = trio.current_time() + _LETTING_GO
+        while not flow.readers and not flow.closed.is_set() and trio.current_time() < end:
+            with trio.move_on_after(_LOOK_AGAIN):
+                await flow.closed.wait()
+        return flow.closed.is_set()
 
     def read_now(self, reader: Reader, offset: int, size: int) -> memoryview | None:
         """The bytes, if they are in memory; None if they have to be waited for.
@@ -163,7 +198,7 @@ class Cache:
     async def _arrival(self, flow: Flow, missing: list[int]) -> None:
         if self._stopping:
             raise Stopping
-        refusal = flow.refusal(missing)
+        refusal = flow.stored.condemned or flow.refusal(missing)
         if refusal is not None:
             raise refusal
         if len(self._waiting) >= self._settings.max_waiting:

@@ -80,6 +80,26 @@ class Unavailable(CachefsError):
         self.reason = reason
 
 
+class SourceFailed(CachefsError):
+    """A source was asked and gave no usable answer; another one may."""
+
+
+class NotAtSource(SourceFailed):
+    """A source answered that it doesn't have what it was asked for."""
+
+
+class OtherContent(SourceFailed):
+    """A source has something else under the name it was asked for."""
+
+
+class RcloneGone(CachefsError):
+    """The rclone child doesn't answer; it is looked after elsewhere."""
+
+
+class RcloneUnusable(CachefsError):
+    """There is no rclone that may be run: none at all, or only old ones."""
+
+
 class StoreFull(CachefsError):
     """The disk under the store has no room for what was to be written."""
 
@@ -108,7 +128,7 @@ class DataDirBusy(CachefsError):
         self.holder = holder
 
 
-class SourceFailed(CachefsError):
+class UrlFailed(SourceFailed):
     """A URL that did not give what it was asked for; `url` is where it ended after redirects."""
 
     def __init__(self, url: str, why: str) -> None:
@@ -117,19 +137,19 @@ class SourceFailed(CachefsError):
         self.why = why
 
 
-class SourceSilent(SourceFailed):
+class SourceSilent(UrlFailed):
     """A source that could not be reached in time, or went silent."""
 
 
-class SourceRefused(SourceFailed):
+class SourceRefused(UrlFailed):
     """A source that we may not ask (http, a private address), or that won't let us in."""
 
 
-class SourceTooLarge(SourceFailed):
+class SourceTooLarge(UrlFailed):
     """A source that gives more bytes than are taken."""
 
 
-class SourceLied(SourceFailed):
+class SourceLied(UrlFailed):
     """A source that gave, or declares, other bytes than it should."""
 
 

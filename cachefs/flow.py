@@ -9,7 +9,8 @@ waited for, so one reader's impatience ends nobody's fetch.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 import trio
 
@@ -55,15 +56,32 @@ class _Meter:
         return self._total / max(trio.current_time() - self._landings[0][0], 0.001)
 
 
-class Flow:
-    """One open content id. Its `landed` and `failed` are the fetcher's `Sink`."""
+class Admission(Protocol):
+    """Who says which blocks there is room for."""
 
-    def __init__(self, stored: StoredObject, item: Item, ended: Callable[[Flow], None]) -> None:
+    def admit(self, flow: Flow, must: Collection[int], may: Sequence[int]) -> set[int]:
+        """Which of these may be fetched now; for `must` that isn't granted, `grow` or `refused` is called later."""
+
+
+class Unlimited:
+    """Room for everything."""
+
+    def admit(self, flow: Flow, must: Collection[int], may: Sequence[int]) -> set[int]:
+        return {*must, *may}
+
+
+class Flow:
+    """One open content id. It is the fetcher's `Sink`."""
+
+    def __init__(self, stored: StoredObject, item: Item, room: Admission, ended: Callable[[Flow], None]) -> None:
         self.stored = stored
         self.item = item
         self.readers: set[Reader] = set()
         self.download: Download | None = None
         self.last_error = ""
+        self.closed = trio.Event()
+        self._room = room
+        self._most = 0
         self._ended = ended
         self._flights: dict[int, _Flight] = {}
         self._meter = _Meter()
@@ -78,12 +96,23 @@ class Flow:
         if flight is not None:
             flight.done.set()
 
+    async def deliver(self, index: int, data: memoryview) -> None:
+        await self.stored.write(index, data)
+        self.landed(index)
+
     def failed(self, error: Exception) -> None:
+        self.refused(list(self._flights), error)
+
+    def refused(self, blocks: Collection[int], error: Exception) -> None:
+        """Let everybody go who waits for one of these."""
         self.last_error = str(error)
-        flights, self._flights = self._flights, {}
-        for flight in flights.values():
+        for flight in [self._flights.pop(index) for index in blocks if index in self._flights]:
             flight.error = error
             flight.done.set()
+
+    def grow(self) -> None:
+        """There may be more room than when the demand was last told."""
+        self.demand(self._most)
 
     def refuse(self, blocks: list[int], error: Exception) -> None:
         """Remember for a moment that a read of these was in vain."""
@@ -119,18 +148,20 @@ class Flow:
         """Tell the download what is waited for and what to read ahead."""
         if self.download is None:
             return
+        self._most = most
         limit = window.limit(self._meter.rate(), self.stored.manifest.block_length, most)
-        urgent = {index for index, flight in self._flights.items() if flight.waiters}
-        ahead = {index for reader in self.readers for index in reader.window.ahead(limit)}
-        ahead.update(self._flights)
-        verified = self.stored.verified
-        self.download.demand(urgent, {index for index in ahead - urgent if index not in verified})
+        verified, flights = self.stored.verified, self._flights
+        windows = [index for reader in self.readers for index in reader.window.ahead(limit)]
+        ahead = [index for index in dict.fromkeys(windows) if index not in verified and index not in flights]
+        granted = self._room.admit(self, flights.keys(), ahead)
+        urgent = {index for index, flight in flights.items() if flight.waiters and index in granted}
+        self.download.demand(urgent, granted - urgent)
 
-    async def wait(self, missing: list[int], most: int) -> None:
-        """Return when all of `missing` have landed; raise what made one fail."""
+    async def wait(self, missing: list[int], most: int, *, patient: bool = False) -> None:
+        """Return when all of `missing` have landed; raise what made one fail. `patient`: others go first."""
         flights = [self._flights.setdefault(index, _Flight()) for index in missing]
         for flight in flights:
-            flight.waiters += 1
+            flight.waiters += not patient
         self.demand(most)
         try:
             for flight in flights:
@@ -139,7 +170,7 @@ class Flow:
                     raise flight.error
         finally:
             for flight in flights:
-                flight.waiters -= 1
+                flight.waiters -= not patient
 
 
 class Opening:

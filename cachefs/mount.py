@@ -26,6 +26,7 @@ import trio
 from cachefs import mountinfo
 from cachefs.cache import Cache
 from cachefs.config import Config, load_webseed_toml
+from cachefs.config import Limits as LimitSettings
 from cachefs.content import ContentId
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
@@ -33,14 +34,20 @@ from cachefs.drivers import tuning
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
 from cachefs.errors import CachefsError, ConfigError
 from cachefs.fetch.base import Item
+from cachefs.fetch.kinds import ByKind
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.policy import Hedging
 from cachefs.fetch.ranges import RangeFetcher
+from cachefs.fetch.rclone import RcloneFetcher
+from cachefs.fetch.rebuild import RcloneMetadata
+from cachefs.fetch.remotes import Remotes
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
+from cachefs.metainfo import Metainfo
 from cachefs.pickup import PickUp
 from cachefs.playhead.service import PlayheadService
 from cachefs.records import MusicCache
@@ -48,8 +55,10 @@ from cachefs.records.shelf import CATALOGUE as RECORDS
 from cachefs.records.shelf import RecordShelf
 from cachefs.reload import Parts, Reloader, Shown, mtimes
 from cachefs.shelf import Shelf, SnapshotShelf
+from cachefs.store.eviction import Bounds, Limits
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
+from cachefs.store.room import Room
 from cachefs.store.state import State
 
 log = logging.getLogger(__name__)
@@ -129,9 +138,14 @@ class Assembly:
         self._manifests = Manifests(self._store, state, shown.names)
         web_seeds = [WebSeed(url) for url in (*config.sources.webseeds, *_webseed_toml(data_dir))]
         sources = config.sources
-        self._ledger = Ledger([*map(str, sources.peers), *map(str, web_seeds)])
+        self._ledger = Ledger([*map(str, sources.peers), *map(str, web_seeds), *sources.rclone_remotes])
         self._fetcher = TorrentFetcher(
             config.torrent, self._ledger, peers=sources.peers, web_seeds=web_seeds, trackers=sources.trackers
+        )
+        hedging = Hedging(config.fetch)
+        remotes = Remotes(web_seeds, sources.rclone_remotes, sources.carried_webseeds)
+        self._rclone = RcloneFetcher(
+            config.rclone, self._ledger, hedging, remotes, data_dir / "rclone", memory=config.read.failure_memory
         )
         self._metadata = MetadataService(
             config.read,
@@ -140,10 +154,13 @@ class Assembly:
             directory=sources.torrent_dir,
             web_seeds=web_seeds,
             peers=self._fetcher,
+            last_resort=self._last_resort(config, data_dir) if web_seeds or sources.rclone_remotes else None,
         )
+        self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
         self._ranges = RangeFetcher(music.web, self._ledger)
-        fetcher = Router(self._fetcher, self._ranges)
-        self._cache = Cache(self._store, fetcher, config.read, self._evidence)
+        fetcher = ByKind(self._router, self._ranges)
+        self._room = Room(self._store, state, _limits(config.limits))
+        self._cache = Cache(self._store, fetcher, config.read, self._evidence, self._room)
         self._records = RecordShelf(music, shown.records, deadline=config.read.deadline)
         shelf = SnapshotShelf(self._manifests, self._metadata, mtimes(state))
         shelves: dict[str, Shelf] = {CATALOGUE: shelf, RECORDS: self._records}
@@ -153,13 +170,23 @@ class Assembly:
         self._reloader = Reloader(config, lock_file, shown, parts)
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
-            self._metadata, self._cache, fetcher, self._ledger, time.time(),
+            self._metadata, self._cache, fetcher, self._router, self._rclone, self._ledger, time.time(),
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
         pick_up = PickUp(RECORDS, self._records, self._cache, lambda: self._reloader.shown.tree)
         self._playheads = PlayheadService(config.playhead, data_dir, pick_up.fetch)
         self._stop = trio.Event()
         self._served = trio.Event()
+
+    def _last_resort(self, config: Config, data_dir: Path) -> RcloneMetadata | None:
+        if not config.rclone.enabled:
+            return None
+        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep)
+        last_resort.clear()
+        return last_resort
+
+    async def _keep(self, info: Metainfo, path: Path) -> None:
+        await self._store.take(info.manifest, path)
 
     def _evidence(self) -> str:
         return "; ".join(self._ledger.recent(60.0)[:3])
@@ -202,9 +229,12 @@ class Assembly:
             try:
                 await nursery.start(self._store.run)
                 await nursery.start(self._fetcher.run)
+                await nursery.start(self._rclone.run)
+                await nursery.start(self._router.run)
                 await nursery.start(self._ranges.run)
                 await nursery.start(self._records.run)
                 await nursery.start(self._cache.run)
+                await nursery.start(self._room.run, self._cache)
                 await nursery.start(self._metadata.run)
                 await nursery.start(self._manifests.run, self._metadata)
                 yield
@@ -273,6 +303,11 @@ class Assembly:
         if entry is not None and entry.data_dir == self._data_dir:
             with contextlib.suppress(CachefsError):  # somebody was quicker
                 mountinfo.unmount_lazily(self._mountpoint)
+
+
+def _limits(settings: LimitSettings) -> Limits:
+    whole = Bounds(size=settings.size or None, age=settings.age or None)
+    return Limits(whole, free_space=settings.free_space)
 
 
 def _webseed_toml(data_dir: Path) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ threads, under a deadline.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from cachefs.config import Read
 from cachefs.errors import CachefsError
 from cachefs.flow import Reader
 from cachefs.store import ObjectStore
+from cachefs.store.room import Room
 from tests.fakes import BLOCK, Content, FakeFetcher, content, store_at, until
 
 DEADLINE = 60.0
@@ -28,12 +29,21 @@ OTHER = content(2, 3 * BLOCK, name="domain/v1-accounts.0-64.kv")
 class Bench:
     """A running cache over a real store and a fake fetcher."""
 
-    def __init__(self, store: ObjectStore, clock: trio.testing.MockClock, nursery: trio.Nursery, limits: Read) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        clock: trio.testing.MockClock,
+        nursery: trio.Nursery,
+        limits: Read,
+        room: Room | None = None,
+        contents: Iterable[Content] = (FILE, OTHER),
+    ) -> None:
         self.store = store
         self.clock = clock
         self.nursery = nursery
-        self.fetcher = FakeFetcher(FILE, OTHER)
-        self.cache = Cache(store, self.fetcher, limits, lambda: "http://host/: refused")
+        self.contents = {item.info.content: item for item in contents}
+        self.fetcher = FakeFetcher(*self.contents.values())
+        self.cache = Cache(store, self.fetcher, limits, lambda: "http://host/: refused", room)
         self.outcomes: list[bytes | CachefsError] = []
 
     async def open(self, item: Content = FILE) -> Reader:
@@ -50,7 +60,7 @@ class Bench:
         except CachefsError as error:
             self.outcomes.append(error)
         else:
-            assert data == bytes_of(reader)[offset : offset + size]
+            assert data == self.contents[reader.flow.item.content].data[offset : offset + size]
             self.outcomes.append(data)
 
     async def start_read(self, reader: Reader, offset: int, size: int) -> None:

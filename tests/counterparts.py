@@ -342,3 +342,18 @@ def _fill(path: Path, size: int, source: random.Random) -> None:
     with path.open("wb") as file:
         for offset in range(0, size, 2**20):
             file.write(source.randbytes(min(2**20, size - offset)))
+
+
+@contextmanager
+def small_disk(mountpoint: Path, size: int) -> Iterator[Callable[[int], None]]:
+    """A file system of `size` bytes at `mountpoint`, made if need be; what it gives resizes it."""
+
+    def resize(size: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", mountpoint], check=True)
+
+    mountpoint.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mountpoint], check=True)
+    try:
+        yield resize
+    finally:
+        subprocess.run(["umount", "-l", mountpoint], check=True)

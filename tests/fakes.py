@@ -98,6 +98,10 @@ class FakeDownload:
         self.opened = False
         self.demand(frozenset(), frozenset())
 
+    def leave(self) -> None:
+        self.close()
+        self.end()
+
     def land(self, *blocks: int) -> None:
         """Write blocks into the file, and say so."""
         for index in blocks:

@@ -42,7 +42,7 @@ class Resolver(trio.abc.HostnameResolver):
     ) -> list[tuple[int, int, int, str, tuple[str, int]]]:
         return [(2, 1, 6, "", (address, 0)) for address in next(self.answers)]
 
-    async def getnameinfo(self, sockaddr: object, flags: int) -> tuple[str, str]:  # type: ignore[override]
+    async def getnameinfo(self, sockaddr: object, flags: int) -> tuple[str, str]:
         raise NotImplementedError
 
 

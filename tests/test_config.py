@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachefs.config import Config, Peer, Version, load_config, load_webseed_toml, web_seed
+from cachefs.config import Config, Limits, Peer, Version, load_config, load_webseed_toml, web_seed
 from cachefs.errors import ConfigError
 
 WHOLE = """
@@ -292,3 +292,31 @@ def test_a_wrong_webseed_toml_is_refused_by_name(tmp_path: Path, line: str) -> N
     path.write_text(line)
     with pytest.raises(ConfigError, match=r"webseed\.toml"):
         load_webseed_toml(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ('size = "500GB"\nfree_space = 1000\nage = "90d"', Limits(500 * 10**9, 1000, 90 * 86_400.0)),
+        ('size = "1.5 TiB"\nage = 60', Limits(3 * 2**39, 0, 60.0)),
+        ('size = "20kB"\nfree_space = "0B"\nage = "2w"', Limits(20_000, 0, 14 * 86_400.0)),
+        ('size = ""\nage = ""', Limits()),
+    ],
+)
+def test_limits_are_written_as_people_write_them(tmp_path: Path, text: str, limits: Limits) -> None:
+    (tmp_path / "cachefs.toml").write_text(f"[limits]\n{text}\n")
+    assert load_config(tmp_path / "cachefs.toml").limits == limits
+
+
+@pytest.mark.parametrize("value", ['size = "500"', 'size = "-1GB"', "size = 1.5", "size = true", 'size = "5 gb"'])
+def test_a_size_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
+    (tmp_path / "cachefs.toml").write_text(f"[limits]\n{value}\n")
+    with pytest.raises(ConfigError, match=r"\[limits\] size: expected a size like"):
+        load_config(tmp_path / "cachefs.toml")
+
+
+@pytest.mark.parametrize("value", ['age = "90"', 'age = "1y"', "age = -1", "age = true"])
+def test_an_age_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
+    (tmp_path / "cachefs.toml").write_text(f"[limits]\n{value}\n")
+    with pytest.raises(ConfigError, match=r"\[limits\] age: expected a time like"):
+        load_config(tmp_path / "cachefs.toml")

@@ -73,8 +73,8 @@ def test_what_a_source_gave_and_how_it_failed_adds_up() -> None:
 
 def test_a_source_that_is_not_named_any_more_moves_nothing() -> None:
     def scenario(ledger: Ledger) -> None:
-        ledger.set_rates({"a": 1.0, "b": 2.0})
-        ledger.set_rates({"b": 3.0})
+        ledger.set_rates("torrent", {"a": 1.0, "b": 2.0})
+        ledger.set_rates("torrent", {"b": 3.0})
         assert {report.name: report.rate for report in ledger.report()} == {"a": 0.0, "b": 3.0}
 
     play(scenario, "a", "b")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ import trio
 from cachefs.config import Peer
 from cachefs.errors import StoreFailed, StoreFull
 from cachefs.metainfo import parse
-from tests.counterparts import LOOPBACK, free_port, refusing_port
+from tests.counterparts import LOOPBACK, free_port, refusing_port, small_disk
 from tests.fakes import WITHIN, content, until
 from tests.torrent_kit import FILE, PIECE, Bench, Seeder, fetch_from, fetching, seeding
 
@@ -163,21 +160,6 @@ def test_a_peer_that_appears_later_is_found_without_a_restart(tmp_path: Path) ->
                 await until(lambda: not download.trouble())
 
     trio.run(main)
-
-
-@contextmanager
-def small_disk(mountpoint: Path, size: int) -> Iterator[Callable[[int], None]]:
-    """A file system of `size` bytes at `mountpoint`; what it gives resizes it."""
-
-    def resize(size: int) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={size}", mountpoint], check=True)
-
-    mountpoint.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mountpoint], check=True)
-    try:
-        yield resize
-    finally:
-        subprocess.run(["umount", "-l", mountpoint], check=True)
 
 
 def test_a_full_disk_is_told_as_such_costs_no_idle_cpu_and_is_over_when_there_is_room_again(tmp_path: Path) -> None:

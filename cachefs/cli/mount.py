@@ -33,6 +33,10 @@ LOG_NAME = "cachefs.log"
 @click.option("--webseed", "webseeds", multiple=True, metavar="URL", help="A web seed's base URL; may be repeated.")
 @click.option("--peer", "peers", multiple=True, metavar="HOST:PORT", help="A BitTorrent peer; may be repeated.")
 @click.option("--tracker", "trackers", multiple=True, metavar="URL", help="A tracker; may be repeated.")
+@click.option(
+    "--rclone-remote", "rclone_remotes", multiple=True, metavar="REMOTE:PATH", help="A remote of your rclone.conf."
+)
+@click.option("--no-rclone", is_flag=True, help="Never run rclone; torrents ask web seeds themselves.")
 @click.option("--torrent-dir", type=click.Path(path_type=Path), help="A directory of .torrent files.")
 @click.option("--listen", metavar="HOST:PORT", help="Where peers may connect; port 0 for any.")
 @click.option("--offline-discovery", is_flag=True, help="No DHT, local discovery or port mapping: given sources only.")
@@ -66,6 +70,7 @@ def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str
         given |= dict.fromkeys(("dht", "lsd", "upnp", "natpmp"), False)
     if given.pop("all_versions"):
         given["versions"] = "all"
+    given["enabled"] = False if given.pop("no_rclone") else None
     given["allow_other"] = given["allow_other"] or None
     given["peers"] = list(given["peers"])
     return load_config(settings_file(config_file, given["data_dir"])).override(mountpoint=mountpoint, **given)

@@ -38,6 +38,7 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
         f"{store['complete']:,} complete, {store['open']:,} open"
     )
     yield from _sources(answer["sources"])
+    yield from _rclone(answer["rclone"])
     yield from _transfers(answer["transfers"])
     yield from _waiting(answer["waiting"])
     yield from _playheads(answer["playhead"])
@@ -52,6 +53,14 @@ def _sources(sources: list[Mapping[str, Any]]) -> Iterator[str]:
         yield f"  {source['name']}  {decimal(source['received'])} received, {_rate(source['rate'])}{failures}"
 
 
+def _rclone(rclone: Mapping[str, Any]) -> Iterator[str]:
+    running = f"{rclone['version']}, pid {rclone['pid']}" if rclone["pid"] else "not running"
+    yield f"rclone     {running}" + (f"; {rclone['trouble']}" if rclone["trouble"] else "")
+    for transfer in rclone["transferring"]:
+        done, size = decimal(transfer.get("bytes", 0)), decimal(transfer.get("size", 0))
+        yield f"  {transfer.get('name')}  {done} of {size}, {_rate(transfer.get('speedAvg') or 0)}"
+
+
 def _transfers(transfers: list[Mapping[str, Any]]) -> Iterator[str]:
     yield "transfers" if transfers else "transfers  none"
     for transfer in transfers:
@@ -59,6 +68,8 @@ def _transfers(transfers: list[Mapping[str, Any]]) -> Iterator[str]:
         eta = f", {_duration(transfer['eta'])} for the rest" if transfer["eta"] is not None else ""
         trouble = f"; {transfer['trouble']}" if transfer["trouble"] else ""
         yield f"  {transfer['name']}  {part}, {_rate(transfer['rate'])} from {transfer['peers']} sources{eta}{trouble}"
+        if transfer["by"]:
+            yield f"    by {transfer['by']}: {transfer['because']}"
 
 
 def _waiting(waiting: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -26,17 +26,21 @@ from cachefs.config.values import (
     Reader,
     Version,
     Wrong,
+    as_age,
     as_chain_file,
     as_chain_name,
     as_choice,
     as_flag,
     as_list,
     as_listen,
+    as_number,
     as_path,
     as_seconds,
+    as_size,
     as_text,
     as_version,
     as_whole,
+    rclone_remote,
     show,
     tracker,
     web_seed,
@@ -45,8 +49,11 @@ from cachefs.errors import ConfigError
 
 __all__ = [
     "Config",
+    "Fetch",
+    "Limits",
     "Mount",
     "Peer",
+    "Rclone",
     "Read",
     "Records",
     "Snapshots",
@@ -110,13 +117,55 @@ class Sources:
     """[sources]: where bytes come from.
 
     webseeds: base URLs of web seeds, without a slash at the end; peers: BitTorrent peers to connect to; trackers: URLs;
-    torrent_dir: a directory with .torrent files.
+    torrent_dir: a directory with .torrent files; rclone_remotes: remotes of the operator's own rclone.conf below which
+    the files lie under their names; carried_webseeds: whether web seeds that a .torrent names are used: "public" ones
+    only (none at a private or loopback address), "any" or "none".
     """
 
     webseeds: tuple[str, ...] = field(default=(), metadata={"read": as_list(web_seed, "URLs")})
     peers: tuple[Peer, ...] = field(default=(), metadata={"read": as_list(Peer.parse, '"HOST:PORT"')})
     trackers: tuple[str, ...] = field(default=(), metadata={"read": as_list(tracker, "URLs")})
     torrent_dir: Path | None = field(default=None, metadata={"read": as_path})
+    rclone_remotes: tuple[str, ...] = field(default=(), metadata={"read": as_list(rclone_remote, "remotes")})
+    carried_webseeds: str = field(default="public", metadata={"read": as_choice("public", "any", "none")})
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """[fetch]: who is asked for a block. Times are in seconds.
+
+    peer_grace: how long peers of a file are looked for before rclone fetches it; stalled_after: how long readers wait
+    for a torrent with peers before rclone takes over; slow_below: bytes per second under which a torrent is slow;
+    hedging: whether a late block is asked from a second source; hedge_factor: how many times the usual wait is late;
+    hedge_floor: never earlier than this; extra_traffic: the share of all traffic that such requests may add.
+    """
+
+    peer_grace: float = field(default=1.0, metadata={"read": as_seconds(0, _DAY)})
+    stalled_after: float = field(default=5.0, metadata={"read": as_seconds(0.1, _DAY)})
+    slow_below: int = field(default=65_536, metadata={"read": as_whole(0, _UNLIMITED, "bytes per second")})
+    hedging: bool = field(default=True, metadata={"read": as_flag})
+    hedge_factor: float = field(default=4.0, metadata={"read": as_number(1, 100, "factor")})
+    hedge_floor: float = field(default=0.25, metadata={"read": as_seconds(0.01, _DAY)})
+    extra_traffic: float = field(default=0.1, metadata={"read": as_number(0, 1, "share")})
+
+
+@dataclass(frozen=True, slots=True)
+class Rclone:
+    """[rclone]: the rclone child.
+
+    enabled: whether it is run, where there is anything to ask it for; binary: which one, None for the first on PATH or
+    beside our own Python that is new enough; config: the rclone.conf that rclone_remotes are in, None for rclone's own
+    place; requests: the most requests to one source at a time; stall: seconds without a byte after which a request is
+    given up; rebuild_limit: the largest file, in bytes, that is fetched whole to learn its metadata when nobody has its
+    .torrent.
+    """
+
+    enabled: bool = field(default=True, metadata={"read": as_flag})
+    binary: Path | None = field(default=None, metadata={"read": as_path})
+    config: Path | None = field(default=None, metadata={"read": as_path})
+    requests: int = field(default=8, metadata={"read": as_whole(1, 64, "requests")})
+    stall: float = field(default=10.0, metadata={"read": as_seconds(0.1, _DAY)})
+    rebuild_limit: int = field(default=2**31, metadata={"read": as_whole(0, _UNLIMITED, "bytes")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +212,19 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """[limits]: how much the data directory may keep. 0 is no limit.
+
+    size: bytes on disk, of everything in its store; free_space: bytes to leave free on its file system; age: for how
+    many seconds content is kept after it was last used.
+    """
+
+    size: int = field(default=0, metadata={"read": as_size})
+    free_space: int = field(default=0, metadata={"read": as_size})
+    age: float = field(default=0.0, metadata={"read": as_age})
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings."""
 
@@ -170,8 +232,11 @@ class Config:
     snapshots: Snapshots = field(default_factory=Snapshots)
     sources: Sources = field(default_factory=Sources)
     torrent: Torrent = field(default_factory=Torrent)
+    fetch: Fetch = field(default_factory=Fetch)
+    rclone: Rclone = field(default_factory=Rclone)
     read: Read = field(default_factory=Read)
     playhead: Playheads = field(default_factory=Playheads)
+    limits: Limits = field(default_factory=Limits)
     records: Records = field(default_factory=Records)
 
     def override(self, **given: object) -> Config:

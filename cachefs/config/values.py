@@ -108,6 +108,17 @@ def as_seconds(low: float, high: float) -> Reader:
     return read
 
 
+def as_number(low: float, high: float, unit: str) -> Reader:
+    def read(value: object, base: Path) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise Wrong(f"expected a {unit}, got {show(value)}")
+        if not low <= value <= high:
+            raise Wrong(f"expected a {unit} from {low:g} to {high:g}, got {show(value)}")
+        return float(value)
+
+    return read
+
+
 def as_whole(low: int, high: int, unit: str) -> Reader:
     def read(value: object, base: Path) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -117,6 +128,38 @@ def as_whole(low: int, high: int, unit: str) -> Reader:
         return value
 
     return read
+
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kKMGTP]?)(i?)B")
+_AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([smhdw])")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+
+
+def as_size(value: object, base: Path) -> int:
+    """Bytes: a whole number, or text such as "500GB" (powers of 1000) or "1.5 TiB" (of 1024); "" or 0 for no limit."""
+    wanted = f'expected a size like "500GB" or "1.5 TiB", or bytes, got {show(value)}'
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value or "0B")
+        if match is None:
+            raise Wrong(wanted)
+        power = " kMGTP".index(match[2].replace("K", "k") or " ")
+        value = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**60:
+        raise Wrong(wanted)
+    return value
+
+
+def as_age(value: object, base: Path) -> float:
+    """Seconds: a number, or text such as "90d", "12h" (s, m, h, d, w); "" or 0 for no limit."""
+    wanted = f'expected a time like "90d" or "12h", or seconds, got {show(value)}'
+    if isinstance(value, str):
+        match = _AGE.fullmatch(value or "0s")
+        if match is None:
+            raise Wrong(wanted)
+        value = float(match[1]) * _SECONDS[match[2]]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**40:
+        raise Wrong(wanted)
+    return float(value)
 
 
 def as_text(value: object) -> str:
@@ -203,6 +246,13 @@ def web_seed(url: str) -> str:
     if "?" in base or "#" in base:
         raise Wrong(f"expected a URL to which names can be appended, without ? and #, got {show(base)}")
     return base.rstrip("/")
+
+
+def rclone_remote(text: str) -> str:
+    """A remote in rclone's words, `r2:bucket/snapshots`; ValueError if rclone's address syntax can't hold it."""
+    if not re.fullmatch(r"[^\x00-\x1f\x7f\[\]]+", text) or ":" not in text or text.startswith(("-", ":")):
+        raise Wrong(f'expected a remote of your rclone.conf, like "r2:bucket/snapshots", got {show(text)}')
+    return text
 
 
 def tracker(url: str) -> str:

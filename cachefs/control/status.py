@@ -19,6 +19,8 @@ from cachefs import __version__
 from cachefs.cache import Cache
 from cachefs.fetch.base import Fetcher
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.rclone import RcloneFetcher
+from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger
 from cachefs.manifests import Manifests
 from cachefs.reload import Shown
@@ -38,6 +40,8 @@ class StatusSource:
     metadata: MetadataService
     cache: Cache
     fetcher: Fetcher
+    router: Router
+    rclone: RcloneFetcher
     ledger: Ledger
     started: float
 
@@ -62,6 +66,8 @@ class StatusSource:
             "store": self._store(),
             "sources": [asdict(report) for report in self.ledger.report()],
             "transfers": self._transfers(),
+            "hedging": self._hedging(),
+            "rclone": await self.rclone.report(),
             "waiting": self._waiting(),
             "last_error": self.cache.last_error,
         }
@@ -74,6 +80,16 @@ class StatusSource:
             "objects": counts.objects,
             "complete": counts.complete,
             "open": len(open_flows),
+        }
+
+    def _hedging(self) -> Mapping[str, Any]:
+        hedging = self.router.hedging
+        return {
+            "requests": hedging.hedged,
+            "won": hedging.won,
+            "extra_bytes": hedging.extra,
+            "received_bytes": hedging.received,
+            "late_after": hedging.late_after() if hedging.late_after() < float("inf") else None,
         }
 
     def _transfers(self) -> list[Mapping[str, Any]]:
@@ -94,6 +110,8 @@ class StatusSource:
                     "length": length,
                     "eta": (length - have) / transfer.rate if transfer.rate > 0 else None,
                     "trouble": transfer.trouble,
+                    "by": transfer.by,
+                    "because": transfer.because,
                 }
             )
         return transfers

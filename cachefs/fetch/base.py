@@ -2,9 +2,10 @@
 
 How it works: the cache describes a `Job` and a `Sink`; the fetcher answers with a `Download`, to which
 the cache tells what it wants now (`urgent`: a reader waits for it) and soon (`ahead`: readahead). The
-sets replace each other whole, so nothing has to be cancelled piece by piece. The fetcher calls
-`Sink.landed` for a block that was verified *and* whose bytes can be read from the file. Everything here is
-called from the mount's event loop and never blocks.
+sets replace each other whole, so nothing has to be cancelled piece by piece. A fetcher that writes the file
+itself calls `Sink.landed` for a block that was verified *and* whose bytes can be read from the file; one that
+has bytes in its hands gives them to `Sink.deliver`, which does all that. Everything here is called from the
+mount's event loop and never blocks.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ class Sink(Protocol):
     def landed(self, index: int) -> None:
         """Block `index` is verified and can be read from the file."""
 
+    async def deliver(self, index: int, data: memoryview) -> None:
+        """Verify block `index`, write it to the file and land it. BlockInvalid, StoreFull, StoreFailed."""
+
     def failed(self, error: Exception) -> None:
         """The job can't go on by itself, because the disk is full, say: whoever waits should be told."""
 
@@ -71,6 +75,10 @@ class Transfer:
     rate: float
     wanted: int
     trouble: str
+    by: str = ""
+    """Which back end fetches what is wanted."""
+    because: str = ""
+    """Why that one."""
 
 
 class Download(Protocol):
@@ -90,6 +98,9 @@ class Download(Protocol):
 
     def close(self) -> None:
         """Nobody reads it now. It may stay to be seeded; `Sink.ended` follows when it doesn't."""
+
+    def leave(self) -> None:
+        """Nobody reads it and its bytes are to go: don't seed it any more. `Sink.ended` follows, unless `open` does."""
 
 
 class Fetcher(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cachefs.errors import SourceFailed
+from cachefs.errors import UrlFailed
 from cachefs.fetch.providers import Provider
 from cachefs.fetch.receiver import Expected, Fetched, Progress, Receiver
 from cachefs.fetch.strategies import Attempt, Strategy, in_order
@@ -31,7 +31,7 @@ class Downloader:
     ) -> Fetched:
         """The bytes of the first URL that gives what is expected, in a file that is the caller's now.
 
-        SourceFailed, and its kinds; StoreFull, StoreFailed.
+        UrlFailed, and its kinds; StoreFull, StoreFailed.
         """
         fetched: Fetched | None = None
         made: list[Path] = []
@@ -50,7 +50,7 @@ class Downloader:
         async def run() -> Fetched:
             provider = next((provider for provider in self._providers if provider.takes(url)), None)
             if provider is None:
-                raise SourceFailed(url, "nothing here can fetch a URL of this kind")
+                raise UrlFailed(url, "nothing here can fetch a URL of this kind")
             made.append(make_file())
             receiver = Receiver(made[-1], expected, progress, attempt.started)
             try:

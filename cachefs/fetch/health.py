@@ -1,15 +1,17 @@
-"""When to leave a failing source alone: a circuit breaker.
+"""How a source has done so far: when to leave it alone, and how quick it is.
 
-How it works: a source that fails `tolerance` times in a row is left alone for a pause that doubles
-with each further failure, up to `longest`; one success closes the breaker and forgets all that. Many requests
-fail together when a host goes away, so those that were under way when the breaker opened don't count: a
-hiccup costs one short pause, however many it hit. What it does is a function of the clock and of what it was
-told: no task, no I/O.
+How it works: a `Breaker` is a circuit breaker: a source that fails `tolerance` times in a row is left alone for a
+pause that doubles with each further failure, up to `longest`; one success closes the breaker and forgets all
+that. Many requests fail together when a host goes away, so those that were under way when the breaker opened
+don't count: a hiccup costs one short pause, however many it hit. `SourceHealth` adds what is known for single
+contents, and speed. All of it is a function of the clock and of what it was told: no task, no I/O.
 """
 
 from __future__ import annotations
 
 import trio
+
+from cachefs.content import ContentId
 
 
 class Breaker:
@@ -44,3 +46,55 @@ class Breaker:
     def _backoff(self) -> float:
         doublings = self._failures - self._tolerance
         return min(self._first * 2.0 ** min(doublings, 16), self._longest) if doublings >= 0 else 0.0
+
+
+class SourceHealth:
+    """What experience says of one source: whether to ask it for some content, and how quick it is likely to be.
+
+    A fault of the host opens the breaker; a fault of one content (not there, forbidden, wrong bytes) is remembered for
+    that content alone. Speed is an average that follows the last few answers, and is forgotten after `MEMORY`
+    seconds, so that a source that was slow once gets another chance.
+    """
+
+    MEMORY = 120.0
+    _WEIGHT = 0.3
+    _MOST_CONTENTS = 10_000
+
+    def __init__(self) -> None:
+        self.breaker = Breaker(tolerance=1, first=1.0)
+        self.ranges = True
+        """Whether it answers a part of a file; if not, it is only good for a whole one."""
+        self._refused: dict[ContentId, tuple[float, str]] = {}
+        self._rate: float | None = None
+        self._measured_at = float("-inf")
+
+    def objection(self, content: ContentId) -> str:
+        """Why it should not be asked for `content` now; empty if it may be."""
+        until, why = self._refused.get(content, (0.0, ""))
+        if trio.current_time() < until:
+            return why
+        return f"left alone for now: {self.breaker.reason}" if self.breaker.pause() else ""
+
+    def refuse(self, content: ContentId, why: str, seconds: float) -> None:
+        """Don't ask it for `content` for so many seconds; infinite is a ban."""
+        self._refused.pop(content, None)
+        self._refused[content] = (trio.current_time() + seconds, why)
+        if len(self._refused) > self._MOST_CONTENTS:
+            del self._refused[next(iter(self._refused))]
+
+    def forgive(self, content: ContentId) -> None:
+        """Forget what was wrong with `content`, and with the host."""
+        self._refused.pop(content, None)
+        self.breaker.succeeded()
+
+    def measured(self, size: int, seconds: float) -> None:
+        """It gave `size` bytes in so many seconds."""
+        rate = size / max(seconds, 1e-6)
+        before = self.rate
+        self._rate = rate if before is None else before * (1 - self._WEIGHT) + rate * self._WEIGHT
+        self._measured_at = trio.current_time()
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes per second that one request of it gives; None if it wasn't asked lately."""
+        return self._rate if trio.current_time() - self._measured_at < self.MEMORY else None

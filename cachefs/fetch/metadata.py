@@ -54,12 +54,22 @@ class PeerMetadata(Protocol):
     async def metainfo(self, content: ContentId, name: str) -> bytes: ...
 
 
+class LastResort(Protocol):
+    """Where to look when neither web seeds nor peers have a .torrent."""
+
+    async def torrent(self, name: str, content: ContentId) -> Metainfo: ...
+
+    async def rebuild(self, name: str, content: ContentId) -> Metainfo: ...
+
+
 @dataclass(slots=True)
 class _Failure:
     reason: str
     until: float
     times: int
     retry_at: float
+    thorough: bool
+    """Whether everything was tried: in the background the last resort isn't."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,7 @@ class MetadataService:
         directory: Path | None,
         web_seeds: Iterable[WebSeed],
         peers: PeerMetadata,
+        last_resort: LastResort | None = None,
     ) -> None:
         self._settings = settings
         self._ledger = ledger
@@ -90,6 +101,7 @@ class MetadataService:
         self._directory = directory
         self._seeds = tuple(web_seeds)
         self._peers = peers
+        self._last_resort = last_resort
         self._peer_breaker = Breaker(tolerance=8, first=5.0)
         self._hosts: list[WebMetadata] = []
         self._contents: dict[str, ContentId] = {}
@@ -99,6 +111,7 @@ class MetadataService:
         self._failures: dict[str, _Failure] = {}
         self._waits: dict[str, trio.Event] = {}
         self._active: set[str] = set()
+        self._from_web: set[ContentId] = set()
         self._lookups = 0
         self._stopping = False
         self._drained = trio.Event()
@@ -106,9 +119,13 @@ class MetadataService:
         self._hopeless_until = float("-inf")
         self._arrived_at = float("-inf")
 
+    def came_from_web(self, content: ContentId) -> bool:
+        """Whether a web seed told its metadata, in this run: then that web seed is known to be there."""
+        return content in self._from_web
+
     @property
     def has_sources(self) -> bool:
-        return bool(self._directory or self._seeds or self._peers.has_peers)
+        return bool(self._directory or self._seeds or self._peers.has_peers or self._last_resort)
 
     def want(self, names: Mapping[str, ContentId]) -> None:
         """Fetch these in the background too, in their order."""
@@ -181,7 +198,7 @@ class MetadataService:
         failure = self._failures.get(name)
         if not self.has_sources:
             raise MetadataUnavailable(name, "no source is configured: give --webseed, --peer or --torrent-dir")
-        if failure is not None and now < failure.until:
+        if failure is not None and now < failure.until and failure.thorough:
             raise MetadataUnavailable(name, failure.reason)
         if now < self._hopeless_until:
             raise MetadataUnavailable(name, f"a lookup timed out a moment ago: {self._silence()}")
@@ -254,18 +271,23 @@ class MetadataService:
         if content is None or name in self._active:
             return
         self._active.add(name)
+        thorough = self._last_resort is None or name in self._waits
         try:
-            self._accept(name, await self._search(name, content))
+            self._accept(name, await self._search(name, content, thorough))
         except CachefsError as error:
             if self._contents.get(name) == content:
-                self._remember(name, error.reason if isinstance(error, MetadataUnavailable) else str(error))
+                self._remember(name, error.reason if isinstance(error, MetadataUnavailable) else str(error), thorough)
         except Exception as error:
             log.exception("%s: looking for its metadata", name)
-            self._remember(name, f"a fault of the daemon, told in its log: {error!r}")
+            self._remember(name, f"a fault of the daemon, told in its log: {error!r}", thorough)
         finally:
             self._active.discard(name)
         if self._contents.get(name, content) != content:  # the name stands for something else since
             await self._settle(name)
+        if not thorough and name in self._waits and name in self._contents:  # somebody came to ask meanwhile
+            self._urgent.append(name)
+            self._work.unpark_all()
+            return
         wait = self._waits.pop(name, None)
         if wait is not None:
             wait.set()
@@ -278,25 +300,32 @@ class MetadataService:
         self._hopeless_until = float("-inf")
         self._arrived_at = trio.current_time()
 
-    def _remember(self, name: str, reason: str) -> None:
+    def _remember(self, name: str, reason: str, thorough: bool) -> None:
         before = self._failures.pop(name, None)  # the latest failure stands last
         times = before.times + 1 if before else 1
         now = trio.current_time()
         pause = max(self._settings.failure_memory, 1.0) * 2.0 ** min(times, 16)
         retry_at = now + min(pause, _LONGEST_RETRY)
-        self._failures[name] = _Failure(reason, now + self._settings.failure_memory, times, retry_at)
+        self._failures[name] = _Failure(reason, now + self._settings.failure_memory, times, retry_at, thorough)
         heapq.heappush(self._retries, (retry_at, name))
         self._work.unpark_all()  # they sleep until the retry that was the first before
 
-    async def _search(self, name: str, content: ContentId) -> Metainfo:
+    async def _search(self, name: str, content: ContentId, thorough: bool) -> Metainfo:
         """The first source's right answer, or MetadataUnavailable with what each of them said."""
         said: list[str] = []
         searches = [self._from_directory] if self._directory else []
-        searches += [host.fetch for host in self._hosts]
+        from_web = [host.fetch for host in self._hosts]
+        searches += from_web
+        searches += [self._last_resort.torrent] if self._last_resort else []
         searches += [self._from_peers] if self._peers.has_peers else []
+        # At the price of the whole file: only for somebody who asks for this name.
+        searches += [self._last_resort.rebuild] if self._last_resort and thorough else []
         for search in searches:
             try:
-                return await search(name, content)
+                metainfo = await search(name, content)
+                if search in from_web:
+                    self._from_web.add(content)
+                return metainfo
             except MetadataUnavailable as error:
                 said.append(error.reason)
             except (MetainfoError, ContentMismatch) as error:

@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 import trio
 
 from cachefs.content import ContentId
-from cachefs.errors import SourceFailed, SourceRefused, SourceSilent
+from cachefs.errors import SourceRefused, SourceSilent, UrlFailed
 from cachefs.fetch.receiver import Fetched, Receiver
 
 _MAGNET = re.compile(r"magnet:\?xt=urn:btih:([0-9a-fA-F]{40})(?:&.*)?")
@@ -45,7 +45,7 @@ class RcloneProvider:
         try:
             process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         except OSError as error:
-            raise SourceFailed(url, f"{self._program} can't be run: {error.strerror}") from error
+            raise UrlFailed(url, f"{self._program} can't be run: {error.strerror}") from error
         try:
             await self._copy(process, url, receiver)
         finally:
@@ -74,7 +74,7 @@ class RcloneProvider:
             code = await process.wait()
         if code:
             lines = said.decode("utf-8", "replace").strip().splitlines()
-            raise SourceFailed(url, f"rclone ended with {code}: {lines[-1] if lines else 'and said nothing'}")
+            raise UrlFailed(url, f"rclone ended with {code}: {lines[-1] if lines else 'and said nothing'}")
 
     async def _next(self, stream: trio.abc.ReceiveStream, url: str) -> bytes:
         try:
@@ -94,7 +94,7 @@ class Torrents(Protocol):
     """What fetches a torrent of one file; made of the torrent fetcher by whoever has one."""
 
     async def fetch(self, content: ContentId, name: str, path: Path) -> None:
-        """Fetch all of `content` into `path`, each piece checked; SourceFailed if that can't be."""
+        """Fetch all of `content` into `path`, each piece checked; UrlFailed if that can't be."""
 
 
 class TorrentProvider:
@@ -109,7 +109,7 @@ class TorrentProvider:
     async def send(self, url: str, receiver: Receiver) -> Fetched:
         match = _MAGNET.fullmatch(url)
         if match is None:
-            raise SourceFailed(url, "is not a magnet link with a v1 info-hash (xt=urn:btih:…)")
+            raise UrlFailed(url, "is not a magnet link with a v1 info-hash (xt=urn:btih:…)")
         path = receiver.path.with_name(f"{receiver.path.name}.torrent")
         try:
             await self._torrents.fetch(ContentId.btih(match[1]), receiver.path.name, path)
@@ -117,7 +117,7 @@ class TorrentProvider:
                 while data := await file.read(2**20):
                     await receiver.write(url, data)
         except OSError as error:
-            raise SourceFailed(url, f"{path}: {error.strerror}") from error
+            raise UrlFailed(url, f"{path}: {error.strerror}") from error
         finally:
             path.unlink(missing_ok=True)
         return await receiver.finish(url)

@@ -1,7 +1,7 @@
 """Providers: ways to get the bytes behind a URL, all behind one small protocol.
 
 How it works: a provider says which URLs it takes, and sends the bytes of one into a `Receiver`, which hashes,
-counts and refuses. It raises SourceFailed (or a kind of it) when it can't, and may be cancelled anywhere. So
+counts and refuses. It raises UrlFailed (or a kind of it) when it can't, and may be cancelled anywhere. So
 what a checksum is, and what is too large, is not a provider's business, and a new one inherits the rules.
 
 Here: `HttpProvider` (https, and http where allowed), `LocalProvider` (a file of this machine, by explicit
@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import trio
 
-from cachefs.errors import RecordMismatch, SourceFailed, SourceLied, SourceRefused, SourceSilent
+from cachefs.errors import RecordMismatch, SourceLied, SourceRefused, SourceSilent, UrlFailed
 from cachefs.fetch.digests import WANTED, declared
 from cachefs.fetch.receiver import Fetched, Receiver
 from cachefs.fetch.web import Answer, Interrupted, RangeRefused, Unreachable, WebClient
@@ -39,7 +39,7 @@ class Provider(Protocol):
     async def send(self, url: str, receiver: Receiver) -> Fetched:
         """Send all bytes of `url` into `receiver`, and finish it.
 
-        SourceFailed and its kinds say why that can't be; StoreFull and StoreFailed pass through.
+        UrlFailed and its kinds say why that can't be; StoreFull and StoreFailed pass through.
         """
 
 
@@ -66,7 +66,7 @@ async def send_file(path: Path, url: str, receiver: Receiver) -> Fetched:
             while data := await file.read(2**20):
                 await receiver.write(url, data)
     except OSError as error:
-        raise SourceFailed(url, f"can't be read: {error.strerror}") from error
+        raise UrlFailed(url, f"can't be read: {error.strerror}") from error
     return await receiver.finish(url)
 
 
@@ -107,7 +107,7 @@ class _Transfer:
             try:
                 final = await self._once()
             except RangeRefused as error:
-                said = f"ended after {self._receiver.size} of {self._total} bytes, and has no more"
+                said = f"{self._so_far()}, and has no more"
                 self._begin_anew()
                 await self._patience(Interrupted(error.url, said))
             except (Interrupted, SourceSilent) as error:
@@ -119,11 +119,17 @@ class _Transfer:
         """Ask once, from where we are, and take what comes; the final URL when that was all."""
         async with self._client.get(self._url, self._headers()) as answer:
             self._begin(answer)
-            async for part in answer.body:
-                await self._receiver.write(answer.url, part)
+            try:
+                async for part in answer.body:
+                    await self._receiver.write(answer.url, part)
+            except Interrupted as error:
+                raise Interrupted(answer.url, f"{self._so_far()}: {error.why}") from None
             if self._total is not None and self._receiver.size < self._total:
-                raise Interrupted(answer.url, f"ended after {self._receiver.size} of {self._total} bytes")
+                raise Interrupted(answer.url, self._so_far())
             return answer.url
+
+    def _so_far(self) -> str:
+        return f"ended after {self._receiver.size} of {self._total or 'an unknown number of'} bytes"
 
     def _headers(self) -> dict[str, str]:
         if not self._receiver.size or not self._etag:
@@ -152,7 +158,7 @@ class _Transfer:
         self._receiver.restart()
         self._etag = ""
 
-    async def _patience(self, error: SourceFailed) -> None:
+    async def _patience(self, error: UrlFailed) -> None:
         """Wait before the next try, or raise `error`: nothing ever came, or nothing new too often."""
         here = self._receiver.size
         if self._best == here == 0 and not isinstance(error, Interrupted):

@@ -7,8 +7,6 @@ and landed. A server that ignores the range sends everything from the beginning:
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -16,7 +14,7 @@ from urllib.parse import urlsplit
 import trio
 
 from cachefs.content import Manifest
-from cachefs.errors import BlockInvalid, RecordMismatch, SourceFailed, StoreFailed, StoreFull
+from cachefs.errors import BlockInvalid, RecordMismatch, UrlFailed
 from cachefs.fetch.base import Job
 from cachefs.fetch.digests import WANTED, declared
 from cachefs.fetch.web import Answer, Interrupted, WebClient
@@ -41,7 +39,6 @@ class Download(Protocol):
     """Whom a request works for."""
 
     job: Job
-    file: int
 
     def goes_on(self, stream: Stream) -> bool:
         """Whether the rest of the stretch is still wanted from here."""
@@ -49,8 +46,8 @@ class Download(Protocol):
     def received(self, url: str, size: int) -> None:
         """Bytes came."""
 
-    def landed(self, index: int) -> None:
-        """A block was verified and is in the file."""
+    async def deliver(self, index: int, data: memoryview) -> None:
+        """Verify a block, write it and land it. BlockInvalid, StoreFull, StoreFailed."""
 
 
 class RangeRequest:
@@ -68,7 +65,7 @@ class RangeRequest:
         return self._download.job.item.manifest
 
     async def run(self) -> None:
-        """Fetch the stretch, or as much of it as stays wanted. SourceFailed and its kinds, StoreFull, StoreFailed."""
+        """Fetch the stretch, or as much of it as stays wanted. UrlFailed and its kinds, StoreFull, StoreFailed."""
         manifest, stream = self._manifest, self._stream
         stream.at = next((i for i in stream.blocks if i not in self._download.job.have), stream.blocks.stop)
         if stream.at == stream.blocks.stop:
@@ -86,9 +83,7 @@ class RangeRequest:
         if answer.status == 206:
             match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
             if match is None or int(match[1]) != start or (int(match[2]) != end - 1 and int(match[3]) == length):
-                raise SourceFailed(
-                    answer.url, f"HTTP 206 with {answer.headers.get('content-range')!r} for {start}-{end}"
-                )
+                raise UrlFailed(answer.url, f"HTTP 206 with {answer.headers.get('content-range')!r} for {start}-{end}")
             begins, total = start, int(match[3])
         elif answer.length is not None:
             total = answer.length
@@ -124,25 +119,12 @@ class RangeRequest:
         if index in self._download.job.have:
             return
         try:
-            await trio.to_thread.run_sync(self._keep, index, block)
+            await self._download.deliver(index, memoryview(block))
         except BlockInvalid as error:
             told = f"block {index} is sha256:{error.got.hex()}, the piece list says {error.expected.hex()}"
             size = self._manifest.length
             self._mismatch(answer, size, f"{told}; the record is {error.content} of {size} bytes", error.got.hex())
-        self._download.landed(index)
         self.landed += 1
-
-    def _keep(self, index: int, block: bytes) -> None:
-        self._manifest.verify(index, block)
-        offset = self._manifest.span(index).offset
-        rest = memoryview(block)
-        try:
-            while rest:
-                count = os.pwrite(self._download.file, rest, offset)
-                rest, offset = rest[count:], offset + count
-        except OSError as error:
-            kind = StoreFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreFailed
-            raise kind(f"{self._download.job.path}: {error.strerror}") from error
 
 
 def origin_of(url: str) -> str:

@@ -14,13 +14,12 @@ why. Asking again within the while gets the same answer at once.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Set
 
 import trio
 
-from cachefs.errors import CachefsError, SourceFailed, SourceLied, SourceSilent, StoreFailed
+from cachefs.errors import CachefsError, SourceLied, SourceSilent, UrlFailed
 from cachefs.fetch.base import Job, Sink, Transfer
 from cachefs.fetch.health import Breaker
 from cachefs.fetch.range_request import RangeRequest, Stream, origin_of
@@ -43,7 +42,7 @@ class RangeFetcher:
         self._client = client
         self.ledger = ledger
         self._breakers: dict[str, Breaker] = {}
-        self._errors: dict[str, SourceFailed] = {}
+        self._errors: dict[str, UrlFailed] = {}
         self._downloads: list[RangeDownload] = []
         self._nursery: trio.Nursery | None = None
 
@@ -74,8 +73,8 @@ class RangeFetcher:
     # What the downloads share: the servers' standing, kept across them
 
     async def ask(self, download: RangeDownload, stream: Stream) -> None:
-        """Fetch a stretch from one URL after the other; SourceFailed when all have failed."""
-        errors: list[SourceFailed] = []
+        """Fetch a stretch from one URL after the other; UrlFailed when all have failed."""
+        errors: list[UrlFailed] = []
         for url in download.job.item.urls:
             breaker = self._breakers.setdefault(url, Breaker(tolerance=1, first=1.0))
             if breaker.pause():
@@ -83,7 +82,7 @@ class RangeFetcher:
                 continue
             try:
                 await self._persist(RangeRequest(self._client, url, download, stream))
-            except SourceFailed as error:
+            except UrlFailed as error:
                 errors.append(error)
                 self._errors[url] = error
                 self.ledger.failed(origin_of(url), str(error), lied=isinstance(error, SourceLied))
@@ -127,7 +126,6 @@ class RangeDownload:
         self._changed = trio.Event()
         self._trouble = ""
         self._recent: deque[tuple[float, int]] = deque()
-        self.file = -1
 
     @property
     def busy(self) -> bool:
@@ -153,6 +151,9 @@ class RangeDownload:
         self._closed = True
         self.demand(frozenset(), frozenset())
 
+    def leave(self) -> None:
+        self.close()
+
     def transfer(self) -> Transfer:
         since = trio.current_time() - _METER_SECONDS
         rate = sum(size for when, size in self._recent if when >= since) / _METER_SECONDS
@@ -161,11 +162,6 @@ class RangeDownload:
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Keep requests under way for what is wanted, until it is closed."""
-        try:
-            self.file = os.open(self.job.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError as error:
-            self._sink.failed(StoreFailed(f"{self.job.path}: {error.strerror}"))
-            return
         while not self._closed or self._streams:
             while len(self._streams) < _STREAMS and (blocks := self._next()):
                 stream = Stream(blocks)
@@ -175,9 +171,7 @@ class RangeDownload:
             self._changed = trio.Event()
 
     def end(self) -> None:
-        """Let go of the file; the fetcher's own call."""
-        if self.file >= 0:
-            os.close(self.file)
+        """Nothing lands any more; the fetcher's own call."""
         self._sink.ended()
 
     def _next(self) -> range:
@@ -220,9 +214,9 @@ class RangeDownload:
         while self._recent[0][0] < now - _METER_SECONDS:
             self._recent.popleft()
 
-    def landed(self, index: int) -> None:
-        """A block was verified and is in the file."""
-        self._sink.landed(index)
+    async def deliver(self, index: int, data: memoryview) -> None:
+        """Verify a block, write it and land it. BlockInvalid, StoreFull, StoreFailed."""
+        await self._sink.deliver(index, data)
 
     async def _fetch(self, stream: Stream) -> None:
         try:

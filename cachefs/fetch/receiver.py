@@ -19,7 +19,7 @@ from pathlib import Path
 import trio
 
 from cachefs.content import ContentId
-from cachefs.errors import RecordMismatch, SourceFailed, SourceLied, SourceTooLarge, StoreFailed, StoreFull
+from cachefs.errors import RecordMismatch, SourceLied, SourceTooLarge, StoreFailed, StoreFull, UrlFailed
 from cachefs.fetch.digests import Declared
 
 _CHUNK = 2**20
@@ -167,7 +167,7 @@ class Receiver:
             came = f"sha256:{got.hex()}" if told.sha256 else f"md5:{md5.hex()}"
             raise SourceLied(url, f"declares {says} ({told.header}) and gave {came} of {self.size} bytes")
         if self.size == 0:
-            raise SourceFailed(url, "gave no bytes at all")
+            raise UrlFailed(url, "gave no bytes at all")
 
     def _sync(self) -> None:
         try:

@@ -1,24 +1,307 @@
-"""Which fetcher an item is for: the one rule, in one place.
+"""One download made of two: the router decides, block by block, whether a file's torrent or rclone fetches it.
 
-How it works: an item with a torrent goes to the torrent fetcher, one that only has URLs to the one that asks for
-ranges. The cache sees a single fetcher.
+How it works: the cache sees one `Download`. Behind it the torrent is in the session from the first moment, looking
+for peers and ready to seed, while the table in policy.py says who is asked for what readers want. Conditions
+change, so it is asked again several times a second while something is wanted. When it changes its mind, requests
+that rclone has under way are not thrown away.
+
+Two writers must not meet in one block: libtorrent may write what a peer sent before it was checked. So a block that
+rclone fetched is written to the file only if no peer can have been asked for it; otherwise libtorrent is given the
+whole piece, overwrites with it whatever it had, and lands it as its own. A block that a reader waits for too
+long while the torrent has it is asked from rclone as well: hedging works across the two.
 """
 
 from __future__ import annotations
 
-from cachefs.fetch.base import Download, Fetcher, Job, Sink, Transfer
+from collections.abc import Callable, Set
+from typing import TYPE_CHECKING
+
+import trio
+
+from cachefs.content import ContentId
+from cachefs.fetch.base import Job, Sink, Transfer
+from cachefs.fetch.policy import Choice, Hedging, Situation, hand_over
+from cachefs.fetch.rclone import RcloneFetcher
+from cachefs.fetch.torrent import TorrentFetcher
+
+if TYPE_CHECKING:
+    from cachefs.config import Fetch
+
+_REVIEW_EVERY = 0.1
+_GIVEN_UP_FOR = 30.0
+"""Seconds that a torrent which stalled is left alone while rclone fetches."""
+_DROUGHT = 60.0
+"""Seconds for which a file without peers spares the next files the wait for theirs."""
+
+
+class _RcloneSide:
+    """What rclone's half tells: the blocks go to both halves, the end to the router."""
+
+    def __init__(self, whole: RoutedDownload) -> None:
+        self._whole = whole
+
+    def landed(self, index: int) -> None:
+        self._whole.landed(index)
+
+    async def deliver(self, index: int, data: memoryview) -> None:
+        await self._whole.deliver(index, data)
+
+    def failed(self, error: Exception) -> None:
+        self._whole.failed(error)
+
+    def ended(self) -> None:
+        self._whole.end_if_idle()
+
+
+class RoutedDownload:
+    """A `Download` by a torrent and rclone; to the torrent it is the `Sink`."""
+
+    def __init__(self, router: Router, job: Job, sink: Sink) -> None:
+        self.job = job
+        self.opened = True
+        self.reason = ""
+        self._router = router
+        self._sink = sink
+        self._urgent: dict[int, float] = {}
+        self._ahead: frozenset[int] = frozenset()
+        self._hedged: set[int] = set()
+        self._choice = Choice.TORRENT
+        self._seeking_since = trio.current_time()
+        self._torrent_gave_at = trio.current_time()
+        self._given_up_until = float("-inf")
+        self.rclone = router.rclone.download(job, _RcloneSide(self))
+        self.torrent = None if job.item.metainfo is None else router.torrent.download(job, self)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._urgent or self._ahead)
+
+    # What the cache asks
+
+    def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
+        now = trio.current_time()
+        if urgent and not self._urgent:
+            self._torrent_gave_at = now
+        if (urgent or ahead) and not self.busy:
+            self._seeking_since = now
+        self._urgent = {index: self._urgent.get(index, now) for index in urgent}
+        self._ahead = frozenset(ahead)
+        self._hedged &= self._urgent.keys()
+        self.review()
+
+    def trouble(self) -> str:
+        halves = [self.rclone.trouble()]
+        if self.torrent is not None:
+            halves.append(self.torrent.trouble())
+        return "; ".join(filter(None, halves))
+
+    def restart(self) -> None:
+        self.rclone.restart()
+        if self.torrent is not None:
+            self.torrent.restart()
+
+    def open(self) -> None:
+        self.opened = True
+        self.rclone.open()
+        if self.torrent is not None:
+            self.torrent.open()
+
+    def close(self) -> None:
+        self._forget_wishes()
+        if self.torrent is not None:
+            self.torrent.close()
+        self.rclone.close()
+
+    def leave(self) -> None:
+        self._forget_wishes()
+        if self.torrent is not None:
+            self.torrent.leave()
+        self.rclone.leave()
+
+    def _forget_wishes(self) -> None:
+        self.opened = False
+        self._urgent, self._ahead, self._hedged = {}, frozenset(), set()
+        if self.torrent is not None:
+            self.torrent.sought = False
+
+    # What the halves tell
+
+    def landed(self, index: int) -> None:
+        """The torrent has a block."""
+        self._torrent_gave_at = trio.current_time()
+        self._came(index)
+
+    def _came(self, index: int) -> None:
+        self._urgent.pop(index, None)
+        self._hedged.discard(index)
+        self.rclone.landed(index)
+        self._sink.landed(index)
+
+    async def deliver(self, index: int, data: memoryview) -> None:
+        """rclone has a block."""
+        if self.torrent is None:
+            await self._sink.deliver(index, data)
+        elif self.torrent.may_write(index):
+            await self._hand_to_torrent(index, data)
+        else:
+            await self.torrent.step_aside(index)
+            await self._sink.deliver(index, data)
+            self.torrent.arrived(index)
+        if index in self._hedged:
+            self._router.hedging.won += 1
+        self._came(index)
+
+    async def _hand_to_torrent(self, index: int, data: memoryview) -> None:
+        assert self.torrent is not None
+        await trio.to_thread.run_sync(self.job.item.manifest.verify, index, data)
+        if await self.torrent.offer(index, bytes(data)) or index in self.job.have:
+            return
+        self.torrent.remove()  # it doesn't take it: without it in the session the file is ours to write
+        await self.torrent.step_aside(index)
+        await self._sink.deliver(index, data)
+
+    def failed(self, error: Exception) -> None:
+        self._sink.failed(error)
+
+    def ended(self) -> None:
+        """The torrent has let go of the file."""
+        self.torrent = None
+        self.end_if_idle()
+
+    def end_if_idle(self) -> None:
+        """End when both halves have let go; begin anew if somebody opened it just then."""
+        if self.torrent is not None or self.rclone.busy:
+            return
+        if self.opened and self.job.item.metainfo is not None:
+            self.torrent = self._router.torrent.download(self.job, self)
+        elif not self.opened:
+            self._router.forget(self)
+            self._sink.ended()
+
+    # Who fetches what
+
+    def review(self) -> None:
+        """Ask the table, and share out what is wanted."""
+        if self.torrent is not None:
+            self.torrent.sought = self.busy
+        rule = hand_over(self._situation(), self._router.settings)
+        if rule.choice is not self._choice or not self.reason:
+            self._changed(rule.reason)
+        self._choice, self.reason = rule.choice, rule.reason
+        if rule.choice is Choice.RCLONE:
+            if self.torrent is not None:
+                self.torrent.demand(frozenset(), frozenset())
+            self.rclone.demand(self._urgent.keys(), self._ahead)
+        elif self.torrent is not None:
+            self._hedge()
+            self.torrent.demand(self._urgent.keys(), self._ahead)
+            under_way = self.rclone.flying()
+            self.rclone.demand(self._urgent.keys() & (under_way | self._hedged), self._ahead & under_way)
+
+    def _changed(self, reason: str) -> None:
+        now = trio.current_time()
+        if reason.startswith("the torrent is"):
+            self._given_up_until = now + _GIVEN_UP_FOR
+        if reason == "no peers":
+            self._router.found_no_peers()
+
+    def _situation(self) -> Situation:
+        now = trio.current_time()
+        torrent = self.torrent
+        holders = 0 if torrent is None else torrent.holders
+        if holders:
+            self._seeking_since = now
+            self._router.found_peers()
+        waited = now - max(self._torrent_gave_at, min(self._urgent.values())) if self._urgent else 0.0
+        return Situation(
+            has_torrent=torrent is not None,
+            rclone_sources=len(self.rclone.sources()),
+            findable=self._router.torrent.has_peers,
+            peers=holders,
+            looked_for=float("inf") if self._router.drought else now - self._seeking_since,
+            from_web=self._router.from_web(self.job.item.content),
+            waited=float("inf") if now < self._given_up_until else waited,
+            rate=0.0 if torrent is None else torrent.rate,
+        )
+
+    def _hedge(self) -> None:
+        """Ask rclone too for what readers wait for too long."""
+        hedging, now = self._router.hedging, trio.current_time()
+        late_after = hedging.late_after()
+        for index, since in self._urgent.items():
+            size = self.job.item.manifest.span(index).length
+            if index in self._hedged or now - since < late_after or not hedging.allows(size):
+                continue
+            if self.rclone.sources():
+                hedging.hedge(size)
+                self._hedged.add(index)
+
+    def transfer(self) -> Transfer:
+        halves = [self.rclone.transfer()]
+        if self.torrent is not None:
+            halves.append(self.torrent.transfer())
+        item = self.job.item
+        return Transfer(
+            item.content,
+            item.name,
+            peers=sum(half.peers for half in halves),
+            rate=sum(half.rate for half in halves),
+            wanted=len(self._urgent.keys() | self._ahead),
+            trouble=self.trouble() if self.busy else "",
+            by=self._choice.value,
+            because=self.reason,
+        )
 
 
 class Router:
-    """The `Fetcher` that hands each job on."""
+    """The `Fetcher` that joins the two."""
 
-    def __init__(self, torrent: Fetcher, ranges: Fetcher) -> None:
-        self._torrent = torrent
-        self._ranges = ranges
+    def __init__(
+        self,
+        settings: Fetch,
+        torrent: TorrentFetcher,
+        rclone: RcloneFetcher,
+        hedging: Hedging,
+        from_web: Callable[[ContentId], bool],
+    ) -> None:
+        self.settings = settings
+        self.torrent = torrent
+        self.rclone = rclone
+        self.hedging = hedging
+        self.from_web = from_web
+        self._downloads: set[RoutedDownload] = set()
+        self._no_peers_at = float("-inf")
 
-    def download(self, job: Job, sink: Sink) -> Download:
-        by_ranges = job.item.metainfo is None and bool(job.item.urls)
-        return (self._ranges if by_ranges else self._torrent).download(job, sink)
+    @property
+    def drought(self) -> bool:
+        """Whether peers were looked for in vain a moment ago, and none has been met since."""
+        return trio.current_time() - self._no_peers_at < _DROUGHT
+
+    def found_no_peers(self) -> None:
+        self._no_peers_at = trio.current_time()
+
+    def found_peers(self) -> None:
+        self._no_peers_at = float("-inf")
+
+    def download(self, job: Job, sink: Sink) -> RoutedDownload:
+        download = RoutedDownload(self, job, sink)
+        self._downloads.add(download)
+        return download
+
+    def forget(self, download: RoutedDownload) -> None:
+        """The download has ended."""
+        self._downloads.discard(download)
 
     def transfers(self) -> list[Transfer]:
-        return [*self._torrent.transfers(), *self._ranges.transfers()]
+        transfers = [download.transfer() for download in self._downloads]
+        return [transfer for transfer in transfers if transfer.wanted or transfer.rate > 0]
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look again at what is wanted, for ever."""
+        self.torrent.leave_web_seeds_to(lambda: self.rclone.child.ready)
+        task_status.started()
+        while True:
+            await trio.sleep(_REVIEW_EVERY)
+            for download in list(self._downloads):
+                if download.busy:
+                    download.review()

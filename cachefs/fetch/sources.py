@@ -9,7 +9,7 @@ under an address of its own, so besides the configured sources only the latest f
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
@@ -58,6 +58,7 @@ class _Account:
     last_error: str = ""
     last_failed: float = 0.0
     rate: float = 0.0
+    measured_by: str = ""
     lied: bool = False
 
 
@@ -93,12 +94,14 @@ class Ledger:
         """Count `size` bytes of payload."""
         self._account(source).received += size
 
-    def set_rates(self, rates: dict[str, float]) -> None:
-        """Take over the current rates; a source that isn't named moves nothing."""
-        for source in rates:
-            self._account(source)
-        for source, account in self._accounts.items():
-            account.rate = rates.get(source, 0.0)
+    def set_rates(self, by: str, rates: Mapping[str, float]) -> None:
+        """Take over the current rates as `by` measured them; what it measured before and doesn't name moves nothing."""
+        for account in self._accounts.values():
+            if account.measured_by == by:
+                account.rate = 0.0
+        for source, rate in rates.items():
+            account = self._account(source)
+            account.rate, account.measured_by = rate, by
 
     def failed(self, source: str, why: str, *, lied: bool = False) -> None:
         """Count a failure; `why` is kept in words until the next one. That a source `lied` is not talked over."""

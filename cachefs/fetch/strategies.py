@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 
 import trio
 
-from cachefs.errors import CachefsError, SourceFailed
+from cachefs.errors import CachefsError, UrlFailed
 from cachefs.fetch.receiver import Fetched
 
 Run: TypeAlias = Callable[[], Awaitable[Fetched]]
@@ -33,7 +33,7 @@ class Strategy(Protocol):
     """How attempts are made."""
 
     async def __call__(self, attempts: Sequence[Attempt]) -> Fetched:
-        """What the first good attempt gave; SourceFailed if none was."""
+        """What the first good attempt gave; UrlFailed if none was."""
 
 
 async def first(attempts: Sequence[Attempt]) -> Fetched:
@@ -43,18 +43,18 @@ async def first(attempts: Sequence[Attempt]) -> Fetched:
 
 async def in_order(attempts: Sequence[Attempt]) -> Fetched:
     """One after the other, in the record's order."""
-    errors: list[SourceFailed] = []
+    errors: list[UrlFailed] = []
     for attempt in attempts:
         try:
             return await attempt.run()
-        except SourceFailed as error:
+        except UrlFailed as error:
             errors.append(error)
     raise together(errors)
 
 
 async def fastest(attempts: Sequence[Attempt]) -> Fetched:
     """All at once; whose first bytes come first goes on alone. Should it fail, the others are raced again."""
-    errors: list[SourceFailed] = []
+    errors: list[UrlFailed] = []
     left = list(attempts)
     while left:
         race = _Race(left)
@@ -77,7 +77,7 @@ class _Race:
         self._winner: Attempt | None = None
         self.fetched: Fetched | None = None
         self.fatal: CachefsError | None = None
-        self.errors: dict[str, SourceFailed] = {}
+        self.errors: dict[str, UrlFailed] = {}
 
     async def run(self) -> Attempt | None:
         """Return when the winner has ended, or nobody is left."""
@@ -92,7 +92,7 @@ class _Race:
                 nursery.start_soon(self._watch, attempt)
                 try:
                     fetched = await attempt.run()
-                except SourceFailed as error:
+                except UrlFailed as error:
                     self.errors[attempt.url] = error
                 except CachefsError as error:
                     self.fatal = error
@@ -114,10 +114,10 @@ class _Race:
                     scope.cancel()
 
 
-def together(errors: Sequence[SourceFailed]) -> SourceFailed:
+def together(errors: Sequence[UrlFailed]) -> UrlFailed:
     """One error that tells all: the gravest kind of them, with the others' reasons behind its own."""
     if not errors:
-        return SourceFailed("no source", "there is no URL that anything here can fetch")
+        return UrlFailed("no source", "there is no URL that anything here can fetch")
     gravest = max(errors, key=lambda error: len(type(error).__mro__))
     others = [str(error) for error in errors if error is not gravest]
     if others:

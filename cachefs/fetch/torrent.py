@@ -108,6 +108,10 @@ class TorrentFetcher:
         self._downloads[key] = download
         return download
 
+    def leave_web_seeds_to(self, other: Callable[[], bool]) -> None:
+        """Ask web seeds only while `other()` says that nobody else does."""
+        self._swarm.asks_web_seeds = lambda: not other()
+
     def transfers(self) -> list[Transfer]:
         return [d.transfer() for d in self._downloads.values() if d.busy or d.rate > 0]
 
@@ -156,7 +160,7 @@ class TorrentFetcher:
         session.on(lt.peer_ban_alert, self._on_ban)
         session.on(lt.peer_error_alert, lambda a: self._source_failed(_endpoint(a.endpoint), a.error.message()))
         session.on(lt.peer_disconnected_alert, self._on_disconnected)
-        session.on(lt.peer_connect_alert, lambda a: set_nodelay(a.endpoint))
+        session.on(lt.peer_connect_alert, self._on_connected)
         session.on(lt.incoming_connection_alert, lambda a: set_nodelay(a.endpoint))
         session.on(lt.url_seed_alert, self._on_url_seed)
         session.on(lt.alerts_dropped_alert, lambda a: log.error("libtorrent dropped alerts: %s", a.message()))
@@ -212,7 +216,11 @@ class TorrentFetcher:
         # What we end ourselves, a torrent being removed for one, and what a ban ends, is no failure of its own.
         if alert.error.category().name() != "libtorrent":
             self._source_failed(_endpoint(alert.endpoint), alert.error.message())
-        self._with(alert, TorrentDownload.on_disconnected)
+        self._with(alert, TorrentDownload.on_peers_changed)
+
+    def _on_connected(self, alert: lt.peer_connect_alert) -> None:
+        set_nodelay(alert.endpoint)
+        self._with(alert, TorrentDownload.on_peers_changed)
 
     def _on_ban(self, alert: lt.peer_ban_alert) -> None:
         self._ledger.failed(_endpoint(alert.endpoint), "sent wrong bytes; banned", lied=True)
@@ -260,12 +268,13 @@ class TorrentFetcher:
         """Ask who gives what; it is asked once more after the last bytes, to count them too."""
         rates: dict[str, float] = {}
         for digest, download in list(self._downloads.items()):
-            if not (download.busy or download.rate > 0 or download.landed_since_measured):
+            if not (download.busy or download.sought or download.rate > 0 or download.landed_since_measured):
                 continue
+            download.landed_since_measured = False
             peers = await download.measured_peers()
             for peer in peers:
                 self._count(digest, peer, rates)
-        self._ledger.set_rates(rates)
+        self._ledger.set_rates("torrent", rates)
 
     def _dial_for_magnets(self) -> None:
         assert self._session is not None

@@ -18,7 +18,7 @@ growing pause.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,8 @@ _LOOK_AGAIN = (0.05, 5.0)
 _CLEARED_AWAY = (0.1, 5.0)
 _GONE_FROM_LIST = 0.05
 _GIVEN_UP = 2.0
+_TAKEN_WITHIN = 5.0
+_ADOPTED_AT_ONCE = 8
 
 
 class Phase(enum.Enum):
@@ -57,6 +59,8 @@ class Swarm:
         self.peers: list[tuple[str, int]] = []
         self.peer_exchange = peer_exchange
         self.web_seeds = tuple(web_seeds)
+        self.asks_web_seeds: Callable[[], bool] = lambda: True
+        """Whether torrents ask web seeds themselves: while nobody else does."""
         self.trackers = tuple(trackers)
 
 
@@ -67,8 +71,12 @@ class TorrentDownload:
         self.job = job
         self.phase = Phase.GONE
         self.opened = True
+        self.sought = False
+        """Whether peers are looked for although nothing is wanted of them yet: somebody else fetches meanwhile."""
         self.idle_since = trio.current_time()
         self.peers = 0
+        self.holders = 0
+        """How many connected peers, web seeds not counted, have something of it."""
         self.rate = 0.0
         self._received, self._arriving = 0, False
         self._counting = self._measured = False
@@ -87,10 +95,15 @@ class TorrentDownload:
         self._refuted: set[int] = set()
         self._wanted: dict[int, int] = {}
         self._sent: dict[int, int] = {}
+        self._asked: set[int] = set()
+        self._met = False
+        self._offers: dict[int, trio.Event] = {}
+        self._foreign: list[int] = []
         self._finished: list[int] = []
         self._flushing: list[int] = []
         self._lives = 0
-        self._broken = False
+        self._out = trio.Event()
+        self._broken = self._leaving = False
         self._looks: dict[int, int] = {}
         self._be_patient()
         self._add()
@@ -127,12 +140,17 @@ class TorrentDownload:
         return "" if self.peers else "no peer is connected"
 
     def open(self) -> None:
-        self.opened = True
+        self.opened, self._leaving = True, False
 
     def close(self) -> None:
         self.opened = False
         self.demand(frozenset(), frozenset())
         self.idle_since = trio.current_time()
+
+    def leave(self) -> None:
+        self._leaving = True
+        self.close()
+        self.remove()
 
     def transfer(self) -> Transfer:
         return Transfer(self.content, self.job.item.name, self.peers, self.rate, len(self._wanted), self.trouble())
@@ -152,13 +170,15 @@ class TorrentDownload:
         """Take the torrent out of the session; its file and what landed stay."""
         if self.phase is Phase.RUNNING and self._handle is not None:
             self.phase = Phase.REMOVING
+            self._out = trio.Event()
             self._session.remove_torrent(self._handle)
             self._handle = None
             self._suspect.update(self._sent)
             self._refuted.clear()
             self._lives += 1
             self._finished, self._flushing, self._sent, self._looks = [], [], {}, {}
-            self.peers, self.rate, self._measured = 0, 0.0, False
+            self.peers, self.holders, self.rate, self._measured = 0, 0, 0.0, False
+            self._met, self._asked = False, set()
 
     def _add(self) -> None:
         self.phase = Phase.ADDING
@@ -186,6 +206,8 @@ class TorrentDownload:
         self._add_web_seeds(handle)
         self._connect()
         handle.resume()
+        if self._leaving:
+            self.remove()
 
     def discard(self) -> None:
         """Let go of the file; this is of no use afterwards."""
@@ -199,6 +221,7 @@ class TorrentDownload:
     def on_removed(self) -> bool:
         """Add it again if somebody opened it meanwhile; False if it is gone for good."""
         self.phase = Phase.GONE
+        self._out.set()
         if self.opened or self.busy:
             self._add()
             return True
@@ -220,13 +243,14 @@ class TorrentDownload:
 
     def _add_web_seeds(self, handle: lt.torrent_handle) -> None:
         # In every form that the host may know; libtorrent drops the one that is answered with 404.
-        for seed in self._swarm.web_seeds:
+        for seed in self._swarm.web_seeds if self._swarm.asks_web_seeds() else ():
             for url in seed.urls(self.job.item.name):
                 handle.add_url_seed(url)
 
     def supervise(self, now: float) -> None:
         """Called about twice a second: try the sources again when what is wanted does not come."""
-        if not self.busy or self._handle is None or now - self._progress_at < self._patience:
+        self._adopt()
+        if not (self.busy or self.sought) or self._handle is None or now - self._progress_at < self._patience:
             return
         self._progress_at = now
         self._patience = min(self._patience * 2, 15.0)
@@ -253,13 +277,13 @@ class TorrentDownload:
         if changes:
             self._handle.prioritize_pieces(list(changes.items()))
         self._sent = dict(self._wanted)
+        self._asked.update(self._sent)
 
     async def measured_peers(self) -> list[lt.peer_info]:
         """Who is connected, and take note of their number and speed.
 
         libtorrent's network thread answers this, so it is waited for elsewhere than in the event loop.
         """
-        self.landed_since_measured = False
         peers: list[lt.peer_info] = []
         if self._handle is not None:
             with suppress(RuntimeError):  # removed meanwhile
@@ -267,15 +291,18 @@ class TorrentDownload:
         if self._handle is None:
             return []
         self._measured = True
-        self.peers = sum(1 for peer in peers if not peer.flags & (peer.handshake | peer.connecting))
+        there = [peer for peer in peers if not peer.flags & (peer.handshake | peer.connecting)]
+        self.peers = len(there)
+        self.holders = sum(1 for peer in there if peer.connection_type != peer.web_seed and peer.num_pieces)
+        self._met |= bool(there)
         self.rate = float(sum(peer.payload_down_speed for peer in peers))
         # The rate is an average that takes a minute to forget.
         before, self._received = self._received, sum(peer.total_download for peer in peers)
         self._arriving = self._received > before
         return peers
 
-    def on_disconnected(self) -> None:
-        """A peer is gone: whether any is left decides how the next wish is pursued, so it is asked at once."""
+    def on_peers_changed(self) -> None:
+        """A peer came or went: whether any is there decides how the next wish is pursued, so they are counted soon."""
         if not self._counting:
             self._counting = True
             self._nursery.start_soon(self._count_peers)
@@ -285,9 +312,58 @@ class TorrentDownload:
         self._counting = False
         await self.measured_peers()
 
+    # Pieces that others fetched
+
+    def may_write(self, index: int) -> bool:
+        """Whether peers may have sent something of a piece in this life, so that libtorrent may write to its span."""
+        return index in self._asked and self._met and self.phase is Phase.RUNNING
+
+    async def offer(self, index: int, data: bytes) -> bool:
+        """Have libtorrent take a whole piece in place of what it has of it; False if it doesn't land in time."""
+        if self._handle is None:
+            return False
+        landed = self._offers.setdefault(index, trio.Event())
+        self._suspect.add(index)  # blocks of a peer may still be on their way to the disk
+        self._handle.add_piece(index, data, lt.torrent_handle.overwrite_existing)
+        with trio.move_on_after(_TAKEN_WITHIN) as patience:
+            await landed.wait()
+        self._offers.pop(index, None)
+        return not patience.cancelled_caught
+
+    async def step_aside(self, index: int) -> None:
+        """Return when libtorrent will not write to a piece's span, so that somebody else may."""
+        while self.phase is Phase.REMOVING:
+            await self._out.wait()
+        self._wanted.pop(index, None)
+        self._send_priorities()
+
+    def arrived(self, index: int) -> None:
+        """A piece was written to the file by somebody else; it is given to libtorrent when a peer may want it."""
+        self._foreign.append(index)
+
+    def _adopt(self) -> None:
+        """Tell libtorrent of pieces that others fetched: a few at a time, or all of them by adding the torrent anew."""
+        if not self._foreign or not self.peers or self._handle is None:
+            return
+        if self._have.complete:
+            self._foreign = []
+            self.remove()
+            return
+        batch, self._foreign = self._foreign[:_ADOPTED_AT_ONCE], self._foreign[_ADOPTED_AT_ONCE:]
+        self._nursery.start_soon(self._give, batch, self._lives)
+
+    async def _give(self, pieces: list[int], life: int) -> None:
+        for index in pieces:
+            with suppress(StoreFailed):
+                data = await trio.to_thread.run_sync(self._extents.read, self.job.item.manifest.span(index))
+                if self._lives == life and self._handle is not None and not self._have.complete:
+                    self._handle.add_piece(index, data, 0)
+
     # Pieces on their way to the file
 
     def on_piece_finished(self, index: int) -> None:
+        if index in self._have and index not in self._offers:
+            return  # it came from us
         self._finished.append(index)
         self._flush()
 
@@ -335,6 +411,8 @@ class TorrentDownload:
         self.failing = ""
         self._be_patient()
         self._sink.landed(index)
+        if index in self._offers:
+            self._offers[index].set()
 
     async def _hash_and_land(self, index: int) -> None:
         # Lands a suspect piece if the file really holds it; otherwise it is flushed once more.

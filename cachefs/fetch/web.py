@@ -23,7 +23,7 @@ import httpcore
 import trio
 
 from cachefs import __version__
-from cachefs.errors import SourceFailed, SourceRefused, SourceSilent
+from cachefs.errors import SourceRefused, SourceSilent, UrlFailed
 from cachefs.fetch.addresses import GuardedBackend
 
 MOST_REDIRECTS = 4
@@ -32,7 +32,7 @@ _LOGIN = frozenset((401, 403, 407))
 _PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 
-class Interrupted(SourceFailed):
+class Interrupted(UrlFailed):
     """A body, or the way to it, that ended before its time: asking again may help."""
 
 
@@ -106,7 +106,7 @@ class WebClient:
     async def get(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
         """The answer to a GET of `url`, redirects followed: 200 or 206, whatever else is an error.
 
-        SourceRefused, SourceSilent, SourceFailed (404, say), and Interrupted for what may pass; the body raises the
+        SourceRefused, SourceSilent, UrlFailed (404, say), and Interrupted for what may pass; the body raises the
         last two kinds too.
         """
         for _ in range(MOST_REDIRECTS + 1):
@@ -118,7 +118,7 @@ class WebClient:
                     return
                 onward = _location(answer)
             url = onward
-        raise SourceFailed(url, f"more than {MOST_REDIRECTS} redirects")
+        raise UrlFailed(url, f"more than {MOST_REDIRECTS} redirects")
 
     def _judge(self, url: str) -> None:
         scheme = urlsplit(url).scheme
@@ -180,7 +180,7 @@ def _host(url: str) -> str:
 def _location(answer: Answer) -> str:
     target = answer.headers.get("location", "")
     if not target:
-        raise SourceFailed(answer.url, f"HTTP {answer.status} without a Location")
+        raise UrlFailed(answer.url, f"HTTP {answer.status} without a Location")
     # What isn't ASCII came as Latin-1, and goes back as the same bytes.
     return quote(urljoin(answer.url, target), safe="%/:=&?~#+!$,;'@()*[]", encoding="latin-1")
 
@@ -194,10 +194,10 @@ def _check(answer: Answer) -> None:
     if status in _PASSING:
         raise Interrupted(answer.url, f"HTTP {status}")
     if status not in (200, 206):
-        raise SourceFailed(answer.url, f"HTTP {status}")
+        raise UrlFailed(answer.url, f"HTTP {status}")
     encoding = answer.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise SourceFailed(answer.url, f"sends the bytes as {encoding}, though plain ones were asked for")
+        raise UrlFailed(answer.url, f"sends the bytes as {encoding}, though plain ones were asked for")
 
 
 class _Translated:

@@ -8,14 +8,12 @@ believed only by its info-hash.
 
 from __future__ import annotations
 
-from email.utils import parsedate_to_datetime
-from time import time
-
 import httpx
 import trio
 
 from cachefs.content import ContentId
 from cachefs.errors import ContentMismatch, MetadataUnavailable, MetainfoError
+from cachefs.fetch.diagnosis import retry_after
 from cachefs.fetch.health import Breaker
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.metainfo import MAX_METAINFO, Metainfo, parse
@@ -110,7 +108,7 @@ class WebMetadata:
 
 async def _body(response: httpx.Response, most: int) -> bytes | None:
     if response.status_code in _RETRIED:
-        raise HostFailed(f"{response.url}: HTTP {response.status_code}", _retry_after(response))
+        raise HostFailed(f"{response.url}: HTTP {response.status_code}", retry_after(response))
     if response.status_code != 200:
         return None
     body = bytearray()
@@ -132,13 +130,3 @@ def _checked(raw: bytes, content: ContentId, source: str) -> Metainfo:
     if metainfo.content != content:
         raise ContentMismatch(content, metainfo.content, source)
     return metainfo
-
-
-def _retry_after(response: httpx.Response) -> float:
-    value = response.headers.get("retry-after", "")
-    if value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except (TypeError, ValueError):
-        return 0.0

@@ -70,7 +70,7 @@ class Etched:
 
 
 async def etch(cache: MusicCache, order: Order, progress: Progress | None = None) -> Etched:
-    """Etch; EtchRefused, SourceFailed and its kinds, CatalogError, StoreFull, StoreFailed: nothing is changed then."""
+    """Etch; EtchRefused, UrlFailed and its kinds, CatalogError, StoreFull, StoreFailed: nothing is changed then."""
     order = _checked(order)
     async with cache.incoming.flight(f"etch {order.url}") as flight:
         shared(flight, order.url)

@@ -27,7 +27,7 @@ from cachefs.catalog import records
 from cachefs.catalog.records import LOCK_NAME, Pieces, Record
 from cachefs.config import Records as Settings
 from cachefs.content import ContentId, Manifest
-from cachefs.errors import CachefsError, SourceFailed
+from cachefs.errors import CachefsError, UrlFailed
 from cachefs.fetch.downloads import Downloader
 from cachefs.fetch.health import Breaker
 from cachefs.fetch.more_providers import RcloneProvider
@@ -80,7 +80,7 @@ class MusicCache:
         self.downloads = 0
         self._downloader = Downloader(providers, STRATEGIES[settings.strategy])
         self._breakers: dict[str, Breaker] = {}
-        self._errors: dict[str, SourceFailed] = {}
+        self._errors: dict[str, UrlFailed] = {}
 
     @classmethod
     @asynccontextmanager
@@ -111,7 +111,7 @@ class MusicCache:
     async def request_by_url(self, url: str, *, mirrors: Sequence[str] = ()) -> ContentId:
         """Download `url` into the store, whatever is there; the content's checksum.
 
-        SourceFailed and its kinds, StoreFull, StoreFailed.
+        UrlFailed and its kinds, StoreFull, StoreFailed.
         """
         async with self.incoming.flight(f"url {url}") as flight:
             other = shared(flight, url)
@@ -128,7 +128,7 @@ class MusicCache:
     ) -> ContentId:
         """Have the content with this SHA-256 in the store, from `url` if it isn't there yet; its checksum.
 
-        RecordMismatch if the URL gives other bytes, which are not kept; SourceFailed, StoreFull, StoreFailed.
+        RecordMismatch if the URL gives other bytes, which are not kept; UrlFailed, StoreFull, StoreFailed.
         """
         content = _content(checksum)
         if await self.has(content, size):
@@ -209,7 +209,7 @@ class MusicCache:
             raise self._errors[key]
         try:
             fetched = await self.download(urls, expected, files)
-        except SourceFailed as error:
+        except UrlFailed as error:
             breaker.failed(str(error))
             self._errors[key] = error
             raise
@@ -220,15 +220,15 @@ class MusicCache:
         """What `fetching` gives; should it fail, word of that is left for those who wait."""
         try:
             return await fetching
-        except SourceFailed as error:
+        except UrlFailed as error:
             flight.note(failed=str(error))
             raise
 
 
 def shared(flight: Flight, url: str) -> ContentId | None:
-    """What another's download of the same has just given; SourceFailed if that failed."""
+    """What another's download of the same has just given; UrlFailed if that failed."""
     if flight.shared and flight.failed:
-        raise SourceFailed(url, f"another process has just tried: {flight.failed}")
+        raise UrlFailed(url, f"another process has just tried: {flight.failed}")
     return flight.landed if flight.shared else None
 
 

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import trio
 
-from cachefs.content import ContentId, Manifest
+from cachefs.content import ContentId, Manifest, Span
 from cachefs.errors import CachefsError, Stopping
-from cachefs.store import disk, recovery
+from cachefs.store import disk, recovery, space
 from cachefs.store.recovery import Found
 from cachefs.store.state import State
 from cachefs.store.stored import StoredObject, Tools
@@ -64,7 +64,10 @@ class ObjectStore:
         self._landed = trio.Event()
         self._landed_bytes = 0
         self._failing: set[ContentId] = set()
+        self._condemned: dict[ContentId, CachefsError] = {}
         self._closed = False
+        self.metadata_bytes = 0
+        """The bytes on disk that manifests saved since the start take, about."""
 
     def manifest(self, content: ContentId) -> bytes | None:
         """The manifest as it was saved, unchecked; None if there is none. Blocking, short. StoreFailed."""
@@ -78,12 +81,44 @@ class ObjectStore:
         with disk.named(path):
             disk.make_directory(path.parent)
             disk.replace_file(path, raw)
+        # A directory of its own comes with it: what a limit has to reckon with until the store is looked at again.
+        self.metadata_bytes += space.cost(Span(0, len(raw))) + space.UNIT
 
     def known(self) -> Iterator[ContentId]:
         """The content ids whose manifests are here, from the directories themselves. Blocking: run it in a thread."""
         for path in self.root.glob("*/??/*/manifest"):
             with contextlib.suppress(ValueError):
                 yield ContentId.parse(f"{path.parts[-4]}:{path.parts[-2]}")
+
+    async def take(self, manifest: Manifest, path: Path) -> None:
+        """Move a file in as an object's bytes, unless there are some. They are hashed at the next open. StoreFailed."""
+        content = manifest.content
+        async with self._alone(content):
+            if content not in self._objects:
+                await trio.to_thread.run_sync(self._take, self._directory(content) / "data", path)
+
+    def _take(self, place: Path, path: Path) -> None:
+        with disk.named(place):
+            disk.make_directory(place.parent)
+            if not place.exists():
+                path.rename(place)
+
+    async def remove(self, content: ContentId, *, manifest: bool = False) -> int | None:
+        """Delete an object's data, and its `manifest` if so told; the bytes that frees, or None because it is open.
+
+        What the state says of it goes last: that can fail on a full disk, and does no harm when it is left behind,
+        because a file that is gone doesn't look like its seal. StoreFailed.
+        """
+        async with self._alone(content):
+            if content in self._objects:
+                return None
+            delete = space.remove_object if manifest else space.remove_data
+            freed = await trio.to_thread.run_sync(delete, self._directory(content))
+            try:
+                self._tools.state.forget_object(content)
+            except CachefsError as error:
+                _log.warning("%s: evicted, and its record stays: %s", content, error)
+            return freed
 
     def opened(self) -> list[StoredObject]:
         """The objects that are open now."""
@@ -99,6 +134,8 @@ class ObjectStore:
         async with self._alone(content):
             if self._closed:
                 raise Stopping
+            if content in self._condemned:
+                raise self._condemned[content]
             stored = self._objects.get(content)
             if stored is None:
                 stored = await self._recover(manifest)
@@ -125,6 +162,8 @@ class ObjectStore:
         for stored in self.opened():
             with self._tolerant(stored):
                 await stored.commit()
+            if stored.condemned is not None:
+                self._condemned[stored.manifest.content] = stored.condemned
 
     async def aclose(self) -> None:
         """Commit, seal and close every object, whoever still uses it. Nothing can be opened afterwards."""
@@ -168,7 +207,8 @@ class ObjectStore:
         row = self._tools.state.load_object(manifest.content)
         path = self._directory(manifest.content) / "data"
         found = await trio.to_thread.run_sync(recovery.find, path, manifest, row)
-        stored = StoredObject(manifest, path, found, row.completed if row else None, self._tools)
+        completed, last_used = (row.completed, row.last_used) if row else (None, None)
+        stored = StoredObject(manifest, path, found, completed, self._tools, last_used)
         try:
             if not stored.sealed:
                 await self._settle(stored, found)
@@ -209,6 +249,8 @@ class ObjectStore:
             return
         with self._tolerant(stored):
             await stored.close()
+        if stored.condemned is not None:
+            self._condemned[content] = stored.condemned
         self._failing.discard(content)
 
     @contextlib.contextmanager

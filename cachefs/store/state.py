@@ -13,9 +13,10 @@ All calls are synchronous and quick, and belong to the thread that called `open`
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,12 @@ CREATE TABLE objects (
     held INTEGER NOT NULL, seal_size INTEGER, seal_mtime_ns INTEGER, seal_inode INTEGER, completed REAL,
     last_used REAL NOT NULL
 );
+"""
+# Made where it is missing, so that a database from before there were pins goes on.
+_PINS = """
+CREATE TABLE IF NOT EXISTS pins (
+    catalogue TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL, PRIMARY KEY (catalogue, name)
+) WITHOUT ROWID
 """
 # A new name, or one with a new hash: what the store already has under that hash is known at once.
 _UPSERT = """
@@ -98,6 +105,15 @@ class Counts:
     held: int
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Pin:
+    """A name that is pinned, and the content it had when that was last looked at."""
+
+    catalogue: str
+    name: str
+    content: ContentId
+
+
 class State:
     """The database; `rebuilt` says that what was there before had to be set aside."""
 
@@ -112,10 +128,11 @@ class State:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(path.parent, os.W_OK):
                 return cls(_copy_in_memory(path), rebuilt=False)
-            with contextlib.suppress(_BrokenError):
-                return cls(_connect(path), rebuilt=False)
-            _move_aside(path)
-            return cls(_connect(path), rebuilt=True)
+            with _alone(path.with_name(f".{path.name}.flock")):
+                with contextlib.suppress(_BrokenError):
+                    return cls(_connect(path), rebuilt=False)
+                _move_aside(path)
+                return cls(_connect(path), rebuilt=True)
 
     def close(self) -> None:
         self._db.close()
@@ -180,6 +197,29 @@ class State:
             db.execute("DELETE FROM objects WHERE id = ?", (str(content),))
             db.execute(_COMPLETED, (None, content.hex))
 
+    def last_used(self) -> dict[ContentId, float]:
+        """When each object was last used, in Unix seconds."""
+        with _translated():
+            return {ContentId.parse(row[0]): row[1] for row in self._db.execute("SELECT id, last_used FROM objects")}
+
+    def pins(self) -> list[Pin]:
+        """Every pin, sorted by catalogue and name."""
+        with _translated():
+            rows = self._db.execute("SELECT catalogue, name, content FROM pins ORDER BY catalogue, name")
+            return [Pin(catalogue, name, ContentId.parse(content)) for catalogue, name, content in rows]
+
+    def set_pins(self, pins: Iterable[Pin]) -> None:
+        """Add pins; a name that is pinned is from now on pinned with this content."""
+        rows = [(pin.catalogue, pin.name, str(pin.content)) for pin in pins]
+        with self._transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO pins (catalogue, name, content) VALUES (?, ?, ?)", rows)
+
+    def drop_pins(self, pins: Iterable[Pin]) -> None:
+        """Take pins away, by catalogue and name."""
+        with self._transaction() as db:
+            rows = [(pin.catalogue, pin.name) for pin in pins]
+            db.executemany("DELETE FROM pins WHERE catalogue = ? AND name = ?", rows)
+
     def counts(self) -> Counts:
         """Totals over all rows: no data file is looked at."""
         with _translated():
@@ -198,6 +238,17 @@ class State:
                 if self._db.in_transaction:  # a full disk may have rolled back already
                     self._db.execute("ROLLBACK")
                 raise
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a file lock: a database that another process is just making has no tables yet, and is not broken."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class _BrokenError(Exception):
@@ -223,6 +274,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         if fresh:
             _create(db)
         _check(db)
+        db.execute(_PINS)
     except (sqlite3.DatabaseError, _BrokenError) as error:
         db.close()
         if isinstance(error, sqlite3.Error) and error.sqlite_errorcode not in _VERDICTS:
@@ -263,8 +315,10 @@ def _copy_in_memory(path: Path) -> sqlite3.Connection:
         with contextlib.closing(source):
             source.backup(db)
         _check(db)
+        db.execute(_PINS)
         return db
     db.close()
     db = sqlite3.connect(":memory:", isolation_level=None)
     _create(db)
+    db.execute(_PINS)
     return db

@@ -5,6 +5,9 @@ is served at once. Its bit reaches the state only with a commit: copy the bits, 
 block that lands during the sync is not in the copy and waits for the next one, so no bit is ever saved before
 its data. The commit that has the last block also makes the file read-only and records its seal.
 
+Content that is named by the SHA-256 of the whole is hashed once more as a whole before it is sealed: its blocks were
+checked against a list that came with a record, and a record may be wrong.
+
 If a sync fails, the kernel has forgotten the pages that it couldn't write and the next sync would report
 success. So nothing is committed any more until the object is opened again and what is on disk is hashed.
 
@@ -14,6 +17,7 @@ the read. They share one buffer, for a reply is copied into the kernel before th
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,10 +27,13 @@ from typing import Protocol
 import trio
 
 from cachefs.content import Bitmap, Manifest
-from cachefs.errors import StoreFailed
-from cachefs.store import disk
+from cachefs.errors import RecordInconsistent, StoreFailed
+from cachefs.store import disk, space
 from cachefs.store.recovery import Found
 from cachefs.store.state import ObjectRow, Seal, State
+from cachefs.store.vault import sha256_of
+
+_log = logging.getLogger(__name__)
 
 READ_NOW_LIMIT = 2**20
 """The most bytes that `read_now` gives: the largest read the kernel sends."""
@@ -55,7 +62,15 @@ class Owner(Protocol):
 class StoredObject:
     """An object's bytes. From `ObjectStore.open`; the last `release` closes it."""
 
-    def __init__(self, manifest: Manifest, path: Path, found: Found, completed: float | None, tools: Tools) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        path: Path,
+        found: Found,
+        completed: float | None,
+        tools: Tools,
+        last_used: float | None = None,
+    ) -> None:
         self.manifest = manifest
         self.path = path
         self.directory = path.parent
@@ -67,6 +82,8 @@ class StoredObject:
         # A partial object's seal ends here: it may be written to from now on.
         self._seal = found.seal if self.complete else None
         self._completed = completed
+        self.condemned: RecordInconsistent | None = None
+        self._last_used = tools.clock() if last_used is None else last_used
         self._tools = tools
         self._owner: Owner | None = None
         self._committing = trio.Lock()
@@ -79,9 +96,29 @@ class StoredObject:
 
     @property
     def allocated(self) -> int:
-        """The bytes the file takes on disk, whole sectors."""
+        """The bytes the file takes on disk, whole sectors; 0 once it is closed, or if somebody else has it, too."""
         with disk.named(self.path):
-            return os.fstat(self._fd).st_blocks * 512
+            return space.taken(self._fd) if self._fd >= 0 else 0
+
+    def to_write(self, index: int) -> int:
+        """The bytes that the file grows by, at most, when all of a block is written. StoreFailed."""
+        span = self.manifest.span(index)
+        with disk.named(self.path):
+            return max(0, space.cost(span) - space.written(self._fd, span))
+
+    @property
+    def closed(self) -> bool:
+        """Whether the store is done with it: nothing is written to it any more."""
+        return self._fd < 0
+
+    @property
+    def last_used(self) -> float:
+        """When somebody last opened or closed it to read it, in Unix seconds."""
+        return self._last_used
+
+    def use(self) -> None:
+        """Take note that it is being used: what was used last is evicted last. Recorded when it is closed."""
+        self._last_used = self._tools.clock()
 
     @property
     def sealed(self) -> bool:
@@ -169,6 +206,8 @@ class StoredObject:
             self._dirty = False
             try:
                 bits = self.verified.copy()
+                if bits.complete and not await self._is_whole():
+                    bits = self._condemn()
                 if bits.complete:
                     self._seal = await trio.to_thread.run_sync(self._sync, True)
                     self._completed = self._tools.clock()
@@ -178,6 +217,32 @@ class StoredObject:
             except BaseException:
                 self._dirty = True
                 raise
+
+    async def _is_whole(self) -> bool:
+        """Whether the whole has the digest that the content is named by; blocks that are all right don't say so.
+
+        An info-hash is made of the blocks' digests, so there it is said already.
+        """
+        manifest = self.manifest
+        if manifest.content.algorithm != "sha256" or manifest.blocks == 1:
+            return True
+        with disk.named(self.path):
+            digest = await trio.to_thread.run_sync(sha256_of, self._fd, manifest.length)
+        return digest == manifest.content.digest
+
+    def _condemn(self) -> Bitmap:
+        """Throw away bytes that are right block by block and wrong as a whole, and serve none from now on."""
+        blocks = self.manifest.blocks
+        why = f"{self.manifest.content}: all {blocks} pieces are right, and the whole is something else"
+        self.condemned = RecordInconsistent(f"{why}: its record contradicts itself; etch it again")
+        _log.error("%s", self.condemned)
+        for index in range(blocks):
+            self.verified.discard(index)
+        self.complete = False
+        with disk.named(self.path):
+            os.ftruncate(self._fd, 0)
+            os.ftruncate(self._fd, self._length)
+        return self.verified.copy()
 
     def _sync(self, read_only: bool) -> Seal:
         """Sync the file, then tell how it looks."""
@@ -212,7 +277,7 @@ class StoredObject:
             held=_held(manifest, bits),
             seal=self._seal,
             completed=self._completed if self._seal and bits.complete else None,
-            last_used=tools.clock(),
+            last_used=self._last_used,
         )
         tools.state.save_object(manifest.content, row)
 
@@ -232,7 +297,7 @@ class StoredObject:
 
     async def _finish(self) -> None:
         if self._seal is not None:
-            self._tools.state.touch_object(self.manifest.content, self._tools.clock())
+            self._tools.state.touch_object(self.manifest.content, self._last_used)
         elif not self._frozen:
             bits = self.verified.copy()
             self._seal = await trio.to_thread.run_sync(self._sync, False)

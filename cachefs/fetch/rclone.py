@@ -1,0 +1,458 @@
+"""Fetching through rclone: ranges of a file from web seeds and the operator's remotes, block by block.
+
+How it works: what is wanted is cut into runs of neighbouring blocks, and each run is one request to one source;
+a block that somebody waits for begins its run, so it comes first. The blocks of a run are verified and land as
+they arrive. Which source is asked, when a block is late and may be asked for twice, is for policy.py to say. The
+first right answer wins, and the other request is dropped. A wrong block bans its source for this content, an
+unusable answer leaves the source alone for a while, and either way the block is asked for elsewhere at once.
+
+The files of a mount share the sources, so a request that ends lets all of them look for something to ask.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from cachefs.content import ContentId, Span
+from cachefs.errors import BlockInvalid, CachefsError, NotAtSource, OtherContent, RcloneGone, SourceFailed
+from cachefs.fetch.base import Item, Job, Sink, Transfer
+from cachefs.fetch.diagnosis import diagnose
+from cachefs.fetch.policy import Hedging, rank
+from cachefs.fetch.rclone_child import RcloneChild
+from cachefs.fetch.rclone_rc import Body
+from cachefs.fetch.remotes import Remotes, RemoteSource
+from cachefs.fetch.sources import Ledger
+
+if TYPE_CHECKING:
+    from cachefs.config import Rclone
+
+log = logging.getLogger(__name__)
+
+_RUN_BYTES = 8 * 2**20
+_AHEAD_RUNS = 4
+_LOOK_EVERY = 0.05
+_MEASURE_EVERY = 1.0
+_FORBIDDEN_FOR = 60.0
+
+
+class _Run:
+    """One request: neighbouring blocks of one source, in order."""
+
+    def __init__(self, source: RemoteSource, blocks: range) -> None:
+        self.source = source
+        self.blocks = blocks
+        self.at = blocks.start
+        self.began = trio.current_time()
+        self.received = 0
+        self.dropped = False
+        self.scope = trio.CancelScope()
+
+    def left(self) -> range:
+        """The blocks that are still to come."""
+        return range(self.at, self.blocks.stop)
+
+    def drop(self) -> None:
+        self.dropped = True
+        self.scope.cancel()
+
+    def next(self) -> None:
+        self.at += 1
+        self.began = trio.current_time()
+        self.received = 0
+
+
+class RcloneDownload:
+    """A `Download` by rclone; from `RcloneFetcher.download`."""
+
+    def __init__(self, fetcher: RcloneFetcher, job: Job, sink: Sink) -> None:
+        self.job = job
+        self.opened = True
+        self.landed_bytes = 0
+        self.rate = 0.0
+        self._fetcher = fetcher
+        self._sink = sink
+        self._urgent: dict[int, float] = {}
+        self._ahead: list[int] = []
+        self._runs: set[_Run] = set()
+        self._trouble = ""
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._urgent or self._ahead or self._runs)
+
+    def sources(self) -> list[RemoteSource]:
+        """The sources that may be asked for it now, best first."""
+        return self._fetcher.usable(self.job.item)
+
+    def flying(self) -> set[int]:
+        """The blocks that a request is under way for."""
+        return {index for run in self._runs for index in run.left()}
+
+    # What the cache asks
+
+    def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
+        now = trio.current_time()
+        have = self.job.have
+        self._urgent = {index: self._urgent.get(index, now) for index in sorted(urgent) if index not in have}
+        self._ahead = sorted(index for index in ahead if index not in have)
+        wanted = self._urgent.keys() | set(self._ahead)
+        for run in self._runs:
+            if wanted.isdisjoint(run.left()):
+                run.drop()
+        self._fetcher.schedule()
+
+    def trouble(self) -> str:
+        return self._trouble
+
+    def restart(self) -> None:
+        for source in self._fetcher.sources(self.job.item):
+            source.health.forgive(self.job.item.content)
+        self._fetcher.schedule()
+
+    def open(self) -> None:
+        self.opened = True
+        self._fetcher.remember(self)
+
+    def close(self) -> None:
+        self.opened = False
+        self.demand(frozenset(), frozenset())
+        self._end_if_idle()
+
+    def leave(self) -> None:
+        self.close()
+
+    def _end_if_idle(self) -> None:
+        if not self.opened and not self._runs:
+            self._fetcher.forget(self)
+            self._sink.ended()
+
+    def transfer(self) -> Transfer:
+        sources = len({run.source for run in self._runs})
+        wanted = len(self._urgent) + len(self._ahead)
+        return Transfer(self.job.item.content, self.job.item.name, sources, self.rate, wanted, self._trouble)
+
+    def landed(self, index: int) -> None:
+        """A block is here, by whatever way: whoever is still busy with it has lost."""
+        since = self._urgent.pop(index, None)
+        waited = None if since is None else trio.current_time() - since
+        size = self.job.item.manifest.span(index).length
+        self._fetcher.hedging.landed(size, waited)
+        for run in self._runs:
+            if run.at == index and run.received < size and not run.dropped:
+                self._lost(run)
+
+    def _lost(self, run: _Run) -> None:
+        age = trio.current_time() - run.began
+        if not run.received:
+            self._failed(run.source, f"silent for {age:.1f} s, while another source answered")
+        else:
+            run.source.health.measured(run.received, age)
+            why = f"slow: {run.received / max(age, 1e-3) / 1000:,.0f} kB/s; another source was quicker"
+            self._fetcher.ledger.failed(run.source.name, why)
+        run.drop()
+
+    # Requests
+
+    def start(self, *, urgent: bool) -> None:
+        """Begin the requests that are due and for which a source is free."""
+        flying = self.flying()
+        for index in list(self._urgent) if urgent else self._ahead:
+            if index in flying or index in self.job.have:
+                continue
+            if not urgent and len(self._runs) >= _AHEAD_RUNS:
+                return
+            source = next((s for s in self.sources() if self._fetcher.is_free(s)), None)
+            if source is None:
+                return
+            run = _Run(source, self._neighbours(index, flying, source))
+            flying.update(run.blocks)
+            self._begin(run)
+
+    def _neighbours(self, first: int, flying: Set[int], source: RemoteSource) -> range:
+        """The run of wanted blocks from `first` on; from the very start, if the source can't begin elsewhere."""
+        wanted = (self._urgent.keys() | set(self._ahead)) - flying
+        most = max(1, _RUN_BYTES // self.job.item.manifest.block_length)
+        stop = first + 1
+        while stop in wanted and stop - first < most:
+            stop += 1
+        return range(first, stop) if source.health.ranges else range(stop)
+
+    def _begin(self, run: _Run) -> None:
+        run.source.busy += 1
+        self._runs.add(run)
+        self._fetcher.start(self._run, run)
+
+    def hedge(self, late_after: float) -> None:
+        """Ask a second source for what somebody has waited for too long; a third after twice that."""
+        now = trio.current_time()
+        size = self.job.item.manifest.block_length
+        for index, since in list(self._urgent.items()):
+            runs = [run for run in self._runs if index in run.left()]
+            if not runs or now - since < late_after * len(runs):
+                continue
+            asked = {run.source for run in runs}
+            other = next((s for s in self.sources() if s not in asked and self._fetcher.is_free(s)), None)
+            if other is not None and self._fetcher.hedging.allows(size):
+                self._fetcher.hedging.hedge(size)
+                self._begin(_Run(other, range(index, index + 1) if other.health.ranges else range(index + 1)))
+
+    async def _run(self, run: _Run) -> None:
+        try:
+            with run.scope:
+                await self._request(run)
+            if run.scope.cancelled_caught and not run.dropped:
+                raise SourceFailed(f"silent for {self._fetcher.settings.stall:g} s")
+        except RcloneGone as error:
+            self._fetcher.child.suspect()
+            self._trouble = str(error)
+        except NotAtSource:
+            self._refused(run.source, "does not have it", self._fetcher.memory)
+        except OtherContent as error:
+            self._refused(run.source, str(error), _FORBIDDEN_FOR)
+        except BlockInvalid as error:
+            await self._accuse(run, error)
+        except SourceFailed as error:
+            await self._explain(run, str(error))
+        except CachefsError as error:  # the store's: nothing that another source could mend
+            self._urgent, self._ahead = {}, []
+            self._sink.failed(error)
+        finally:
+            self._runs.discard(run)
+            run.source.busy -= 1
+            self._fetcher.schedule()
+            self._end_if_idle()
+
+    async def _request(self, run: _Run) -> None:
+        paths = run.source.paths(self.job.item.name)
+        for path in paths:
+            try:
+                await self._read(run, path)
+            except NotAtSource:
+                if path == paths[-1]:
+                    raise
+            else:
+                run.source.learn(self.job.item.name, path)
+                return
+
+    async def _read(self, run: _Run, path: str) -> None:
+        manifest = self.job.item.manifest
+        start = manifest.span(run.blocks.start).offset
+        span = Span(start, manifest.span(run.blocks.stop - 1).end - start)
+        self._be_patient(run)
+        async with self._fetcher.child.open(
+            run.source.remote, path, span if run.source.health.ranges else None
+        ) as body:
+            if body.total != manifest.length:
+                raise OtherContent(f"has {body.total} bytes under this name, the lock's content has {manifest.length}")
+            buffer = memoryview(bytearray(manifest.block_length))
+            for index in run.blocks:
+                view = buffer[: manifest.span(index).length]
+                await self._fill(run, body, view)
+                if index not in self.job.have:
+                    await self._sink.deliver(index, view)
+                self._answered(run, len(view))
+                run.next()
+                if not self._still_wanted(run):
+                    return
+
+    def _still_wanted(self, run: _Run) -> bool:
+        return any(index in self._urgent for index in run.left()) or not set(self._ahead).isdisjoint(run.left())
+
+    async def _fill(self, run: _Run, body: Body, view: memoryview) -> None:
+        while run.received < len(view):
+            count = await body.read_some(view[run.received :])
+            if not count:
+                raise SourceFailed(f"cut short after {run.received} of {len(view)} bytes of a block")
+            run.received += count
+            self._fetcher.received(run.source, count)
+            self._be_patient(run)
+
+    def _be_patient(self, run: _Run) -> None:
+        run.scope.deadline = trio.current_time() + self._fetcher.settings.stall
+
+    def _answered(self, run: _Run, size: int) -> None:
+        run.source.health.measured(size, trio.current_time() - run.began)
+        run.source.health.breaker.succeeded()
+        self.landed_bytes += size
+        self._trouble = ""
+
+    # What went wrong
+
+    async def _accuse(self, run: _Run, error: BlockInvalid) -> None:
+        """A block is wrong: because the source doesn't know ranges, or because it has other bytes."""
+        if run.source.seed is not None and run.source.health.ranges and run.blocks.start:
+            found = await diagnose(run.source.seed.urls(self.job.item.name)[0])
+            if found is not None and found.whole_only:
+                run.source.health.ranges = False
+                self._note(run.source, "does not answer ranges: it is asked for whole files only, if nobody else can")
+                return
+        run.source.health.refuse(self.job.item.content, "sent wrong bytes", float("inf"))
+        self._note(run.source, f"sent wrong bytes for {self.job.item.name}: {error}; not asked for it again", lied=True)
+
+    async def _explain(self, run: _Run, why: str) -> None:
+        """An answer was unusable: ask the host itself what the matter is, for rclone tells only half of it."""
+        found = None
+        if run.source.seed is not None and why.startswith("HTTP"):
+            found = await diagnose(run.source.seed.urls(self.job.item.name)[0])
+        if why.startswith(("HTTP 401", "HTTP 403", "HTTP 404", "HTTP 410")):
+            self._refused(run.source, why, _FORBIDDEN_FOR)
+        else:
+            self._failed(run.source, why, found.retry_after if found is not None else 0.0)
+
+    def _refused(self, source: RemoteSource, why: str, seconds: float) -> None:
+        source.health.refuse(self.job.item.content, why, seconds)
+        self._note(source, f"{why}: {self.job.item.name}")
+
+    def _failed(self, source: RemoteSource, why: str, retry_after: float = 0.0) -> None:
+        source.health.breaker.failed(why, retry_after=retry_after)
+        self._note(source, f"{why}; asked again in {retry_after:g} s, as it wishes" if retry_after else why)
+
+    def _note(self, source: RemoteSource, why: str, *, lied: bool = False) -> None:
+        self._trouble = f"{source.name}: {why}"
+        self._fetcher.ledger.failed(source.name, why, lied=lied)
+
+
+class RcloneFetcher:
+    """The `Fetcher` by rclone; use it inside `run`."""
+
+    def __init__(
+        self, settings: Rclone, ledger: Ledger, hedging: Hedging, remotes: Remotes, directory: Path, *, memory: float
+    ) -> None:
+        self.settings = settings
+        self.ledger = ledger
+        self.hedging = hedging
+        self.memory = memory
+        self.child = RcloneChild(settings, directory, remotes.environment)
+        self._remotes = remotes
+        self._downloads: dict[ContentId, RcloneDownload] = {}
+        self._nursery: trio.Nursery | None = None
+        self._work = trio.Event()
+        self._received: dict[RemoteSource, int] = {}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look after requests, and after rclone once there is anything to ask it, for ever."""
+        async with trio.open_nursery() as self._nursery:
+            if self.settings.enabled:
+                self._nursery.start_soon(self._keep_child)
+            self._nursery.start_soon(self._look)
+            self._nursery.start_soon(self._measure)
+            task_status.started()
+
+    async def _keep_child(self) -> None:
+        while not self._remotes.known():
+            await self._remotes.wait_known()
+        await self.child.run()
+
+    # What the cache and the downloads ask
+
+    def download(self, job: Job, sink: Sink) -> RcloneDownload:
+        download = RcloneDownload(self, job, sink)
+        self.remember(download)
+        assert self._nursery is not None
+        if job.item.metainfo is not None and job.item.metainfo.web_seeds:
+            self._nursery.start_soon(self._learn, job.item)
+        return download
+
+    async def _learn(self, item: Item) -> None:
+        if await self._remotes.learn(item):
+            self.child.describe(self._remotes.environment)
+
+    def remember(self, download: RcloneDownload) -> None:
+        """The download may want something from here on."""
+        self._downloads[download.job.item.content] = download
+
+    def forget(self, download: RcloneDownload) -> None:
+        """The download is over: nothing more is written to its file."""
+        self._downloads.pop(download.job.item.content, None)
+
+    def transfers(self) -> list[Transfer]:
+        return [d.transfer() for d in self._downloads.values() if d.busy or d.rate > 0]
+
+    def sources(self, item: Item) -> list[RemoteSource]:
+        """All sources that may have `item`."""
+        return self._remotes.of(item)
+
+    def configured(self) -> list[RemoteSource]:
+        """The sources that may have any name."""
+        return self._remotes.sources
+
+    def usable(self, item: Item) -> list[RemoteSource]:
+        """The sources that may be asked for `item` now, best first; none while rclone isn't there."""
+        return rank(self._remotes.of(item), item.content) if self.child.ready else []
+
+    def is_free(self, source: RemoteSource) -> bool:
+        """Whether it may be sent one request more."""
+        return source.busy < self.settings.requests
+
+    def start(self, request: Any, run: _Run) -> None:
+        """Have a request made."""
+        assert self._nursery is not None
+        self._nursery.start_soon(request, run)
+
+    def received(self, source: RemoteSource, size: int) -> None:
+        """Count bytes of a source."""
+        self.ledger.received(source.name, size)
+        self._received[source] = self._received.get(source, 0) + size
+
+    def schedule(self) -> None:
+        """Something is wanted, or a source became free: let all downloads look, those with readers first."""
+        self._work.set()
+        busy = [download for download in self._downloads.values() if download.busy]
+        for urgent in (True, False):
+            for download in busy:
+                download.start(urgent=urgent)
+
+    # Looking after what does not come
+
+    async def _look(self) -> None:
+        while True:
+            await self._work.wait()
+            await trio.sleep(_LOOK_EVERY)
+            busy = [download for download in self._downloads.values() if download.busy]
+            if not busy:
+                self._work = trio.Event()
+                continue
+            late_after = self.hedging.late_after()
+            for download in busy:
+                download.hedge(late_after)
+            self.schedule()  # a source that was left alone may be asked again
+
+    async def _measure(self) -> None:
+        landed: dict[RcloneDownload, int] = {}
+        while True:
+            await trio.sleep(_MEASURE_EVERY)
+            received, self._received = self._received, {}
+            self.ledger.set_rates("rclone", {s.name: size / _MEASURE_EVERY for s, size in received.items()})
+            for download in self._downloads.values():
+                download.rate = (download.landed_bytes - landed.get(download, 0)) / _MEASURE_EVERY
+            landed = {download: download.landed_bytes for download in self._downloads.values()}
+
+    def _trouble(self) -> str:
+        if not self.settings.enabled:
+            return "turned off ([rclone] enabled)"
+        return self.child.trouble if self._remotes.known() else "not needed: no web seed and no remote is known"
+
+    async def report(self) -> dict[str, Any]:
+        """rclone's own account: which binary, whether it answers, and what it is transferring."""
+        child = self.child
+        told: dict[str, Any] = {
+            "version": child.binary.version if child.binary else "",
+            "binary": str(child.binary.path) if child.binary else "",
+            "pid": child.pid,
+            "restarts": child.restarts,
+            "trouble": self._trouble(),
+            "transferring": [],
+        }
+        if child.control is not None:
+            try:
+                with trio.fail_after(1.0):
+                    stats = await child.control.call("core/stats", {})
+                told["transferring"] = stats.get("transferring") or []
+            except (CachefsError, trio.TooSlowError) as error:
+                told["trouble"] = str(error) or "rclone doesn't tell its statistics"
+        return told

@@ -1,0 +1,135 @@
+"""What rclone is asked for: the web seeds that are known, and remotes of the operator's own.
+
+How it works: a web seed becomes a remote of rclone's http kind, described to the child in environment variables:
+its URL is never part of a remote string, and neither is a name. Names are percent-encoded here, because hosts
+disagree on `/` and rclone would choose one way (`no_escape` tells it to leave paths alone). An operator's remote
+is used as he wrote it. Web seeds that a .torrent carries (BEP 19) are strangers' words: how far they are
+followed is a setting.
+
+Variables for remotes: https://rclone.org/docs/#environment-variables
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from urllib.parse import unquote, urlsplit
+
+import trio
+
+from cachefs.config import web_seed
+from cachefs.fetch.base import Item
+from cachefs.fetch.health import SourceHealth
+from cachefs.fetch.sources import WebSeed
+
+_MOST_CARRIED = 32
+_MOST_PER_ITEM = 8
+
+
+class RemoteSource:
+    """A source that rclone reads: `name` is what the user calls it, `remote` what rclone does."""
+
+    def __init__(self, name: str, remote: str, seed: WebSeed | None) -> None:
+        self.name = name
+        self.remote = remote
+        self.seed = seed
+        self.health = SourceHealth()
+        self.busy = 0
+
+    def __str__(self) -> str:
+        return self.name
+
+    def paths(self, name: str) -> list[str]:
+        """What to ask rclone for, likeliest first."""
+        if self.seed is None:
+            return [name]
+        return [url.removeprefix(self.seed.base) for url in self.seed.urls(name)]
+
+    def learn(self, name: str, path: str) -> None:
+        """Remember that `path` was the right form of `name`."""
+        if self.seed is not None:
+            self.seed.learn(name, self.seed.base + path)
+
+
+class Remotes:
+    """All sources of rclone's, and the environment that describes those that are ours."""
+
+    def __init__(self, web_seeds: Iterable[WebSeed], remotes: Iterable[str], carried: str) -> None:
+        self.environment: dict[str, str] = {}
+        self._carried = carried
+        self._by_base: dict[str, RemoteSource] = {}
+        self._refused: set[str] = set()
+        self._news = trio.Event()
+        self.sources = [self._of_seed(seed) for seed in web_seeds]
+        self.sources += [RemoteSource(remote, remote, None) for remote in remotes]
+        self._room = len(self._by_base) + _MOST_CARRIED
+
+    def _of_seed(self, seed: WebSeed) -> RemoteSource:
+        number = len(self._by_base)
+        source = self._by_base[seed.base] = RemoteSource(str(seed), f"cachefs_web_{number}:", seed)
+        self.environment |= _http_remote(f"CACHEFS_WEB_{number}", seed.base)
+        self._news.set()
+        return source
+
+    def known(self) -> bool:
+        """Whether there is anything to ask rclone for."""
+        return bool(self.sources or self._by_base)
+
+    async def wait_known(self) -> None:
+        """Return when there may be."""
+        await self._news.wait()
+
+    def of(self, item: Item) -> list[RemoteSource]:
+        """The sources that may have `item`."""
+        carried = [self._by_base[base] for base, _ in self._carried_by(item) if base in self._by_base]
+        return list(dict.fromkeys([*self.sources, *carried]))
+
+    async def learn(self, item: Item) -> bool:
+        """Take over the web seeds that an item's .torrent carries, if they are to be followed; whether any is new."""
+        new = False
+        for base, host in self._carried_by(item):
+            if base in self._by_base or base in self._refused or len(self._by_base) >= self._room:
+                continue
+            if self._carried == "any" or await _is_public(host):
+                self._of_seed(WebSeed(base))
+                new = True
+            else:
+                self._refused.add(base)
+        return new
+
+    def _carried_by(self, item: Item) -> list[tuple[str, str]]:
+        """The bases below which its .torrent says that it lies under its name, each with its host."""
+        if self._carried == "none" or item.metainfo is None:
+            return []
+        found = []
+        for url in item.metainfo.web_seeds[:_MOST_PER_ITEM]:
+            base = url if url.endswith("/") else _base(url, item.name)
+            try:
+                checked = web_seed(base) + "/"
+            except ValueError:
+                continue
+            found.append((checked, urlsplit(checked).hostname or ""))
+        return found
+
+
+def _base(url: str, name: str) -> str:
+    """`url` without `name` at its end, in whatever way that is escaped; empty if it isn't there."""
+    longest = 3 * len(name.encode())
+    for at in range(len(url) - len(name), max(-1, len(url) - longest - 1), -1):
+        if unquote(url[at:]) == name:
+            return url[:at]
+    return ""
+
+
+def _http_remote(name: str, url: str) -> Mapping[str, str]:
+    prefix = f"RCLONE_CONFIG_{name}_"
+    return {f"{prefix}TYPE": "http", f"{prefix}URL": url, f"{prefix}NO_ESCAPE": "true"}
+
+
+async def _is_public(host: str) -> bool:
+    """Whether every address of `host` is one of the public internet."""
+    try:
+        found = await trio.socket.getaddrinfo(host, None)
+        return bool(found) and all(ipaddress.ip_address(info[4][0]).is_global for info in found)
+    except (OSError, ValueError):
+        return False
