@@ -29,8 +29,9 @@ from cachefs.records.lists import (
     take_in,
 )
 from tests.counterparts import nginx
-from tests.mount_kit import cachefs
+from tests.mount_kit import cachefs, mounted
 from tests.player_kit import make_music
+from tests.records_kit import OPEN_TOML
 
 T = TypeVar("T")
 
@@ -192,10 +193,27 @@ def test_an_exported_playlist_has_what_the_mount_shows() -> None:
     assert text == "#EXTM3U\n#EXTINF:-1,a b\n/mnt/music/records/dir/a b.ogg\n"
 
 
+def test_an_imported_record_is_played_by_its_name_with_and_without_a_mount(site: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    (data / "cachefs.toml").write_text(OPEN_TOML)
+    with nginx(site) as url:
+        imported(data, old_list(site, url), "records.csv")
+        alone = cachefs("play", "b.flac", "--data-dir", data)
+        assert Path(alone.stdout.strip()).read_bytes() == (site / "b.flac").read_bytes(), alone.stderr
+        with mounted(tmp_path, settings=OPEN_TOML) as mount:
+            assert [path.name for path in (mount.mountpoint / "records").iterdir()] == ["b.flac"]
+            shown = cachefs("play", "Fast Car.ogg", "--data-dir", data)
+            assert shown.stdout == f"{mount.mountpoint}/records/Fast Car.ogg\n", shown.stderr
+            assert Path(shown.stdout.strip()).read_bytes() == (site / "Fast Car.ogg").read_bytes()
+            text = cachefs("export", "m3u", "--data-dir", data).stdout
+            assert f"#EXTINF:-1,b\n{mount.mountpoint}/records/b.flac\n" in text
+
+
 def test_the_commands_import_fetch_and_export(site: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    (data / "cachefs.toml").write_text("[records]\nallow_http = true\nallow_private = true\n")
+    (data / "cachefs.toml").write_text(OPEN_TOML)
     with nginx(site) as url:
         (tmp_path / "list.json").write_text(old_list(site, url))
         done = cachefs("import", tmp_path / "list.json", "--format", "columns", "--fetch", "--data-dir", data)

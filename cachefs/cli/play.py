@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
+from cachefs.catalog import records
 from cachefs.cli.records import Target, options, target
 from cachefs.errors import CachefsError
 from cachefs.records import MusicCache
+from cachefs.records.lists import made_ready
 
 
 @click.command("play")
@@ -37,6 +39,7 @@ def command(name: str, wait: bool, player: str | None, config_file: Path | None,
 
 
 def _path(place: Target, name: str, wait: bool) -> Path:
+    _make_ready(place, name)
     mountpoint = place.mountpoint()
     if mountpoint is None:
         return place.run(lambda cache: _stored(cache, name))
@@ -46,6 +49,14 @@ def _path(place: Target, name: str, wait: bool) -> Path:
     elif not path.exists():
         raise CachefsError(f"{path}: no such record")
     return path
+
+
+def _make_ready(place: Target, name: str) -> None:
+    """Fetch a record that came from a list and was never fetched: only then is it known what the mount is to show."""
+    record = records.load(place.data_dir / records.LOCK_NAME).records.get(name)
+    if record is not None and not record.ready:
+        place.run(lambda cache: made_ready(cache, record))
+        place.tell_daemon()
 
 
 async def _stored(cache: MusicCache, name: str) -> Path:
