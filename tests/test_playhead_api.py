@@ -141,6 +141,20 @@ def test_a_follower_goes_on_without_its_daemon_and_takes_what_is_when_it_is_back
     run(test)
 
 
+def test_daemons_that_follow_each_other_in_a_ring_say_so_and_do_not_go_round(tmp_path: Path) -> None:
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as held:
+            port = held.getsockname()[1]
+        async with daemon(tmp_path / "a", serve=Peer("127.0.0.1", 0), follow=f"http://127.0.0.1:{port}") as a:
+            url = str(a.report()["served"])
+            async with daemon(tmp_path / "b", serve=Peer("127.0.0.1", port), follow=url):
+                async with connect(tmp_path / "a") as client:
+                    with pytest.raises(PlayheadUnreachable):
+                        await client.change(SONG, Change("play"))
+
+    run(test)
+
+
 def test_playheads_and_revisions_outlive_a_restart(tmp_path: Path) -> None:
     async def test() -> None:
         async with daemon(tmp_path), connect(tmp_path) as client:

@@ -61,10 +61,6 @@ class PlayheadClient:
     async def get(self, record: str) -> Playhead:
         return self._head(await self._ask("GET", _path(record)))
 
-    async def all(self) -> list[Playhead]:
-        answer = await self._ask("GET", "/playheads")
-        return [self._head(item) for item in answer] if isinstance(answer, list) else [self._head(answer)]
-
     async def change(self, record: str, change: Change) -> Playhead:
         """The playhead after the change; PlayheadConflict, PlayheadInvalid, PlayheadUnreachable."""
         return self._head(await self._ask("POST", _path(record), change.as_json()))
@@ -89,13 +85,13 @@ class PlayheadClient:
             finally:
                 nursery.cancel_scope.cancel()
 
-    async def _ask(self, method: str, path: str, body: object = None) -> Any:
+    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         try:
             response = await self._http.request(method, path, json=body)
         except (httpx.HTTPError, OSError) as error:
             raise PlayheadUnreachable(self.where, _told(error)) from error
         if response.status_code != 200:
-            raise self._refusal(response.status_code, response.content)
+            raise self._refusal(response.status_code, response.content, body)
         return self._json(response.content)
 
     def _json(self, raw: bytes) -> Any:
@@ -110,12 +106,13 @@ class PlayheadClient:
         except PlayheadInvalid as error:
             raise PlayheadUnreachable(self.where, f"the answer is no playhead: {error}") from None
 
-    def _refusal(self, status: int, raw: bytes) -> Exception:
+    def _refusal(self, status: int, raw: bytes, asked: Mapping[str, Any] | None = None) -> Exception:
         answer = self._json(raw) if raw[:1] == b"{" else {}
         why = answer.get("error", f"HTTP status {status}")
         if status == 409 and "present" in answer:
             present = self._head(answer["present"])
-            return PlayheadConflict(present.record, -1, present.revision, answer["present"])
+            expected = (asked or {}).get("if_revision", 0)
+            return PlayheadConflict(present.record, expected, present.revision, answer["present"])
         return PlayheadInvalid(why) if status == 400 else PlayheadUnreachable(self.where, why)
 
 
@@ -215,6 +212,7 @@ class RemoteBoard:
         return self._watchers.watch(record, list(self._heads.values()) if record is None else [self.get(record)])
 
     async def change(self, record: str, change: Change) -> Playhead:
+        self.utc()  # of daemons that follow each other in a ring none ever learns the time, and none hands changes on
         async with self.watch(record) as watch:
             head = await self._client.change(record, change)
             # Events alone make the mirror, for they come in order; whoever asks next should find his change in it.
