@@ -36,6 +36,7 @@ from cachefs.errors import CachefsError, ConfigError
 from cachefs.fetch.base import Item
 from cachefs.fetch.kinds import ByKind
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.more_providers import TorrentProvider
 from cachefs.fetch.policy import Hedging
 from cachefs.fetch.ranges import RangeFetcher
 from cachefs.fetch.rclone import RcloneFetcher
@@ -44,6 +45,7 @@ from cachefs.fetch.remotes import Remotes
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
+from cachefs.fetch.torrent_whole import WholeTorrents
 from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
@@ -112,7 +114,7 @@ async def _run(config: Config, mountpoint: Path, data_dir: Path, ready: Callable
     shown = await Shown.load(config, lock_file, config.snapshots.chain_name)
     state = State.open(data_dir / "state.db")
     try:
-        async with MusicCache.open(data_dir, config.records, state=state) as music:
+        async with MusicCache.open(data_dir, config.records, rclone=config.rclone, state=state) as music:
             await Assembly(config, mountpoint, data_dir, lock_file, shown, state, music).run(ready)
     finally:
         state.close()
@@ -158,10 +160,18 @@ class Assembly:
         )
         self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
         self._ranges = RangeFetcher(music.web, self._ledger)
-        fetcher = ByKind(self._router, self._ranges)
+        self._swarms = Router(config.fetch, self._fetcher, self._ranges, hedging, lambda _: False)
+        fetcher = ByKind(self._router, self._ranges, self._swarms)
         self._room = Room(self._store, state, _limits(config.limits))
         self._cache = Cache(self._store, fetcher, config.read, self._evidence, self._room)
-        self._records = RecordShelf(music, shown.records, deadline=config.read.deadline)
+        music.add_provider(TorrentProvider(WholeTorrents(self._fetcher, config.records.stall_timeout)))
+        self._records = RecordShelf(
+            music,
+            shown.records,
+            deadline=config.read.deadline,
+            swarm=self._fetcher.metainfo,
+            seed=self._cache.seed if config.torrent.seed else None,
+        )
         shelf = SnapshotShelf(self._manifests, self._metadata, mtimes(state))
         shelves: dict[str, Shelf] = {CATALOGUE: shelf, RECORDS: self._records}
         filesystem = Filesystem(shown.tree, shelves, self._cache, born=shown.created)
@@ -210,12 +220,13 @@ class Assembly:
                 "status": self._tell,
                 "stop": self._stopping,
                 "reload": self._reload,
-                "records-changed": self._reloader.reload_records,
+                "records-changed": self._records_changed,
             }
             await nursery.start(control.serve, self._data_dir, commands)
             await nursery.start(self._playheads.run)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
+            nursery.start_soon(self._records.seed_complete)
             shown = self._reloader.shown
             names, chain = shown.lock.downloads, shown.lock.chain
             ready(Mounted(self._mountpoint, chain, len(names), len(shown.names), len(shown.records)))
@@ -232,6 +243,7 @@ class Assembly:
                 await nursery.start(self._rclone.run)
                 await nursery.start(self._router.run)
                 await nursery.start(self._ranges.run)
+                await nursery.start(self._swarms.run)
                 await nursery.start(self._records.run)
                 await nursery.start(self._cache.run)
                 await nursery.start(self._room.run, self._cache)
@@ -283,6 +295,10 @@ class Assembly:
 
     async def _tell(self) -> Mapping[str, Any]:
         return {**await self._status.collect(), "playhead": self._playheads.report()}
+
+    async def _records_changed(self) -> None:
+        await self._reloader.reload_records()
+        await self._records.seed_complete()
 
     async def _stopping(self) -> None:
         self._stop.set()

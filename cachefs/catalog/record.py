@@ -24,7 +24,7 @@ from cachefs.config.values import Wrong, checked_url, show
 from cachefs.content import ContentId
 from cachefs.errors import CatalogError
 
-SCHEMES = ("https", "http", "file", "rclone")
+SCHEMES = ("https", "http", "file", "rclone", "magnet")
 """What a record's URL may begin with. Which of them are used is a matter of the settings."""
 
 MAX_SIZE = 2**50
@@ -188,12 +188,13 @@ def _as_name(value: object) -> str:
 
 
 def as_url(value: object) -> str:
-    """A record's URL if `value` is one; Wrong otherwise. `file:///path` and `rclone://remote/path` name no web host."""
+    """A record's URL if `value` is one; Wrong otherwise. `file:///path`, `rclone://remote/path`
+    and `magnet:?…` name no web host."""
     if not isinstance(value, str):
         raise Wrong(f"expected a URL, got {show(value)}")
-    if value.startswith("file:///") and re.fullmatch(r"[!-~]+", value):
+    if value.startswith(("file:///", "magnet:?")) and re.fullmatch(r"[!-~]+", value):
         return value
-    return checked_url(value, tuple(scheme for scheme in SCHEMES if scheme != "file"))
+    return checked_url(value, tuple(scheme for scheme in SCHEMES if scheme not in ("file", "magnet")))
 
 
 def _as_urls(value: object) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class Target:
         """What `work` makes of this cache."""
 
         async def main() -> T:
-            async with MusicCache.open(self.data_dir, self.config.records) as cache:
+            async with MusicCache.open(self.data_dir, self.config.records, rclone=self.config.rclone) as cache:
                 return await work(cache)
 
         return trio.run(main)

@@ -23,8 +23,12 @@ class Downloader:
     """Downloads by `providers`, the first that takes a URL, in the manner of `strategy`."""
 
     def __init__(self, providers: Sequence[Provider], strategy: Strategy = in_order) -> None:
-        self._providers = tuple(providers)
+        self._providers = list(providers)
         self._strategy = strategy
+
+    def add(self, provider: Provider) -> None:
+        """Ask this one before the others from now on."""
+        self._providers.insert(0, provider)
 
     async def download(
         self, urls: Sequence[str], expected: Expected, make_file: MakeFile, progress: Progress | None = None

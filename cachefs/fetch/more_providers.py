@@ -13,46 +13,62 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 from urllib.parse import unquote, urlsplit
 
 import trio
 
+from cachefs.config import Rclone
 from cachefs.content import ContentId
-from cachefs.errors import SourceRefused, SourceSilent, UrlFailed
+from cachefs.errors import RcloneUnusable, SourceRefused, SourceSilent, UrlFailed
+from cachefs.fetch.digests import Declared
+from cachefs.fetch.rclone_child import find_binary
 from cachefs.fetch.receiver import Fetched, Receiver
+from cachefs.metainfo import Metainfo
 
 _MAGNET = re.compile(r"magnet:\?xt=urn:btih:([0-9a-fA-F]{40})(?:&.*)?")
 _STALL = 30.0
+_SAID = 65_536
 
 
 class RcloneProvider:
     """`rclone://REMOTE/PATH` URLs; `remotes` are the operator's, label to remote string (`s3:bucket/music`, say)."""
 
-    def __init__(self, remotes: Mapping[str, str], program: str = "rclone", stall: float = _STALL) -> None:
+    def __init__(self, remotes: Mapping[str, str], settings: Rclone | None = None, stall: float = _STALL) -> None:
         self._remotes = dict(remotes)
-        self._program = program
+        self._binary = settings.binary if settings else None
+        self._config = settings.config if settings else None
         self._stall = stall
 
     def takes(self, url: str) -> bool:
         return url.startswith("rclone://")
 
     async def send(self, url: str, receiver: Receiver) -> Fetched:
-        command = [self._program, "cat", "--", self._place(url)]
-        try:
-            process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        except OSError as error:
-            raise UrlFailed(url, f"{self._program} can't be run: {error.strerror}") from error
-        try:
-            await self._copy(process, url, receiver)
-        finally:
-            with trio.CancelScope(shield=True), suppress(ProcessLookupError):
-                process.kill()
-                await process.wait()
+        place = self._place(url)
+        with tempfile.TemporaryFile() as said:
+            process = await self._started(url, place, said)
+            try:
+                await self._copy(process, url, receiver, said)
+            finally:
+                with trio.CancelScope(shield=True), suppress(ProcessLookupError):
+                    process.kill()
+                    await process.wait()
+                if process.stdout is not None:
+                    await trio.aclose_forcefully(process.stdout)
         return await receiver.finish(url)
+
+    async def _started(self, url: str, place: str, said: IO[bytes]) -> trio.Process:
+        try:
+            binary = await trio.to_thread.run_sync(find_binary, self._binary)
+            config = ["--config", str(self._config)] if self._config else []
+            command = [str(binary.path), "cat", *config, "--", place]
+            return await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=said)
+        except (OSError, RcloneUnusable) as error:
+            raise UrlFailed(url, f"rclone can't be run: {error}") from error
 
     def _place(self, url: str) -> str:
         parts = urlsplit(url)
@@ -63,17 +79,14 @@ class RcloneProvider:
         path = unquote(parts.path).lstrip("/")
         return f"{remote}{path}" if remote.endswith((":", "/")) else f"{remote}/{path}"
 
-    async def _copy(self, process: trio.Process, url: str, receiver: Receiver) -> None:
+    async def _copy(self, process: trio.Process, url: str, receiver: Receiver, said: IO[bytes]) -> None:
         assert process.stdout is not None
-        assert process.stderr is not None
-        said = bytearray()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_gather, process.stderr, said)
-            while data := await self._next(process.stdout, url):
-                await receiver.write(url, data)
-            code = await process.wait()
+        while data := await self._next(process.stdout, url):
+            await receiver.write(url, data)
+        code = await process.wait()
         if code:
-            lines = said.decode("utf-8", "replace").strip().splitlines()
+            said.seek(0)
+            lines = said.read(_SAID).decode("utf-8", "replace").strip().splitlines()
             raise UrlFailed(url, f"rclone ended with {code}: {lines[-1] if lines else 'and said nothing'}")
 
     async def _next(self, stream: trio.abc.ReceiveStream, url: str) -> bytes:
@@ -84,17 +97,14 @@ class RcloneProvider:
             raise SourceSilent(url, f"rclone was silent for {self._stall:g} s") from None
 
 
-async def _gather(stream: trio.abc.ReceiveStream, into: bytearray) -> None:
-    async for part in stream:
-        into += part
-        del into[:-4096]
-
-
 class Torrents(Protocol):
-    """What fetches a torrent of one file; made of the torrent fetcher by whoever has one."""
+    """What fetches a torrent of one file: `torrent_whole.py` is one, made of a torrent fetcher."""
 
-    async def fetch(self, content: ContentId, name: str, path: Path) -> None:
-        """Fetch all of `content` into `path`, each piece checked; UrlFailed if that can't be."""
+    async def metainfo(self, content: ContentId, url: str) -> Metainfo:
+        """The torrent with this info-hash; UrlFailed."""
+
+    async def download(self, info: Metainfo, url: str, path: Path) -> None:
+        """Fetch all of it into the new file `path`, each piece checked; UrlFailed, StoreFull, StoreFailed."""
 
 
 class TorrentProvider:
@@ -112,7 +122,9 @@ class TorrentProvider:
             raise UrlFailed(url, "is not a magnet link with a v1 info-hash (xt=urn:btih:…)")
         path = receiver.path.with_name(f"{receiver.path.name}.torrent")
         try:
-            await self._torrents.fetch(ContentId.btih(match[1]), receiver.path.name, path)
+            info = await self._torrents.metainfo(ContentId.btih(match[1]), url)
+            receiver.announce(url, info.manifest.length, Declared())
+            await self._torrents.download(info, url, path)
             async with await trio.open_file(path, "rb") as file:
                 while data := await file.read(2**20):
                     await receiver.write(url, data)

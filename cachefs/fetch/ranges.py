@@ -15,7 +15,7 @@ why. Asking again within the while gets the same answer at once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Set
+from collections.abc import Awaitable, Callable, Set
 
 import trio
 
@@ -36,7 +36,7 @@ _METER_SECONDS = 3.0
 
 
 class RangeFetcher:
-    """The `Fetcher` of items that have URLs and no torrent; use it inside `run`."""
+    """The `Fetcher` of items that have URLs; use it inside `run`."""
 
     def __init__(self, client: WebClient, ledger: Ledger) -> None:
         self._client = client
@@ -53,19 +53,28 @@ class RangeFetcher:
             await trio.sleep_forever()
 
     def download(self, job: Job, sink: Sink) -> RangeDownload:
-        assert self._nursery is not None
         download = RangeDownload(self, job, sink)
-        self._downloads.append(download)
-        self._nursery.start_soon(self._look_after, download)
+        self.remember(download)
         return download
 
-    async def _look_after(self, download: RangeDownload) -> None:
-        assert self._nursery is not None
-        try:
-            await download.run(self._nursery)
-        finally:
+    def remember(self, download: RangeDownload) -> None:
+        """The download goes on."""
+        if download not in self._downloads:
+            self._downloads.append(download)
+
+    def forget(self, download: RangeDownload) -> None:
+        """The download has ended."""
+        if download in self._downloads:
             self._downloads.remove(download)
-            download.end()
+
+    def start(self, fetch: Callable[[Stream], Awaitable[None]], stream: Stream) -> None:
+        """Run a stretch in the background."""
+        assert self._nursery is not None
+        self._nursery.start_soon(fetch, stream)
+
+    def usable(self, urls: tuple[str, ...]) -> list[str]:
+        """Those that are not left alone just now."""
+        return [url for url in urls if url not in self._breakers or not self._breakers[url].pause()]
 
     def transfers(self) -> list[Transfer]:
         return [download.transfer() for download in self._downloads if download.busy]
@@ -113,7 +122,7 @@ class RangeFetcher:
 
 
 class RangeDownload:
-    """One record being fetched. It ends when nobody reads it any more and nothing is under way."""
+    """One record being fetched. It ends when nobody reads it any more and nothing is under way; `open` revives it."""
 
     def __init__(self, fetcher: RangeFetcher, job: Job, sink: Sink) -> None:
         self.job = job
@@ -123,7 +132,6 @@ class RangeDownload:
         self._ahead: Set[int] = frozenset()
         self._streams: list[Stream] = []
         self._closed = False
-        self._changed = trio.Event()
         self._trouble = ""
         self._recent: deque[tuple[float, int]] = deque()
 
@@ -136,7 +144,7 @@ class RangeDownload:
         for stream in self._streams:
             if stream.at not in urgent and stream.at not in ahead:
                 stream.scope.cancel()
-        self._changed.set()
+        self._start()
 
     def trouble(self) -> str:
         return self._trouble
@@ -146,10 +154,12 @@ class RangeDownload:
 
     def open(self) -> None:
         self._closed = False
+        self._fetcher.remember(self)
 
     def close(self) -> None:
         self._closed = True
         self.demand(frozenset(), frozenset())
+        self._end_if_idle()
 
     def leave(self) -> None:
         self.close()
@@ -160,19 +170,28 @@ class RangeDownload:
         wanted = len(self._urgent) + len(self._ahead)
         return Transfer(self.job.item.content, self.job.item.name, len(self._streams), rate, wanted, self._trouble)
 
-    async def run(self, nursery: trio.Nursery) -> None:
-        """Keep requests under way for what is wanted, until it is closed."""
-        while not self._closed or self._streams:
-            while len(self._streams) < _STREAMS and (blocks := self._next()):
-                stream = Stream(blocks)
-                self._streams.append(stream)
-                nursery.start_soon(self._fetch, stream)
-            await self._changed.wait()
-            self._changed = trio.Event()
+    def sources(self) -> list[str]:
+        """The URLs that may be asked now."""
+        return self._fetcher.usable(self.job.item.urls)
 
-    def end(self) -> None:
-        """Nothing lands any more; the fetcher's own call."""
-        self._sink.ended()
+    def flying(self) -> set[int]:
+        """The blocks that are on their way."""
+        return {index for stream in self._streams for index in range(stream.at, stream.blocks.stop)}
+
+    def landed(self, index: int) -> None:
+        """Somebody else landed a block: `have` says so already."""
+
+    def _start(self) -> None:
+        """Have requests under way for what is wanted."""
+        while len(self._streams) < _STREAMS and (blocks := self._next()):
+            stream = Stream(blocks)
+            self._streams.append(stream)
+            self._fetcher.start(self._fetch, stream)
+
+    def _end_if_idle(self) -> None:
+        if self._closed and not self._streams:
+            self._fetcher.forget(self)
+            self._sink.ended()
 
     def _next(self) -> range:
         """The next stretch to ask for: from the first block that is waited for, or else from the first to read ahead.
@@ -224,10 +243,15 @@ class RangeDownload:
                 await self._fetcher.ask(self, stream)
                 self._trouble = ""
         except CachefsError as error:
-            self._trouble = str(error)
-            # Until somebody asks again: a failure must not be repeated by itself.
-            self._urgent, self._ahead = frozenset(), frozenset()
-            self._sink.failed(error)
+            self._give_up(error)
         finally:
             self._streams.remove(stream)
-            self._changed.set()
+        self._start()
+        self._end_if_idle()
+
+    def _give_up(self, error: CachefsError) -> None:
+        """Tell those who wait, unless the blocks may still come from peers; ask no more until somebody asks again."""
+        self._trouble = str(error)
+        self._urgent, self._ahead = frozenset(), frozenset()
+        if self.job.item.metainfo is None or not isinstance(error, UrlFailed):
+            self._sink.failed(error)

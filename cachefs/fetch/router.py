@@ -21,6 +21,7 @@ import trio
 from cachefs.content import ContentId
 from cachefs.fetch.base import Job, Sink, Transfer
 from cachefs.fetch.policy import Choice, Hedging, Situation, hand_over
+from cachefs.fetch.ranges import RangeFetcher
 from cachefs.fetch.rclone import RcloneFetcher
 from cachefs.fetch.torrent import TorrentFetcher
 
@@ -254,13 +255,13 @@ class RoutedDownload:
 
 
 class Router:
-    """The `Fetcher` that joins the two."""
+    """The `Fetcher` that joins the two. In the place of rclone may stand the fetcher of a record's own URLs."""
 
     def __init__(
         self,
         settings: Fetch,
         torrent: TorrentFetcher,
-        rclone: RcloneFetcher,
+        rclone: RcloneFetcher | RangeFetcher,
         hedging: Hedging,
         from_web: Callable[[ContentId], bool],
     ) -> None:
@@ -298,7 +299,9 @@ class Router:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look again at what is wanted, for ever."""
-        self.torrent.leave_web_seeds_to(lambda: self.rclone.child.ready)
+        rclone = self.rclone
+        if isinstance(rclone, RcloneFetcher):
+            self.torrent.leave_web_seeds_to(lambda: rclone.child.ready)
         task_status.started()
         while True:
             await trio.sleep(_REVIEW_EVERY)

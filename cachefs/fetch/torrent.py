@@ -102,7 +102,8 @@ class TorrentFetcher:
         """Add the job's torrent to the session."""
         assert self._session is not None
         assert self._nursery is not None
-        key = job.item.content.digest
+        assert job.item.metainfo is not None
+        key = job.item.metainfo.content.digest
         assert key not in self._downloads
         download = TorrentDownload(self._session.lt, self._nursery, self._swarm, job, sink)
         self._downloads[key] = download
@@ -111,6 +112,10 @@ class TorrentFetcher:
     def leave_web_seeds_to(self, other: Callable[[], bool]) -> None:
         """Ask web seeds only while `other()` says that nobody else does."""
         self._swarm.asks_web_seeds = lambda: not other()
+
+    def has(self, content: ContentId) -> bool:
+        """Whether this torrent is in the session."""
+        return content.digest in self._downloads
 
     def transfers(self) -> list[Transfer]:
         return [d.transfer() for d in self._downloads.values() if d.busy or d.rate > 0]

@@ -110,7 +110,9 @@ class TorrentDownload:
 
     @property
     def content(self) -> ContentId:
-        return self.job.item.content
+        """The torrent's id, which for a record is another than the content's."""
+        assert self.job.item.metainfo is not None
+        return self.job.item.metainfo.content
 
     @property
     def complete(self) -> bool:
@@ -153,7 +155,9 @@ class TorrentDownload:
         self.remove()
 
     def transfer(self) -> Transfer:
-        return Transfer(self.content, self.job.item.name, self.peers, self.rate, len(self._wanted), self.trouble())
+        return Transfer(
+            self.job.item.content, self.job.item.name, self.peers, self.rate, len(self._wanted), self.trouble()
+        )
 
     # Life in the session
 
@@ -243,6 +247,8 @@ class TorrentDownload:
 
     def _add_web_seeds(self, handle: lt.torrent_handle) -> None:
         # In every form that the host may know; libtorrent drops the one that is answered with 404.
+        if self.job.item.urls:  # it lies there, asked for by somebody who judges addresses, and nowhere else
+            return
         for seed in self._swarm.web_seeds if self._swarm.asks_web_seeds() else ():
             for url in seed.urls(self.job.item.name):
                 handle.add_url_seed(url)

@@ -25,6 +25,7 @@ import trio
 
 from cachefs.catalog import records
 from cachefs.catalog.records import LOCK_NAME, Pieces, Record
+from cachefs.config import Rclone
 from cachefs.config import Records as Settings
 from cachefs.content import ContentId, Manifest
 from cachefs.errors import CachefsError, UrlFailed
@@ -89,6 +90,7 @@ class MusicCache:
         data_dir: Path,
         settings: Settings | None = None,
         *,
+        rclone: Rclone | None = None,
         state: State | None = None,
         more_providers: Sequence[Provider] = (),
     ) -> AsyncIterator[MusicCache]:
@@ -102,9 +104,13 @@ class MusicCache:
                 stack.callback(state.close)
             settings = settings or Settings()
             web = await stack.enter_async_context(WebClient(_rules(settings)))
-            cache = cls(data_dir, settings, state, web, [*more_providers, *_providers(settings, web)])
+            cache = cls(data_dir, settings, state, web, [*more_providers, *_providers(settings, web, rclone)])
             await trio.to_thread.run_sync(cache.incoming.clear)
             yield cache
+
+    def add_provider(self, provider: Provider) -> None:
+        """Ask this one before the others from now on."""
+        self._downloader.add(provider)
 
     # The two requests
 
@@ -254,9 +260,9 @@ def _rules(settings: Settings) -> Rules:
     )
 
 
-def _providers(settings: Settings, web: WebClient) -> list[Provider]:
+def _providers(settings: Settings, web: WebClient, rclone: Rclone | None) -> list[Provider]:
     return [
         HttpProvider(web),
         LocalProvider(allowed=settings.allow_file),
-        RcloneProvider(settings.remote_map(), stall=settings.stall_timeout),
+        RcloneProvider(settings.remote_map(), rclone, stall=settings.stall_timeout),
     ]

@@ -9,28 +9,44 @@ at once either way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 
 import trio
 
+from cachefs import metainfo
 from cachefs.catalog.records import Record
 from cachefs.catalog.tree import File
 from cachefs.content import ContentId, Manifest
-from cachefs.errors import MetadataUnavailable, SourceSilent
+from cachefs.errors import CachefsError, MetadataUnavailable, SourceSilent
 from cachefs.fetch.base import Item
+from cachefs.metainfo import Metainfo
 from cachefs.records.music_cache import MusicCache, Play
 
 CATALOGUE = "records"
 """The catalogue's folder in the mount."""
 
+_PEERS_HAVE = 5.0
+"""Seconds in which peers may send a record's torrent at its first open."""
+
 
 class RecordShelf:
     """The ready records of a lock; use it inside `run`. `records` is replaced when the lock changes."""
 
-    def __init__(self, cache: MusicCache, records: Mapping[str, Record], *, deadline: float) -> None:
+    def __init__(
+        self,
+        cache: MusicCache,
+        records: Mapping[str, Record],
+        *,
+        deadline: float,
+        swarm: Callable[[ContentId, str], Awaitable[bytes]],
+        seed: Callable[[Item], Awaitable[None]] | None,
+    ) -> None:
         self.records = records
         self._cache = cache
         self._deadline = deadline
+        self._swarm = swarm
+        self._seed = seed
         self._plays: dict[ContentId, Play] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -61,12 +77,41 @@ class RecordShelf:
         if self._cache.settings.verify == "whole" or manifest is None or not _web(record):
             await self._whole(record)
             manifest = self._cache.pieces.manifest(record)
-        return self._item(record, manifest)
-
-    def _item(self, record: Record, manifest: Manifest | None) -> Item:
         if manifest is None:
             raise MetadataUnavailable(record.name, "its piece list came and went")
-        return Item(record.name, manifest, urls=_web(record), catalogue=CATALOGUE, fails_early=True)
+        return self._item(record, manifest, await self._torrent(record, manifest))
+
+    def _item(self, record: Record, manifest: Manifest, info: Metainfo | None) -> Item:
+        return Item(record.name, manifest, info, _web(record), CATALOGUE, fails_early=True)
+
+    async def _torrent(self, record: Record, manifest: Manifest) -> Metainfo | None:
+        """The record's torrent, from here or from peers, if it has one of the same pieces."""
+        if record.swarm is None or not _web(record):
+            return None
+        info = self._cache.pieces.torrent(record.swarm)
+        if info is None and self._cache.vault.sealed(manifest.content) is None:
+            info = await self._torrent_from_peers(record.swarm, record.name)
+        same = info is not None and info.manifest.length == manifest.length
+        return info if info and same and info.manifest.block_length == manifest.block_length else None
+
+    async def _torrent_from_peers(self, swarm: ContentId, name: str) -> Metainfo | None:
+        """Peers have a moment to send it; without it the URLs will do."""
+        with trio.move_on_after(_PEERS_HAVE), suppress(CachefsError):
+            info = metainfo.parse(await self._swarm(swarm, name))
+            self._cache.pieces.save_torrent(info)
+            return info
+        return None
+
+    async def seed_complete(self) -> None:
+        """Offer to others what is here whole and has a swarm."""
+        for record in list(self.records.values()):
+            manifest = self._cache.pieces.manifest(record)
+            if self._seed is None or manifest is None or self._cache.vault.sealed(manifest.content) is None:
+                continue
+            info = await self._torrent(record, manifest)
+            if info is not None:
+                with suppress(CachefsError):
+                    await self._seed(self._item(record, manifest, info))
 
     def _record(self, file: File) -> Record:
         record = self.records.get(file.path)
