@@ -32,7 +32,7 @@ def taken(mount: Mount) -> int:
     return sum(path.stat().st_blocks * 512 for path in mount.data_dir.glob("store/sha256/*/*/data"))
 
 
-def test_a_size_limit_holds_while_all_records_are_played_and_the_least_recent_go(site: Path, tmp_path: Path) -> None:
+def test_a_size_limit_holds_while_all_records_are_played_and_the_last_one_stays(site: Path, tmp_path: Path) -> None:
     limit = 2 * LENGTH + 2 * PIECE
     with nginx(site) as url:
         etched(tmp_path, url)
@@ -41,8 +41,9 @@ def test_a_size_limit_holds_while_all_records_are_played_and_the_least_recent_go
                 assert (mount.mountpoint / "records" / name).read_bytes() == (site / name).read_bytes()
                 assert taken(mount) <= limit + PIECE
     with mounted(tmp_path, settings=OPEN_TOML) as mount:
-        assert (mount.mountpoint / "records" / NAMES[-1]).read_bytes() == (site / NAMES[-1]).read_bytes()
-        assert read_error(mount.mountpoint / "records" / NAMES[0])
+        kept = [name for name in NAMES if not read_error(mount.mountpoint / "records" / name, size=LENGTH)]
+        assert NAMES[-1] in kept
+        assert len(kept) <= 2
 
 
 def test_what_nobody_played_for_the_age_expires(site: Path, tmp_path: Path) -> None:
