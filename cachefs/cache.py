@@ -14,16 +14,20 @@ has a limited number of requests under way, and cached reads must find one free.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import trio
 
+from cachefs.callers import Caller
 from cachefs.content import ContentId
-from cachefs.errors import CachefsError, Stopping, TooManyWaiting, Unavailable
+from cachefs.errors import Abandoned, CachefsError, Stopping, TooManyWaiting, Unavailable
 from cachefs.fetch.base import Fetcher, Item, Job
 from cachefs.flow import Admission, Flow, Opening, Reader, Unlimited
+from cachefs.speculation import Accounts
 from cachefs.store.objects import ObjectStore
 from cachefs.store.stored import StoredObject
 
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LETTING_GO, _LOOK_AGAIN = 10.0, 0.1  # seconds
+_LOOK_AT_CALLER = 1.0
+_MOST_ERRORS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,15 @@ class Waiting:
     name: str
     blocks: tuple[int, ...]
     since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of some content: `held` bytes are here."""
+
+    held: int
+    sources: tuple[str, ...]
+    error: str
 
 
 class Cache:
@@ -66,6 +81,8 @@ class Cache:
         self._next_wait = 0
         self._stopping = False
         self._drained = trio.Event()
+        self._accounts = Accounts(settings.speculation)
+        self._errors: dict[ContentId, str] = {}
         self.last_error = ""
 
     def waiting(self) -> list[Waiting]:
@@ -78,10 +95,16 @@ class Cache:
             task_status.started()
             await trio.sleep_forever()
 
-    async def open(self, item: Item) -> Reader:
-        """A new reader of this content; close it."""
-        flow = await self._flow(item)
-        reader = Reader(flow)
+    async def open(self, item: Item, caller: Caller | None = None) -> Reader:
+        """A new reader of this content, opened by `caller`; close it."""
+        try:
+            flow = await self._flow(item)
+        except CachefsError as error:
+            self._remember(item.content, str(error))
+            raise
+        if flow.stored.complete:
+            self._errors.pop(item.content, None)
+        reader = Reader(flow, caller or Caller(), self._accounts)
         flow.readers.add(reader)
         flow.stored.use()
         if flow.download is not None:
@@ -134,6 +157,7 @@ class Cache:
         if reader not in flow.readers:
             return
         flow.readers.remove(reader)
+        reader.close()
         flow.stored.use()
         if not flow.readers:
             flow.forget_flights()
@@ -154,6 +178,15 @@ class Cache:
     async def _release(self, flow: Flow) -> None:
         await flow.stored.release()
         flow.closed.set()
+
+    def known(self, content: ContentId) -> Known:
+        """What is here of some content, who gave it, and why a read of it failed last."""
+        flow = self._flows.get(content)
+        error = self._errors.get(content, "")
+        if flow is None:
+            return Known(self._store.held(content), (), error)
+        sources = flow.download.sources() if flow.download is not None else []
+        return Known(flow.stored.held, tuple(sources), error)
 
     def reads(self, content: ContentId) -> bool:
         """Whether anybody has it open."""
@@ -192,10 +225,11 @@ class Cache:
         flow = reader.flow
         missing = flow.stored.verified.missing(flow.stored.manifest.covering(offset, size))
         if missing:
-            await self._arrival(flow, missing)
+            await self._arrival(reader, missing)
         return await flow.stored.read(offset, size)
 
-    async def _arrival(self, flow: Flow, missing: list[int]) -> None:
+    async def _arrival(self, reader: Reader, missing: list[int]) -> None:
+        flow = reader.flow
         if self._stopping:
             raise Stopping
         refusal = flow.stored.condemned or flow.refusal(missing)
@@ -207,23 +241,51 @@ class Cache:
         ticket, since = self._next_wait, trio.current_time()
         self._waiting[ticket] = Waiting(flow.item.name, tuple(missing), since)
         try:
-            await self._fetch(flow, missing, since)
+            await self._fetch(reader, missing, since)
+        except Abandoned:
+            raise
         except CachefsError as error:
             self.last_error = flow.last_error = str(error)
+            self._remember(flow.item.content, str(error))
             raise
         finally:
             del self._waiting[ticket]
             if self._stopping and not self._waiting:
                 self._drained.set()
 
-    async def _fetch(self, flow: Flow, missing: list[int], since: float) -> None:
+    def _remember(self, content: ContentId, error: str) -> None:
+        self._errors.pop(content, None)
+        self._errors[content] = error
+        if len(self._errors) > _MOST_ERRORS:
+            del self._errors[next(iter(self._errors))]
+
+    async def _fetch(self, reader: Reader, missing: list[int], since: float) -> None:
+        flow = reader.flow
         self._start(flow)
-        with trio.move_on_after(self._settings.deadline) as deadline:
-            await flow.wait(missing, self._settings.readahead_blocks)
-        if deadline.cancelled_caught:
-            error = self._unavailable(flow, trio.current_time() - since)
-            flow.refuse(missing, error)
-            raise error
+        while (until := self._patience(flow, since)) > trio.current_time():
+            with trio.move_on_at(min(until, trio.current_time() + _LOOK_AT_CALLER)) as slice_of_it:
+                await flow.wait(missing, self._settings.readahead_blocks)
+            if not slice_of_it.cancelled_caught:
+                self._errors.pop(flow.item.content, None)
+                return
+            if reader.caller.killed():
+                raise Abandoned(f"{flow.item.name}: who waited was killed")
+        error = self._unavailable(flow, trio.current_time() - since)
+        flow.refuse(missing, error)
+        raise error
+
+    def _patience(self, flow: Flow, since: float) -> float:
+        """Until when a read that waits `since` then goes on waiting, as things stand."""
+        mode = self._mode(f"{flow.item.catalogue}/{flow.item.name}")
+        if mode == "wait":
+            return math.inf
+        end = since + self._settings.deadline
+        if mode == "fail-fast" and flow.download is not None:
+            return min(end, max(since, flow.download.moved_at()) + self._settings.fail_fast_after)
+        return end
+
+    def _mode(self, path: str) -> str:
+        return next((mode for pattern, mode in self._settings.on_unavailable if fnmatchcase(path, pattern)), "deadline")
 
     def _unavailable(self, flow: Flow, waited: float) -> Unavailable:
         reason = self._evidence()

@@ -100,6 +100,10 @@ class RcloneUnusable(CachefsError):
     """There is no rclone that may be run: none at all, or only old ones."""
 
 
+class Abandoned(CachefsError):
+    """Whoever waited for bytes has been killed."""
+
+
 class StoreFull(CachefsError):
     """The disk under the store has no room for what was to be written."""
 

@@ -20,8 +20,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cachefs.cache import Cache
+from cachefs.callers import Caller
 from cachefs.catalog.tree import Directory, File, Node, Tree
 from cachefs.errors import (
+    Abandoned,
     CachefsError,
     MetadataUnavailable,
     RecordInconsistent,
@@ -38,9 +40,6 @@ from cachefs.errors import (
 )
 from cachefs.flow import Reader
 from cachefs.shelf import Shelf
-
-CONTENT_XATTR, ERROR_XATTR = "user.cachefs.content", "user.cachefs.error"
-_MOST_ERRORS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,6 @@ class Filesystem:
         self._readers: dict[int, Reader] = {}
         self._open: dict[int, Attributes] = {}
         self._handles = itertools.count(1)
-        self._errors: dict[int, str] = {}
 
     def switch(self, tree: Tree, born: float) -> None:
         """Show another tree from now on; handles that are open go on with what they have."""
@@ -108,24 +106,33 @@ class Filesystem:
         for after, node in self._directory(inode).listing(position):
             yield node.name, self._listed(node), after
 
-    async def open(self, inode: int) -> int:
-        """A handle for reading; NoSuchEntry, MetadataUnavailable, StoreFull, StoreFailed."""
+    def facts(self, inode: int) -> dict[str, str]:
+        """What is known of a file, under the names of its extended attributes; empty for a directory."""
+        node = self._node(inode)
+        if not isinstance(node, File):
+            return {}
+        length = self._shelves[node.catalogue].length(node)
+        known = self._cache.known(node.content)
+        state = "unknown" if length is None else "absent"
+        if length is not None and known.held:
+            state = "complete" if known.held == length else "partial"
+        return {
+            "user.cachefs.checksum": str(node.content),
+            "user.cachefs.state": state,
+            "user.cachefs.progress": f"{known.held}/{'?' if length is None else length}",
+            "user.cachefs.source": " ".join(known.sources),
+            "user.cachefs.error": known.error or self._shelves[node.catalogue].trouble(node),
+        }
+
+    async def open(self, inode: int, thread: int = 0) -> int:
+        """A handle for reading, opened by this thread; NoSuchEntry, MetadataUnavailable, StoreFull, StoreFailed."""
         node = self._node(inode)
         if not isinstance(node, File):
             raise NoSuchEntry(f"inode {inode} is not a file")
-        try:
-            handle = await self._open_file(node)
-        except CachefsError as error:
-            self._note_error(inode, str(error))
-            raise
-        self._errors.pop(inode, None)
-        return handle
-
-    async def _open_file(self, node: File) -> int:
         with self._unless_switched(node):
             item = await self._shelves[node.catalogue].item(node)
         attributes = self._listed(node)
-        reader = await self._cache.open(item)
+        reader = await self._cache.open(item, Caller(thread))
         if item.fails_early:
             await self._cache.begin(reader)
         handle = next(self._handles)
@@ -138,32 +145,13 @@ class Filesystem:
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """The bytes at `offset`: fewer than `size` only at the end of the file. Unavailable at the deadline."""
-        try:
-            return await self._cache.read(self._reader(handle), offset, size)
-        except CachefsError as error:
-            if handle in self._open:
-                self._note_error(self._open[handle].inode, str(error))
-            raise
+        return await self._cache.read(self._reader(handle), offset, size)
 
     def close(self, handle: int) -> None:
         reader = self._readers.pop(handle, None)
         self._open.pop(handle, None)
         if reader is not None:
             self._cache.close(reader)
-
-    def extended(self, inode: int) -> dict[str, str]:
-        """A file's extended attributes: the id of its content, and why it could not be read when that was last so."""
-        node = self._tree.node(inode)
-        if not isinstance(node, File):
-            return {}
-        error = self._errors.get(inode)
-        return {CONTENT_XATTR: str(node.content)} | ({ERROR_XATTR: error} if error else {})
-
-    def _note_error(self, inode: int, why: str) -> None:
-        self._errors.pop(inode, None)
-        self._errors[inode] = why
-        if len(self._errors) > _MOST_ERRORS:
-            del self._errors[next(iter(self._errors))]
 
     def usage(self) -> Usage:
         return Usage(sum(shelf.total() for shelf in self._shelves.values()), len(self._tree))
@@ -227,6 +215,7 @@ ERRNO: dict[type[CachefsError], int] = {
     SourceLied: errno.EBADMSG,
     RecordMismatch: errno.EBADMSG,
     RecordInconsistent: errno.EBADMSG,
+    Abandoned: errno.EINTR,
     StoreFull: errno.ENOSPC,
     StoreFailed: errno.EIO,
 }

@@ -15,8 +15,10 @@ from typing import Protocol
 import trio
 
 from cachefs import window
+from cachefs.callers import Caller
 from cachefs.content import Manifest
 from cachefs.fetch.base import Download, Item
+from cachefs.speculation import Account, Accounts
 from cachefs.store.objects import ObjectStore
 from cachefs.store.stored import StoredObject
 
@@ -151,7 +153,7 @@ class Flow:
         self._most = most
         limit = window.limit(self._meter.rate(), self.stored.manifest.block_length, most)
         verified, flights = self.stored.verified, self._flights
-        windows = [index for reader in self.readers for index in reader.window.ahead(limit)]
+        windows = [index for reader in self.readers for index in reader.ahead(limit)]
         ahead = [index for index in dict.fromkeys(windows) if index not in verified and index not in flights]
         granted = self._room.admit(self, flights.keys(), ahead)
         urgent = {index for index, flight in flights.items() if flight.waiters and index in granted}
@@ -212,12 +214,35 @@ class Opening:
 
 
 class Reader:
-    """One open file: a flow, and this file's own readahead window."""
+    """One open file: a flow, who opened it, and this file's own readahead window, which its process's budget bounds."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: Flow, caller: Caller, accounts: Accounts) -> None:
         self.flow = flow
+        self.caller = caller
+        self._accounts = accounts
+        self._account: Account | None = None
+        self._ahead = range(0)
         self.window = window.Window(flow.stored.manifest.block_length, flow.stored.manifest.blocks)
         self._window_sent = range(0)
+
+    def ahead(self, limit: int) -> range:
+        """The blocks to read ahead now, at most `limit`, fewer if its process has read much ahead in vain."""
+        if self._account is None:
+            if not self.window.ahead(1):
+                return range(0)
+            self._account = self._accounts.of(self.caller.process)
+        length = self.flow.stored.manifest.block_length
+        ahead = self.window.ahead(min(limit, self._account.left(id(self)) // length))
+        if not self._ahead.start <= ahead.start <= self._ahead.stop:
+            self._account.waste(len(self._ahead) * length)
+        self._ahead = ahead
+        self._account.ahead(id(self), len(ahead) * length)
+        return ahead
+
+    def close(self) -> None:
+        """Nobody reads on: what was read ahead was in vain."""
+        if self._account is not None:
+            self._account.close(id(self))
 
     def window_moved(self) -> bool:
         """Whether the first block to read ahead is another than at the last call."""

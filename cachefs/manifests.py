@@ -33,6 +33,8 @@ class Finder(Protocol):
 
     async def lookup(self, name: str) -> None: ...
 
+    def failure(self, name: str) -> str: ...
+
 
 class Manifests:
     """Lengths and manifests of one catalogue's names."""

@@ -30,6 +30,9 @@ class Shelf(Protocol):
     def mtime(self, file: File) -> float:
         """When it last changed, in Unix seconds; the same whenever it is asked."""
 
+    def trouble(self, file: File) -> str:
+        """Why it can't be opened just now, in words for the user; empty if nothing is known to be wrong."""
+
     def total(self) -> int:
         """The bytes of all files whose length is known."""
 
@@ -51,6 +54,9 @@ class SnapshotShelf:
     async def item(self, file: File) -> Item:
         info = await self._manifests.metainfo(file.path, self._finder)
         return Item(file.path, info.manifest, info, catalogue=file.catalogue)
+
+    def trouble(self, file: File) -> str:
+        return "" if self.length(file) is not None else self._finder.failure(file.path)
 
     def total(self) -> int:
         return self._manifests.total()

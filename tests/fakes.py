@@ -80,10 +80,17 @@ class FakeDownload:
         self.ended = False
         self.restarts = 0
         self.words = ""
+        self.moved = float("-inf")
         self._data = data
 
     def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
         self.urgent, self.ahead = frozenset(urgent), frozenset(ahead)
+
+    def moved_at(self) -> float:
+        return self.moved
+
+    def sources(self) -> list[str]:
+        return ["fake"]
 
     def trouble(self) -> str:
         return self.words
@@ -149,6 +156,9 @@ class FakeFinder:
 
     def want(self, names: Mapping[str, ContentId]) -> None:
         self.wanted.update(names)
+
+    def failure(self, name: str) -> str:
+        return "" if self.wanted.get(name) in self._known else "not among the known"
 
     async def lookup(self, name: str) -> None:
         self.lookups.append(name)

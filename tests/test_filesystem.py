@@ -221,6 +221,7 @@ def _samples() -> list[CachefsError]:
 def test_every_error_has_an_errno_that_a_reader_can_act_on(error: CachefsError) -> None:
     told = {
         errors.StoreFull: errno.ENOSPC,
+        errors.Abandoned: errno.EINTR,
         errors.SourceRefused: errno.EACCES,
         errors.SourceSilent: errno.ETIMEDOUT,
         errors.SourceTooLarge: errno.EFBIG,

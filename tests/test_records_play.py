@@ -171,7 +171,7 @@ def test_sizes_and_times_are_known_without_network_and_stay(stage: Stage) -> Non
     status = path.stat()
     record = records.load(stage.etcher / LOCK_NAME).records["known.mp3"]
     assert (status.st_size, status.st_mtime) == (len(body), record.mtime)
-    assert os.getxattr(path, "user.cachefs.content").decode() == f"sha256:{sha256(body)}"
+    assert os.getxattr(path, "user.cachefs.checksum").decode() == f"sha256:{sha256(body)}"
     assert stage.asked(path) == []
 
 

@@ -38,6 +38,7 @@ from cachefs.config.values import (
     as_seconds,
     as_size,
     as_text,
+    as_unavailable,
     as_version,
     as_whole,
     rclone_remote,
@@ -200,7 +201,10 @@ class Read:
     deadline: how long a read waits before it fails; metadata_timeout: how long an open waits for a size;
     metadata_concurrency: how many .torrent files are asked for at a time; failure_memory: how long a failed block or
     size fails at once instead of being asked for again; readahead_blocks: the most blocks fetched ahead of a reader;
-    max_waiting: the most reads that wait at a time, more are refused.
+    max_waiting: the most reads that wait at a time, more are refused; on_unavailable: what a read gets whose bytes
+    nobody delivers, for all files or by pattern of `catalogue/name`, the first that fits: "wait" for ever, an error at
+    the "deadline", or "fail-fast", an error when nothing has come for fail_fast_after; speculation: the most bytes that
+    are read ahead of one process and not used yet, over all its files.
     """
 
     deadline: float = field(default=60.0, metadata={"read": as_seconds(0.1, _DAY)})
@@ -209,6 +213,9 @@ class Read:
     failure_memory: float = field(default=30.0, metadata={"read": as_seconds(0, _DAY)})
     readahead_blocks: int = field(default=64, metadata={"read": as_whole(0, 4096, "blocks")})
     max_waiting: int = field(default=400, metadata={"read": as_whole(1, 65536, "reads")})
+    on_unavailable: tuple[tuple[str, str], ...] = field(default=(("*", "deadline"),), metadata={"read": as_unavailable})
+    fail_fast_after: float = field(default=2.0, metadata={"read": as_seconds(0.1, _DAY)})
+    speculation: int = field(default=2**29, metadata={"read": as_size})
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 Reader: TypeAlias = Callable[[object, Path], object]
 """Makes a setting's value of what was given; the path is the folder that relative paths start from."""
 
+UNAVAILABLE_MODES = ("wait", "deadline", "fail-fast")
+
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 CHAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"v?([0-9]{1,4})(?:\.([0-9]{1,4}))?")
@@ -207,6 +209,15 @@ def as_choice(*choices: str) -> Reader:
         return str(value)
 
     return read
+
+
+def as_unavailable(value: object, base: Path) -> tuple[tuple[str, str], ...]:
+    """What a reader gets when nobody has the bytes: one of the modes, or a table of patterns and modes."""
+    given = value if isinstance(value, dict) else {"*": value}
+    for mode in given.values():
+        if mode not in UNAVAILABLE_MODES:
+            raise Wrong(f"expected {' or '.join(map(show, UNAVAILABLE_MODES))}, got {show(mode)}")
+    return tuple((str(pattern), str(mode)) for pattern, mode in given.items())
 
 
 def as_listen(value: object, base: Path) -> Peer:

@@ -66,6 +66,7 @@ class StatusSource:
             "store": self._store(),
             "sources": [asdict(report) for report in self.ledger.report()],
             "transfers": self._transfers(),
+            "fetched": {choice.value: size for choice, size in self.router.fetched.items()},
             "hedging": self._hedging(),
             "rclone": await self.rclone.report(),
             "waiting": self._waiting(),

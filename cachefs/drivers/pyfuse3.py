@@ -34,9 +34,10 @@ log = logging.getLogger(__name__)
 LASTING = 86_400.0
 """For how long, in seconds, the kernel may keep what doesn't change."""
 
-_LONGEST_XATTR = 4096
 MAX_TASKS = 2_000
 """Requests under way at once. Blocked reads are limited well below it, so that others find a task free."""
+
+_OURS = b"user.cachefs."
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -115,8 +116,20 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise pyfuse3.FUSEError(errno.EROFS)
-        handle = await self._fs.open(inode)
+        handle = await self._fs.open(inode, ctx.pid)
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True)
+
+    @guarded
+    async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
+        # The kernel asks for others too, security.capability for one, before it does anything with a file.
+        fact = self._fs.facts(inode).get(os.fsdecode(name)) if name.startswith(_OURS) else None
+        if fact is None:
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return os.fsencode(fact)
+
+    @guarded
+    async def listxattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> list[pyfuse3.XAttrNameT]:
+        return [pyfuse3.XAttrNameT(name.encode()) for name in self._fs.facts(inode)]
 
     @guarded
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> Any:
@@ -139,17 +152,6 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def access(self, inode: pyfuse3.InodeT, mode: pyfuse3.ModeT, ctx: pyfuse3.RequestContext) -> bool:
         return True
-
-    @guarded
-    async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
-        value = self._fs.extended(inode).get(os.fsdecode(name))
-        if value is None:
-            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
-        return value.encode("utf-8", "replace")[:_LONGEST_XATTR]
-
-    @guarded
-    async def listxattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> list[pyfuse3.XAttrNameT]:
-        return [pyfuse3.XAttrNameT(name.encode()) for name in self._fs.extended(inode)]
 
     @guarded
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:

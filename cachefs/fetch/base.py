@@ -87,6 +87,12 @@ class Download(Protocol):
     def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
         """Replace what is wanted: block numbers, `urgent` first, then `ahead` in order."""
 
+    def moved_at(self) -> float:
+        """When a byte last came for it, on trio's clock; minus infinity if none has."""
+
+    def sources(self) -> list[str]:
+        """Who gave some of it, by the names that the status uses."""
+
     def trouble(self) -> str:
         """Why nothing comes, in words for the user; empty when nothing is known to be wrong."""
 

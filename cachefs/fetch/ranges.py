@@ -134,6 +134,7 @@ class RangeDownload:
         self._closed = False
         self._trouble = ""
         self._recent: deque[tuple[float, int]] = deque()
+        self._gave: set[str] = set()
 
     @property
     def busy(self) -> bool:
@@ -171,6 +172,12 @@ class RangeDownload:
         return Transfer(self.job.item.content, self.job.item.name, len(self._streams), rate, wanted, self._trouble)
 
     def sources(self) -> list[str]:
+        return sorted(self._gave)
+
+    def moved_at(self) -> float:
+        return self._recent[-1][0] if self._recent else float("-inf")
+
+    def askable(self) -> list[str]:
         """The URLs that may be asked now."""
         return self._fetcher.usable(self.job.item.urls)
 
@@ -227,6 +234,7 @@ class RangeDownload:
 
     def received(self, url: str, size: int) -> None:
         """Take note of bytes that came."""
+        self._gave.add(origin_of(url))
         self._fetcher.ledger.received(origin_of(url), size)
         now = trio.current_time()
         self._recent.append((now, size))

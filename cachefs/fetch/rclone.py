@@ -80,12 +80,14 @@ class RcloneDownload:
         self._ahead: list[int] = []
         self._runs: set[_Run] = set()
         self._trouble = ""
+        self._moved_at = float("-inf")
+        self._gave: set[str] = set()
 
     @property
     def busy(self) -> bool:
         return bool(self._urgent or self._ahead or self._runs)
 
-    def sources(self) -> list[RemoteSource]:
+    def askable(self) -> list[RemoteSource]:
         """The sources that may be asked for it now, best first."""
         return self._fetcher.usable(self.job.item)
 
@@ -105,6 +107,12 @@ class RcloneDownload:
             if wanted.isdisjoint(run.left()):
                 run.drop()
         self._fetcher.schedule()
+
+    def moved_at(self) -> float:
+        return self._moved_at
+
+    def sources(self) -> list[str]:
+        return sorted(self._gave)
 
     def trouble(self) -> str:
         return self._trouble
@@ -166,7 +174,7 @@ class RcloneDownload:
                 continue
             if not urgent and len(self._runs) >= _AHEAD_RUNS:
                 return
-            source = next((s for s in self.sources() if self._fetcher.is_free(s)), None)
+            source = next((s for s in self.askable() if self._fetcher.is_free(s)), None)
             if source is None:
                 return
             run = _Run(source, self._neighbours(index, flying, source))
@@ -196,7 +204,7 @@ class RcloneDownload:
             if not runs or now - since < late_after * len(runs):
                 continue
             asked = {run.source for run in runs}
-            other = next((s for s in self.sources() if s not in asked and self._fetcher.is_free(s)), None)
+            other = next((s for s in self.askable() if s not in asked and self._fetcher.is_free(s)), None)
             if other is not None and self._fetcher.hedging.allows(size):
                 self._fetcher.hedging.hedge(size)
                 self._begin(_Run(other, range(index, index + 1) if other.health.ranges else range(index + 1)))
@@ -269,6 +277,7 @@ class RcloneDownload:
             if not count:
                 raise SourceFailed(f"cut short after {run.received} of {len(view)} bytes of a block")
             run.received += count
+            self._moved_at = trio.current_time()
             self._fetcher.received(run.source, count)
             self._be_patient(run)
 
@@ -279,6 +288,7 @@ class RcloneDownload:
         run.source.health.measured(size, trio.current_time() - run.began)
         run.source.health.breaker.succeeded()
         self.landed_bytes += size
+        self._gave.add(run.source.name)
         self._trouble = ""
 
     # What went wrong
@@ -292,7 +302,7 @@ class RcloneDownload:
                 self._note(run.source, "does not answer ranges: it is asked for whole files only, if nobody else can")
                 return
         run.source.health.refuse(self.job.item.content, "sent wrong bytes", float("inf"))
-        self._note(run.source, f"sent wrong bytes for {self.job.item.name}: {error}; not asked for it again", lied=True)
+        self._note(run.source, f"sent wrong bytes for {self.job.item.name}; banned for this file: {error}", lied=True)
 
     async def _explain(self, run: _Run, why: str) -> None:
         """An answer was unusable: ask the host itself what the matter is, for rclone tells only half of it."""
@@ -384,6 +394,10 @@ class RcloneFetcher:
     def usable(self, item: Item) -> list[RemoteSource]:
         """The sources that may be asked for `item` now, best first; none while rclone isn't there."""
         return rank(self._remotes.of(item), item.content) if self.child.ready else []
+
+    def serves(self) -> bool:
+        """Whether web seeds are asked through rclone: it answers, or is about to."""
+        return self.settings.enabled and self._remotes.known() and self.child.expected
 
     def is_free(self, source: RemoteSource) -> bool:
         """Whether it may be sent one request more."""

@@ -42,6 +42,7 @@ _PAUSES = (0.5, 30.0)
 _LIVED = 60.0
 """Seconds after which an end is an accident, not a failure to run."""
 _START_WITHIN = 15.0
+_SOON = 3.0
 _LOOK_AGAIN = 60.0
 _IDLE_LOOK = 0.1
 _LOOK_FOR_ANSWER = 0.02
@@ -111,6 +112,7 @@ class RcloneChild:
         self.trouble = "rclone is being started"
         self._said = ""
         self._unusable = False
+        self._gone_since = float("-inf")
         self._users = 0
         self._outdated = False
 
@@ -118,6 +120,11 @@ class RcloneChild:
     def ready(self) -> bool:
         """Whether it answers, as far as is known."""
         return self.control is not None
+
+    @property
+    def expected(self) -> bool:
+        """Whether it answers, or may be expected to in a moment."""
+        return self.ready or (not self._unusable and trio.current_time() - self._gone_since < _SOON)
 
     async def until_known(self) -> None:
         """Return when it answers, or when it is known that it can't be used."""
@@ -150,6 +157,7 @@ class RcloneChild:
     async def run(self) -> None:
         """Keep it running for ever; it is ended when this is cancelled."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._gone_since = trio.current_time()
         shortest, longest = _PAUSES
         pause = shortest
         while True:
@@ -182,6 +190,7 @@ class RcloneChild:
                     nursery.cancel_scope.cancel()
             finally:
                 self.control = self.pid = None
+                self._gone_since = trio.current_time()
             if not self._outdated:
                 self._say(f"rclone ended ({_manner(process)}){self._last_words(process)}; it is started again")
 
@@ -229,10 +238,9 @@ class RcloneChild:
         with trio.move_on_after(_START_WITHIN):
             await _until_answers(control)
             self.control = control
-            self.trouble = ""
             if self._said:
                 self._say(f"rclone {self.binary.version if self.binary else ''} answers again")
-            self._said = ""
+            self.trouble = self._said = ""
             self._unusable = False
             self._tell()
         while self.control is not None:

@@ -24,6 +24,7 @@ from cachefs.fetch.policy import Choice, Hedging, Situation, hand_over
 from cachefs.fetch.ranges import RangeFetcher
 from cachefs.fetch.rclone import RcloneFetcher
 from cachefs.fetch.torrent import TorrentFetcher
+from cachefs.fetch.torrent_download import TorrentDownload
 
 if TYPE_CHECKING:
     from cachefs.config import Fetch
@@ -66,6 +67,8 @@ class RoutedDownload:
         self._urgent: dict[int, float] = {}
         self._ahead: frozenset[int] = frozenset()
         self._hedged: set[int] = set()
+        self._offered: set[int] = set()
+        self._counted = job.have.copy()
         self._choice = Choice.TORRENT
         self._seeking_since = trio.current_time()
         self._torrent_gave_at = trio.current_time()
@@ -89,6 +92,12 @@ class RoutedDownload:
         self._ahead = frozenset(ahead)
         self._hedged &= self._urgent.keys()
         self.review()
+
+    def moved_at(self) -> float:
+        return max(half.moved_at() for half in (self.rclone, self.torrent) if half is not None)
+
+    def sources(self) -> list[str]:
+        return [name for half in (self.torrent, self.rclone) if half is not None for name in half.sources()]
 
     def trouble(self) -> str:
         halves = [self.rclone.trouble()]
@@ -130,9 +139,12 @@ class RoutedDownload:
     def landed(self, index: int) -> None:
         """The torrent has a block."""
         self._torrent_gave_at = trio.current_time()
-        self._came(index)
+        self._came(index, Choice.RCLONE if index in self._offered else Choice.TORRENT)
 
-    def _came(self, index: int) -> None:
+    def _came(self, index: int, by: Choice) -> None:
+        if index not in self._counted:
+            self._counted.add(index)
+            self._router.fetched[by] += self.job.item.manifest.span(index).length
         self._urgent.pop(index, None)
         self._hedged.discard(index)
         self.rclone.landed(index)
@@ -140,25 +152,26 @@ class RoutedDownload:
 
     async def deliver(self, index: int, data: memoryview) -> None:
         """rclone has a block."""
-        if self.torrent is None:
+        torrent = self.torrent
+        if torrent is None:
             await self._sink.deliver(index, data)
-        elif self.torrent.may_write(index):
-            await self._hand_to_torrent(index, data)
+        elif torrent.may_write(index):
+            await self._hand_to(torrent, index, data)
         else:
-            await self.torrent.step_aside(index)
+            await torrent.step_aside(index)
             await self._sink.deliver(index, data)
-            self.torrent.arrived(index)
+            torrent.arrived(index)
         if index in self._hedged:
             self._router.hedging.won += 1
-        self._came(index)
+        self._came(index, Choice.RCLONE)
 
-    async def _hand_to_torrent(self, index: int, data: memoryview) -> None:
-        assert self.torrent is not None
+    async def _hand_to(self, torrent: TorrentDownload, index: int, data: memoryview) -> None:
         await trio.to_thread.run_sync(self.job.item.manifest.verify, index, data)
-        if await self.torrent.offer(index, bytes(data)) or index in self.job.have:
+        self._offered.add(index)
+        if await torrent.offer(index, bytes(data)) or index in self.job.have:
             return
-        self.torrent.remove()  # it doesn't take it: without it in the session the file is ours to write
-        await self.torrent.step_aside(index)
+        torrent.remove()  # it doesn't take it: without it in the session the file is ours to write
+        await torrent.step_aside(index)
         await self._sink.deliver(index, data)
 
     def failed(self, error: Exception) -> None:
@@ -216,7 +229,7 @@ class RoutedDownload:
         waited = now - max(self._torrent_gave_at, min(self._urgent.values())) if self._urgent else 0.0
         return Situation(
             has_torrent=torrent is not None,
-            rclone_sources=len(self.rclone.sources()),
+            rclone_sources=len(self.rclone.askable()),
             findable=self._router.torrent.has_peers,
             peers=holders,
             looked_for=float("inf") if self._router.drought else now - self._seeking_since,
@@ -233,7 +246,7 @@ class RoutedDownload:
             size = self.job.item.manifest.span(index).length
             if index in self._hedged or now - since < late_after or not hedging.allows(size):
                 continue
-            if self.rclone.sources():
+            if self.rclone.askable():
                 hedging.hedge(size)
                 self._hedged.add(index)
 
@@ -270,6 +283,8 @@ class Router:
         self.rclone = rclone
         self.hedging = hedging
         self.from_web = from_web
+        self.fetched = dict.fromkeys(Choice, 0)
+        """The bytes of verified blocks that each back end fetched."""
         self._downloads: set[RoutedDownload] = set()
         self._no_peers_at = float("-inf")
 
@@ -301,7 +316,7 @@ class Router:
         """Look again at what is wanted, for ever."""
         rclone = self.rclone
         if isinstance(rclone, RcloneFetcher):
-            self.torrent.leave_web_seeds_to(lambda: rclone.child.ready)
+            self.torrent.leave_web_seeds_to(rclone.serves)
         task_status.started()
         while True:
             await trio.sleep(_REVIEW_EVERY)

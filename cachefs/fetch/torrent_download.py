@@ -79,7 +79,8 @@ class TorrentDownload:
         """How many connected peers, web seeds not counted, have something of it."""
         self.rate = 0.0
         self._received, self._arriving = 0, False
-        self._counting = self._measured = False
+        self._counting = self._measured = self._gave = False
+        self._moved_at = float("-inf")
         self.failing = ""
         self.landed_since_measured = False
         self._session = session
@@ -135,6 +136,12 @@ class TorrentDownload:
         self._send_priorities()
         if self.busy and not self.peers:
             self._connect()
+
+    def moved_at(self) -> float:
+        return self._moved_at
+
+    def sources(self) -> list[str]:
+        return ["torrent"] if self._gave else []
 
     def trouble(self) -> str:
         if self.failing:
@@ -305,6 +312,8 @@ class TorrentDownload:
         # The rate is an average that takes a minute to forget.
         before, self._received = self._received, sum(peer.total_download for peer in peers)
         self._arriving = self._received > before
+        if self._arriving:
+            self._moved_at = trio.current_time()
         return peers
 
     def on_peers_changed(self) -> None:
@@ -415,6 +424,7 @@ class TorrentDownload:
         self._wanted.pop(index, None)
         self._sent.pop(index, None)
         self.failing = ""
+        self._gave, self._moved_at = True, trio.current_time()
         self._be_patient()
         self._sink.landed(index)
         if index in self._offers:

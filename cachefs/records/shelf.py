@@ -26,6 +26,7 @@ from cachefs.records.music_cache import MusicCache, Play
 CATALOGUE = "records"
 """The catalogue's folder in the mount."""
 
+_MOST_TROUBLES = 1000
 _PEERS_HAVE = 5.0
 """Seconds in which peers may send a record's torrent at its first open."""
 
@@ -48,6 +49,7 @@ class RecordShelf:
         self._swarm = swarm
         self._seed = seed
         self._plays: dict[ContentId, Play] = {}
+        self._troubles: dict[ContentId, str] = {}
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -66,6 +68,9 @@ class RecordShelf:
 
     def mtime(self, file: File) -> float:
         return self._record(file).mtime
+
+    def trouble(self, file: File) -> str:
+        return self._troubles.get(file.content, "")
 
     def total(self) -> int:
         return sum(record.size or 0 for record in self.records.values())
@@ -137,6 +142,11 @@ class RecordShelf:
     async def _forget(self, play: Play, content: ContentId) -> None:
         await play.ended.wait()
         del self._plays[content]
+        self._troubles.pop(content, None)
+        if play.error is not None:
+            self._troubles[content] = str(play.error)
+            if len(self._troubles) > _MOST_TROUBLES:
+                del self._troubles[next(iter(self._troubles))]
 
 
 def _web(record: Record) -> tuple[str, ...]:

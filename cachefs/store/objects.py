@@ -84,6 +84,14 @@ class ObjectStore:
         # A directory of its own comes with it: what a limit has to reckon with until the store is looked at again.
         self.metadata_bytes += space.cost(Span(0, len(raw))) + space.UNIT
 
+    def held(self, content: ContentId) -> int:
+        """How many verified bytes of some content are here. Blocking, short."""
+        stored = self._objects.get(content)
+        if stored is not None:
+            return stored.held
+        row = self._tools.state.load_object(content)
+        return row.held if row is not None else 0
+
     def known(self) -> Iterator[ContentId]:
         """The content ids whose manifests are here, from the directories themselves. Blocking: run it in a thread."""
         for path in self.root.glob("*/??/*/manifest"):
