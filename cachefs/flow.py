@@ -161,6 +161,8 @@ class Flow:
 
     async def wait(self, missing: list[int], most: int, *, patient: bool = False) -> None:
         """Return when all of `missing` have landed; raise what made one fail. `patient`: others go first."""
+        # Some may have landed since it was asked: a flight for one of these would never end.
+        missing = [index for index in missing if index not in self.stored.verified]
         flights = [self._flights.setdefault(index, _Flight()) for index in missing]
         for flight in flights:
             flight.waiters += not patient
