@@ -128,6 +128,21 @@ def test_the_playhead_stops_where_the_record_ends(music: Path, tmp_path: Path) -
     trio.run(main)
 
 
+def test_changes_in_quick_succession_are_followed_and_answered_by_none(music: Path, tmp_path: Path) -> None:
+    """What a bridge was ordered must never look to it like what its user did."""
+
+    async def main() -> None:
+        async with two_players(music, tmp_path) as (players, client):
+            for number in range(20):
+                await client.change(SONG, Change("pause" if number % 2 else "play", 1000 * number))
+            last = await client.change(SONG, Change("play"))
+            assert worst(await together(players, CLOSE, 10)) <= CLOSE
+            assert await client.get(SONG) == last
+            assert last.revision == 21
+
+    trio.run(main)
+
+
 async def _until_paused(mpv: Mpv, wanted: bool) -> None:
     await mpv.command("observe_property", 7, "pause")
     with trio.fail_after(10):

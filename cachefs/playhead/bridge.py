@@ -52,7 +52,8 @@ class Bridge:
         self._record = record
         self._mpv = mpv
         self._wake = trio.Event()
-        self._ordered_pause: bool | None = None
+        self._ordered_pause = True
+        self._told_pause = trio.Event()
         self._own_seek = False
         self._restarted = trio.Event()
         self._restarted.set()
@@ -84,10 +85,12 @@ class Bridge:
                 self._wake.set()
 
     async def _keep(self) -> None:
+        await self._told_pause.wait()
         while True:
             pause = EVERY
             try:
-                await self._restarted.wait()
+                with trio.move_on_after(_RESTART_WITHIN):
+                    await self._restarted.wait()
                 pause = await self._step()
             except (PlayheadUnreachable, PlayerFailed) as error:
                 log.debug("not steered: %s", error)
@@ -174,20 +177,24 @@ class Bridge:
     async def _notice(self, event: Event) -> None:
         """Tell what mpv's user did from what was ordered."""
         kind = event.get("event")
-        if kind == "property-change" and event.get("name") == "pause":
-            await self._paused(bool(event.get("data")))
-        elif kind == "seek" and not self._own_seek:
-            self._restarted = trio.Event()
-        elif kind == "playback-restart":
-            if not self._own_seek and not self._restarted.is_set():
-                await self._tell("seek")
-            self._restarted.set()
+        try:
+            if kind == "property-change" and event.get("name") == "pause":
+                await self._paused(bool(event.get("data")))
+            elif kind == "seek" and not self._own_seek:
+                self._restarted = trio.Event()
+            elif kind == "playback-restart":
+                if not self._own_seek and not self._restarted.is_set():
+                    await self._tell("seek")
+                self._restarted.set()
+        except PlayerFailed as error:
+            log.debug("not told: %s", error)  # mpv has just ended, or plays nothing
 
     async def _paused(self, paused: bool) -> None:
-        if self._ordered_pause is None:
-            self._ordered_pause = paused  # the first report is how mpv was when we came
-            return
-        if paused != self._ordered_pause:
+        if not self._told_pause.is_set():  # the first report is how mpv was when we came
+            self._ordered_pause = paused
+            self._told_pause.set()
+        elif paused != self._ordered_pause and await self._mpv.get("pause") == paused:
+            # Still so: a report of what was ordered before the last order is late, not the user's doing.
             self._ordered_pause = paused
             await self._tell("pause" if paused else "play")
 
