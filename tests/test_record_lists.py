@@ -30,7 +30,7 @@ from cachefs.records.lists import (
 )
 from tests.counterparts import nginx
 from tests.mount_kit import cachefs, mounted
-from tests.player_kit import make_music
+from tests.player_kit import cold, make_music
 from tests.records_kit import OPEN_TOML
 
 T = TypeVar("T")
@@ -206,8 +206,24 @@ def test_an_imported_record_is_played_by_its_name_with_and_without_a_mount(site:
             shown = cachefs("play", "Fast Car.ogg", "--data-dir", data)
             assert shown.stdout == f"{mount.mountpoint}/records/Fast Car.ogg\n", shown.stderr
             assert Path(shown.stdout.strip()).read_bytes() == (site / "Fast Car.ogg").read_bytes()
-            text = cachefs("export", "m3u", "--data-dir", data).stdout
-            assert f"#EXTINF:-1,b\n{mount.mountpoint}/records/b.flac\n" in text
+            (tmp_path / "all.m3u").write_text(cachefs("export", "m3u", "--data-dir", data).stdout)
+            paths = [str(mount.mountpoint / "records" / name) for name in ("Fast Car.ogg", "b.flac")]
+            assert sorted(cachefs("play", tmp_path / "all.m3u", "--data-dir", data).stdout.splitlines()) == paths
+
+
+def test_a_playlist_is_fetched_before_it_is_played(site: Path, tmp_path: Path) -> None:
+    """Promise 18: what is picked up together is prefetched together."""
+    (tmp_path / "party.pls").write_text("[playlist]\nFile1=b.flac\nFile2=Fast Car.ogg\nFile3=/none.ogg\n")
+    with nginx(site) as url:
+        data = cold(tmp_path, {name: url + name.replace(" ", "%20") for name in ("Fast Car.ogg", "b.flac")})
+        (data / "cachefs.toml").write_text(OPEN_TOML)
+        with mounted(tmp_path, settings=OPEN_TOML) as mount:
+            done = cachefs("play", tmp_path / "party.pls", "--wait", "--data-dir", data)
+            assert done.stdout.splitlines() == [f"{mount.mountpoint}/records/{n}" for n in ("b.flac", "Fast Car.ogg")]
+            assert mount.status()["store"]["complete"] == 2
+    (tmp_path / "strange.m3u").write_text("none.ogg\n")
+    done = cachefs("play", tmp_path / "strange.m3u", "--data-dir", data)
+    assert (done.returncode, "names no record" in done.stderr) == (1, True)
 
 
 def test_the_commands_import_fetch_and_export(site: Path, tmp_path: Path) -> None:

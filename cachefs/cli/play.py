@@ -11,31 +11,43 @@ import click
 from cachefs.catalog import records
 from cachefs.cli.records import Target, options, target
 from cachefs.errors import CachefsError
+from cachefs.formats import playlists
 from cachefs.records import MusicCache
-from cachefs.records.lists import made_ready
+from cachefs.records.lists import made_ready, names_in
 
 
 @click.command("play")
 @click.argument("name")
 @click.option("--wait", is_flag=True, help="Return when all of it is here.")
-@click.option("--player", metavar="COMMAND", help="Run this with the path as its last argument, mpv say.")
+@click.option("--player", metavar="COMMAND", help="Run this with the paths as its last arguments, mpv say.")
 @options
 def command(name: str, wait: bool, player: str | None, config_file: Path | None, data_dir: Path | None) -> None:
-    """Print where the record NAME can be read, or hand it to a player.
+    """Print where the record NAME, or each of a playlist (m3u, m3u8, pls), can be read, or hand it to a player.
 
     With a mount that is a path in it, at once: what isn't here is fetched while it is read. Without one, or with
     --wait, the record is fetched first.
     """
     place = target(config_file, data_dir)
-    path = _path(place, name, wait)
+    paths = [str(_path(place, each, wait)) for each in _names(place, name)]
     if player is None:
-        click.echo(path)
+        click.echo("\n".join(paths))
         return
     try:
-        code = subprocess.run([*shlex.split(player), str(path)], check=False).returncode
+        code = subprocess.run([*shlex.split(player), *paths], check=False).returncode
     except (OSError, ValueError) as error:
         raise CachefsError(f"{player}: can't be run: {error}") from None
     raise SystemExit(code)
+
+
+def _names(place: Target, name: str) -> list[str]:
+    """The records that are meant: those of a playlist file, or the one of this name."""
+    path = Path(name)
+    if path.suffix.lower() not in playlists.SUFFIXES or not path.is_file():
+        return [name]
+    names = list(names_in(path, records.load(place.data_dir / records.LOCK_NAME), place.mountpoint()))
+    if not names:
+        raise CachefsError(f"{path}: names no record of {place.data_dir}")
+    return names
 
 
 def _path(place: Target, name: str, wait: bool) -> Path:
