@@ -27,6 +27,9 @@ FILE = "playheads.json"
 PICKED_UP_AT_ONCE = 4
 """Records that are fetched at a time because somebody picked them up."""
 
+_STILL_PLAYING = 6 * 3600.0
+"""Seconds after which a record that was started and never stopped is taken for forgotten."""
+
 PickUp = Callable[[str], Awaitable[None]]
 
 log = logging.getLogger(__name__)
@@ -66,13 +69,14 @@ class PlayheadService:
 
     async def _picked_up(self, heads: Heads, pick_up: PickUp) -> None:
         """Fetch each record once it is started; a few at a time, in the order in which they were."""
-        limit, fetched = trio.CapacityLimiter(PICKED_UP_AT_ONCE), set[str]()
+        limit, under_way = trio.CapacityLimiter(PICKED_UP_AT_ONCE), set[str]()
         async with heads.watch() as watch, trio.open_nursery() as nursery:
             while True:
                 head = await watch.next()
-                if head.playing and head.record not in fetched:
-                    fetched.add(head.record)
-                    nursery.start_soon(self._fetch, limit, fetched, pick_up, head.record)
+                recent = heads.utc() - head.anchor_utc < _STILL_PLAYING
+                if head.playing and recent and head.record not in under_way:
+                    under_way.add(head.record)
+                    nursery.start_soon(self._fetch, limit, under_way, pick_up, head.record)
 
     async def _fetch(self, limit: trio.CapacityLimiter, under_way: set[str], pick_up: PickUp, record: str) -> None:
         try:
