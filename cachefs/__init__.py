@@ -7,6 +7,7 @@ The packages, from the ground up (imports go down only; `make check` holds it):
     store/                               bytes at rest: sparse files, durable bitmaps, SQLite
     fetch/                               bytes in flight: libtorrent, metadata
     window, flow, cache, manifests       reads through: joins the store and the fetchers
+    records/                             the record cache: etching, playing, piece lists
     shelf, filesystem, drivers/          the mount's operations, and the kernel's side of them
     control/, mount, origin, cli/        the running daemon and the commands
 """

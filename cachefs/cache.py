@@ -76,6 +76,7 @@ class Cache:
         self._settings = settings
         self._evidence = evidence
         self._flows: dict[ContentId, Flow] = {}
+        self._closing: dict[ContentId, Flow] = {}
         self._nursery: trio.Nursery | None = None
         self._waiting: dict[int, Waiting] = {}
         self._next_wait = 0
@@ -173,11 +174,14 @@ class Cache:
         # The object stays open as long as anything may land in it, not only as long as it is read.
         if not flow.readers and self._nursery is not None:
             self._flows.pop(flow.item.content, None)
+            self._closing[flow.item.content] = flow
             self._nursery.start_soon(self._release, flow)
 
     async def _release(self, flow: Flow) -> None:
         await flow.stored.release()
         flow.closed.set()
+        if self._closing.get(flow.item.content) is flow:
+            del self._closing[flow.item.content]
 
     def known(self, content: ContentId) -> Known:
         """What is here of some content, who gave it, and why a read of it failed last."""
@@ -195,7 +199,7 @@ class Cache:
 
     async def let_go(self, content: ContentId) -> bool:
         """Close content that is open to be seeded, or from an earlier read; False if it is being read."""
-        flow = self._flows.get(content)
+        flow = self._flows.get(content) or self._closing.get(content)
         if flow is None or flow.readers:
             return flow is None
         if flow.download is not None:
@@ -227,6 +231,21 @@ class Cache:
         if missing:
             await self._arrival(reader, missing)
         return await flow.stored.read(offset, size)
+
+    async def fetch(self, reader: Reader, block: int) -> None:
+        """Return when a block is here; what readers wait for goes first.
+
+        Unavailable when nothing of the file came for as long as a read would wait; StoreFull.
+        """
+        flow, deadline = reader.flow, self._settings.deadline
+        while block not in flow.stored.verified:
+            if self._stopping:
+                raise Stopping
+            self._start(flow)
+            with trio.move_on_after(deadline) as waiting:
+                await flow.wait([block], self._settings.readahead_blocks, patient=True)
+            if waiting.cancelled_caught and flow.idle_for() >= deadline:
+                raise self._unavailable(flow, deadline)
 
     async def _arrival(self, reader: Reader, missing: list[int]) -> None:
         flow = reader.flow
@@ -298,7 +317,7 @@ class Cache:
     def _start(self, flow: Flow) -> None:
         """Have the flow's demand fetched, from the first time something is missing."""
         if flow.download is None:
-            job = Job(flow.item, flow.stored.path, flow.stored.verified)
+            job = Job(flow.item, flow.stored.bytes_path, flow.stored.verified)
             flow.download = self._fetcher.download(job, flow)
         flow.demand(self._settings.readahead_blocks)
 

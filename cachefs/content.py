@@ -105,6 +105,12 @@ class Manifest:
             return range(0)
         return range(offset // self.block_length, (end - 1) // self.block_length + 1)
 
+    def held(self, bits: Bitmap) -> int:
+        """The bytes in the blocks of `bits`: all blocks are of one length but the last."""
+        last = self.blocks - 1
+        missing_tail = self.block_length - self.span(last).length
+        return len(bits) * self.block_length - (missing_tail if last in bits else 0)
+
     def digest(self, index: int) -> bytes:
         """The digest that block `index` must have."""
         size = DIGEST_SIZES[self.content.algorithm]

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from cachefs.cache import Cache
 from cachefs.callers import Caller
 from cachefs.catalog.tree import Directory, File, Node, Tree
+from cachefs.content import ContentId
 from cachefs.errors import (
     Abandoned,
     CachefsError,
@@ -77,6 +78,7 @@ class Filesystem:
         self._cache = cache
         self._born = born
         self._readers: dict[int, Reader] = {}
+        self._opened: dict[ContentId, set[int]] = {}
         self._open: dict[int, Attributes] = {}
         self._handles = itertools.count(1)
 
@@ -137,7 +139,12 @@ class Filesystem:
             await self._cache.begin(reader)
         handle = next(self._handles)
         self._readers[handle], self._open[handle] = reader, attributes
+        self._opened.setdefault(node.content, set()).add(inode)
         return handle
+
+    def inodes(self, content: ContentId) -> frozenset[int]:
+        """The inodes under which this content was ever opened: where the kernel may have pages of it."""
+        return frozenset(self._opened.get(content, ()))
 
     def read_now(self, handle: int, offset: int, size: int) -> memoryview | None:
         """Bytes that are in memory, valid until the next await; None if `read` has to be used."""

@@ -54,15 +54,22 @@ class LockFile:
 
         `chain_name` is the chain it must be of, None for any. CatalogError, ConfigError.
         """
-        if not await trio.Path(self.path).exists():
-            await self._make(config, chain_name)
-        text = read_text(self.path)
-        lock = snapshots.parse_lock(text, self.path, chain_name)
         try:
-            self.history.keep(text)
+            if not await trio.Path(self.path).exists():
+                await self._make(config, chain_name)
+            text, created = read_text(self.path), self.path.stat().st_mtime
+        except OSError as error:
+            raise CatalogError(self.path, f"can't be used: {error.strerror}") from error
+        lock = await trio.to_thread.run_sync(snapshots.parse_lock, text, self.path, chain_name)
+        await trio.to_thread.run_sync(self._keep, text)
+        return lock, created
+
+    def _keep(self, text: str) -> None:
+        try:
+            with self.history.editing():
+                self.history.keep(text)
         except CatalogError as error:
             log.warning("this lock can't be rolled back to: %s", error)
-        return lock, self.path.stat().st_mtime
 
     async def _make(self, config: Config, chain_name: str | None) -> None:
         if not config.snapshots.chain_toml:

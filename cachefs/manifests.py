@@ -43,20 +43,20 @@ class Manifests:
         self._store = store
         self._state = state
         self._names = names
-        self._lengths = self._recorded()
+        self._lengths = self._recorded(names)
         self._unsaved: set[ContentId] = set()
         self._news = trio.Event()
 
-    def _recorded(self) -> dict[ContentId, int]:
-        """The lengths that the database has: it holds the same names."""
+    def _recorded(self, names: Mapping[str, ContentId]) -> dict[ContentId, int]:
+        """The lengths that the database has of these names, which are those of the lock."""
         infos = self._state.infos().values()
-        return {self._names[i.name]: i.length for i in infos if i.length is not None and i.name in self._names}
+        return {names[info.name]: info.length for info in infos if info.length is not None and info.name in names}
 
     def switch(self, names: Mapping[str, ContentId]) -> None:
         """Know other names from now on, which the database must have already; `seek` what isn't known of them."""
-        known, self._names = self._lengths, names
-        self._lengths = self._recorded()
-        self._lengths |= {content: known[content] for content in names.values() if content in known}
+        lengths, known = self._recorded(names), self._lengths
+        self._lengths = lengths | {content: known[content] for content in names.values() if content in known}
+        self._names = names
 
     def length(self, content: ContentId) -> int | None:
         """Its length in bytes; None if that isn't known yet."""

@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
+from urllib.parse import quote
 
 from cachefs.content import ContentId, Manifest
 from cachefs.errors import MetainfoError
@@ -140,6 +141,24 @@ def parse(raw: bytes) -> Metainfo:
         raise MetainfoError("no info dictionary")
     content = ContentId("btih", hashlib.sha1(bencode(info), usedforsecurity=False).digest())
     return Metainfo(content, _name(info), _manifest(content, info), raw, _web_seeds(outer.get(b"url-list")))
+
+
+def trackers(info: Metainfo) -> list[str]:
+    """The trackers that a .torrent names (BEP 3 and 12), each once, in its order."""
+    outer = bdecode(info.raw)
+    assert isinstance(outer, dict)
+    tiers = outer.get(b"announce-list")
+    listed = [url for tier in tiers if isinstance(tier, list) for url in tier] if isinstance(tiers, list) else []
+    urls = [url.decode("ascii", "replace") for url in [outer.get(b"announce"), *listed] if isinstance(url, bytes)]
+    return list(dict.fromkeys(url for url in urls if url))
+
+
+def magnet(info: Metainfo) -> str:
+    """The magnet link (BEP 9) of a .torrent: info-hash, name, trackers and web seeds."""
+    parts = [("dn", info.name), *(("tr", url) for url in trackers(info)), *(("ws", url) for url in info.web_seeds)]
+    return f"magnet:?xt=urn:btih:{info.content.hex}" + "".join(
+        f"&{key}={quote(value, safe='')}" for key, value in parts
+    )
 
 
 def wrap(info: bytes) -> bytes:

@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,44 +24,49 @@ from typing import Any
 import trio
 
 from cachefs import mountinfo
+from cachefs.adoption.memory import Memory
+from cachefs.adoption.overrides import Overrides
+from cachefs.adoption.takeover import MEMORY_NAME, Takeover
 from cachefs.cache import Cache
+from cachefs.catalog.records import CATALOGUE as RECORDS
+from cachefs.catalog.tree import File
 from cachefs.config import Config, load_webseed_toml
-from cachefs.config import Limits as LimitSettings
-from cachefs.content import ContentId
+from cachefs.content import ContentId, Span
+from cachefs.control import keeping
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
-from cachefs.drivers import tuning
+from cachefs.drivers import overlay, tuning
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
-from cachefs.errors import CachefsError, ConfigError
+from cachefs.errors import CachefsError, ConfigError, StoreFull
 from cachefs.fetch.base import Item
-from cachefs.fetch.kinds import ByKind
 from cachefs.fetch.metadata import MetadataService
-from cachefs.fetch.more_providers import TorrentProvider
+from cachefs.fetch.outage import Outage
 from cachefs.fetch.policy import Hedging
-from cachefs.fetch.ranges import RangeFetcher
 from cachefs.fetch.rclone import RcloneFetcher
 from cachefs.fetch.rebuild import RcloneMetadata
 from cachefs.fetch.remotes import Remotes
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent import TorrentFetcher
-from cachefs.fetch.torrent_whole import WholeTorrents
 from cachefs.filesystem import Filesystem
+from cachefs.keeper import Keeper
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
 from cachefs.metainfo import Metainfo
 from cachefs.pickup import PickUp
 from cachefs.playhead.service import PlayheadService
+from cachefs.prefetch import Prefetcher
+from cachefs.recheck import recheck
 from cachefs.records import MusicCache
-from cachefs.records.shelf import CATALOGUE as RECORDS
-from cachefs.records.shelf import RecordShelf
+from cachefs.records.mounting import RecordParts
 from cachefs.reload import Parts, Reloader, Shown, mtimes
 from cachefs.shelf import Shelf, SnapshotShelf
-from cachefs.store.eviction import Bounds, Limits
+from cachefs.store.eviction import Limits
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.room import Room
 from cachefs.store.state import State
+from cachefs.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -71,18 +76,20 @@ _LINGER = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """What a mount that has become usable tells."""
+    """What a mount that has become usable tells; `remarks` are on local files that aren't what the lock says."""
 
     mountpoint: Path
     chain: str
     names: int
     shown: int
     records: int
+    remarks: tuple[str, ...] = ()
 
 
 def run(config: Config, ready: Callable[[Mounted], None]) -> None:
     """Mount, call `ready` when the mount is usable, and return when it is gone."""
     mountpoint, data_dir = _places(config)
+    _writable_view(config, mountpoint, data_dir)  # before anything is touched, for what it refuses
     with DataDirLock(data_dir, mountpoint):
         _prepare_mountpoint(mountpoint)
         trio.run(_run, config, mountpoint, data_dir, ready, restrict_keyboard_interrupt_to_checkpoints=True)
@@ -93,10 +100,18 @@ def _places(config: Config) -> tuple[Path, Path]:
         raise ConfigError("mountpoint", "not given: name it on the command line or as [mount] mountpoint")
     if config.mount.data_dir is None:
         raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
-    mountpoint, data_dir = (Path(os.path.abspath(p)) for p in (config.mount.mountpoint, config.mount.data_dir))  # noqa: PTH100
+    mountpoint = mountinfo.located(config.mount.mountpoint)
+    data_dir = Path(os.path.abspath(config.mount.data_dir))  # noqa: PTH100
     if data_dir.is_relative_to(mountpoint):
         raise ConfigError(str(data_dir), f"the data directory can't be inside the mount point {mountpoint}")
     return mountpoint, data_dir
+
+
+def _writable_view(config: Config, mountpoint: Path, data_dir: Path) -> overlay.WritableView | None:
+    if not config.mount.writable:
+        return None
+    owner = overlay.Owner.parse(config.mount.owner)
+    return overlay.WritableView(mountpoint / CATALOGUE, data_dir / CATALOGUE, owner)
 
 
 def _prepare_mountpoint(mountpoint: Path) -> None:
@@ -104,6 +119,7 @@ def _prepare_mountpoint(mountpoint: Path) -> None:
         if not mountinfo.is_dead(mountpoint):
             raise CachefsError(f"{mountpoint} is mounted already; `cachefs umount {mountpoint}` takes it away")
         log.warning("%s: clearing away a mount whose daemon is gone", mountpoint)
+        overlay.uncover(mountpoint)
         mountinfo.unmount_lazily(mountpoint)
     if not mountpoint.is_dir():
         raise CachefsError(f"{mountpoint} is not a directory; make it first: mkdir -p {mountpoint}")
@@ -137,6 +153,7 @@ class Assembly:
         self._data_dir = data_dir
         state.sync_names(shown.lock.downloads, shown.created)
         self._store = ObjectStore(data_dir / "store", state)
+        self._room = Room(self._store, state, Limits.of_settings(config.limits))
         self._manifests = Manifests(self._store, state, shown.names)
         web_seeds = [WebSeed(url) for url in (*config.sources.webseeds, *_webseed_toml(data_dir))]
         sources = config.sources
@@ -159,31 +176,44 @@ class Assembly:
             last_resort=self._last_resort(config, data_dir) if web_seeds or sources.rclone_remotes else None,
         )
         self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
-        self._ranges = RangeFetcher(music.web, self._ledger)
-        self._swarms = Router(config.fetch, self._fetcher, self._ranges, hedging, lambda _: False)
-        fetcher = ByKind(self._router, self._ranges, self._swarms)
-        self._room = Room(self._store, state, _limits(config.limits))
+        self._record_parts = RecordParts(config, music, self._ledger, self._router)
+        fetcher = self._record_parts.fetcher
         self._cache = Cache(self._store, fetcher, config.read, self._evidence, self._room)
-        music.add_provider(TorrentProvider(WholeTorrents(self._fetcher, config.records.stall_timeout)))
-        self._records = RecordShelf(
-            music,
-            shown.records,
-            deadline=config.read.deadline,
-            swarm=self._fetcher.metainfo,
-            seed=self._cache.seed if config.torrent.seed else None,
-        )
+        self._records = self._record_parts.shelf(shown.records, self._cache)
         shelf = SnapshotShelf(self._manifests, self._metadata, mtimes(state))
         shelves: dict[str, Shelf] = {CATALOGUE: shelf, RECORDS: self._records}
+        self._keeper = Keeper(self._store, state, self._room, lambda: self._reloader.shown.contents())
+        self._prefetcher = Prefetcher(self._cache, self._room, shelves)
         filesystem = Filesystem(shown.tree, shelves, self._cache, born=shown.created)
-        self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=config.mount.allow_other)
-        parts = Parts(state, self._manifests, self._metadata, shelf, filesystem, self._records, self._driver.forget)
-        self._reloader = Reloader(config, lock_file, shown, parts)
+        self._view = view = _writable_view(config, mountpoint, data_dir)
+        allow_other = config.mount.allow_other or (view is not None and view.foreign)
+        owner = view.owner if view else None
+        self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner)
+        self._outage = Outage(self._waited_for, self._progress, self._evidence)
+        parts = Parts(
+            state, self._manifests, self._metadata, shelf, filesystem, self._driver.forget, records=self._records
+        )
+        takeover = Takeover(self._store, self._manifests.recall, self._manifests.found, Memory(data_dir / MEMORY_NAME))
+        overrides = Overrides(lock_file.path.parent, takeover, state.complete_hashes)
+        self._reloader = Reloader(config, lock_file, shown, parts, overrides.apply)
+        with contextlib.suppress(StoreFull):
+            self._keeper.refresh()
+
+        async def forget_pages(content: ContentId, spans: Sequence[Span]) -> None:
+            for inode in filesystem.inodes(content):
+                await self._driver.forget_pages(inode, spans)
+
+        self._upkeep = Upkeep(
+            self._store, state, self._cache, config.scrub,
+            files=lambda: self._reloader.shown.tree.files(), shelves=shelves, forget_pages=forget_pages,
+        )  # fmt: skip
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
-            self._metadata, self._cache, fetcher, self._router, self._rclone, self._ledger, time.time(),
+            self._metadata, self._cache, fetcher, self._router, self._rclone, self._ledger, self._upkeep, time.time(),
+            self._outage, view is not None, self._room,
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
-        pick_up = PickUp(RECORDS, self._records, self._cache, lambda: self._reloader.shown.tree)
+        pick_up = PickUp(RECORDS, self._prefetcher, lambda: self._reloader.shown.tree)
         self._playheads = PlayheadService(config.playhead, data_dir, pick_up.fetch)
         self._stop = trio.Event()
         self._served = trio.Event()
@@ -191,7 +221,7 @@ class Assembly:
     def _last_resort(self, config: Config, data_dir: Path) -> RcloneMetadata | None:
         if not config.rclone.enabled:
             return None
-        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep)
+        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep, self._room.holding)
         last_resort.clear()
         return last_resort
 
@@ -201,35 +231,50 @@ class Assembly:
     def _evidence(self) -> str:
         return "; ".join(self._ledger.recent(60.0)[:3])
 
+    def _waited_for(self) -> list[str]:
+        return [*(wait.name for wait in self._cache.waiting()), *self._metadata.waiting()]
+
+    def _progress(self) -> int:
+        return sum(report.received for report in self._ledger.report()) + self._manifests.known()
+
     async def run(self, ready: Callable[[Mounted], None]) -> None:
         """Bring everything up, wait for a reason to stop, take everything down."""
         async with self._services():
+            remarks = await self._reloader.prepare(self._reloader.shown.lock.downloads)
             self._driver.mount()
             try:
-                await self._mounted(ready)
+                await self._mounted(ready, remarks)
             finally:
                 # Not before the last handler has ended: it would answer through a session that is gone.
                 self._driver.close()
 
-    async def _mounted(self, ready: Callable[[Mounted], None]) -> None:
+    async def _mounted(self, ready: Callable[[Mounted], None], remarks: list[str]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_signals, nursery)
             nursery.start_soon(self._serve)
             await trio.to_thread.run_sync(self._settle)
-            commands: dict[str, control.Command] = {
+            if self._view is not None:
+                await trio.to_thread.run_sync(self._view.mount)
+                nursery.start_soon(self._watch_view, self._view)
+            commands: dict[str, control.Command | control.Job] = {
                 "status": self._tell,
                 "stop": self._stopping,
+                "verify": control.Job(self._upkeep.verify),
+                "scrub": control.Job(self._upkeep.scrub),
                 "reload": self._reload,
-                "records-changed": self._records_changed,
+                "records-changed": self._reloader.reload_records,
+                "prefetch": control.Job(self._prefetch),
+                **keeping.commands(self._keeper),
             }
             await nursery.start(control.serve, self._data_dir, commands)
             await nursery.start(self._playheads.run)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
             nursery.start_soon(self._records.seed_complete)
-            shown = self._reloader.shown
-            names, chain = shown.lock.downloads, shown.lock.chain
-            ready(Mounted(self._mountpoint, chain, len(names), len(shown.names), len(shown.records)))
+            nursery.start_soon(self._outage.run)
+            nursery.start_soon(self._upkeep.run)
+            nursery.start_soon(recheck, self._store, self._manifests.recall)
+            ready(self._told(remarks))
             await self._stop.wait()
             await self._let_go()
             nursery.cancel_scope.cancel()
@@ -242,8 +287,7 @@ class Assembly:
                 await nursery.start(self._fetcher.run)
                 await nursery.start(self._rclone.run)
                 await nursery.start(self._router.run)
-                await nursery.start(self._ranges.run)
-                await nursery.start(self._swarms.run)
+                await nursery.start(self._record_parts.run)
                 await nursery.start(self._records.run)
                 await nursery.start(self._cache.run)
                 await nursery.start(self._room.run, self._cache)
@@ -289,16 +333,26 @@ class Assembly:
         await mountinfo.wait_gone(self._mountpoint)
         self._stop.set()
 
-    async def _reload(self) -> Mapping[str, Any]:
-        difference = await self._reloader.reload()
-        return {"difference": difference.as_json(), "text": [*difference.lines(), difference.summary()]}
+    async def _watch_view(self, view: overlay.WritableView) -> None:
+        await view.wait_gone()
+        self._stop.set()  # who expects to write must not go on with the read-only directory below
 
     async def _tell(self) -> Mapping[str, Any]:
         return {**await self._status.collect(), "playhead": self._playheads.report()}
 
-    async def _records_changed(self) -> None:
-        await self._reloader.reload_records()
-        await self._records.seed_complete()
+    async def _reload(self) -> Mapping[str, Any]:
+        difference, remarks = await self._reloader.reload()
+        return {"difference": difference.as_json(), "text": [*difference.lines(), difference.summary(), *remarks]}
+
+    def _told(self, remarks: Iterable[str]) -> Mounted:
+        shown = self._reloader.shown
+        names = len(shown.lock.downloads)
+        return Mounted(self._mountpoint, shown.lock.chain, names, len(shown.names), len(shown.records), tuple(remarks))
+
+    async def _prefetch(self, tell: Callable[[Any], None], patterns: Sequence[str]) -> Mapping[str, Any]:
+        tree = self._reloader.shown.tree
+        found = [tree.find(item.catalogue, item.name) for item in self._keeper.matching(patterns)]
+        return await self._prefetcher.fetch([node for node in found if isinstance(node, File)], tell)
 
     async def _stopping(self) -> None:
         self._stop.set()
@@ -308,6 +362,8 @@ class Assembly:
         with trio.move_on_after(_GRACE):
             await self._metadata.stop()
             await self._cache.stop()
+        if self._view is not None:  # it goes first, while what is below it still answers
+            await trio.to_thread.run_sync(self._view.unmount)
         # The kernel asks once more for a page whose readahead failed, so the answers go on until the last user
         # is gone: that ends a mount which was taken out of the tree.
         with trio.move_on_after(_LINGER):
@@ -319,11 +375,6 @@ class Assembly:
         if entry is not None and entry.data_dir == self._data_dir:
             with contextlib.suppress(CachefsError):  # somebody was quicker
                 mountinfo.unmount_lazily(self._mountpoint)
-
-
-def _limits(settings: LimitSettings) -> Limits:
-    whole = Bounds(size=settings.size or None, age=settings.age or None)
-    return Limits(whole, free_space=settings.free_space)
 
 
 def _webseed_toml(data_dir: Path) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 How it works: a mount carries its data directory as its source, so that a mount point is all a
 command needs to find the daemon, and a daemon that is dead can be told from one that is busy. The kernel
 signals every change of the table as an exceptional condition on the open file, which is how a mount that was
-taken away lazily is noticed while somebody still has a file open in it.
+taken away lazily is noticed while somebody still has a file open in it. The table is also where an overlayfs
+over one of our directories is found: it is a mount of its own, and nothing else remembers it.
 
 Format: proc_pid_mountinfo(5).
 """
@@ -15,6 +16,7 @@ import os
 import re
 import select
 import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
@@ -25,6 +27,7 @@ from cachefs.errors import CachefsError
 
 TYPE = "fuse.cachefs"
 _TABLE = Path("/proc/self/mountinfo")
+_MOST_LINKS = 40  # the kernel's own limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +46,19 @@ class MountEntry:
 
 def mounts() -> list[MountEntry]:
     """Every cachefs mount that this process can see, oldest first."""
-    found = []
+    return [
+        MountEntry(mountpoint, Path(os.fsdecode(unquote_to_bytes(os.fsencode(source)))), device)
+        for mountpoint, kind, source, device in _table()
+        if kind == TYPE
+    ]
+
+
+def _table() -> Iterator[tuple[Path, str, str, str]]:
+    """Mount point, file system type, source and device number of every mount, oldest first."""
     for line in _TABLE.read_bytes().splitlines():
         before, _, after = line.partition(b" - ")
         fields, (kind, source) = before.split(), after.split()[:2]
-        if kind.decode() == TYPE:
-            data_dir = os.fsdecode(unquote_to_bytes(os.fsencode(_plain(source))))
-            found.append(MountEntry(Path(_plain(fields[4])), Path(data_dir), fields[2].decode()))
-    return found
+        yield Path(_plain(fields[4])), kind.decode(), _plain(source), fields[2].decode()
 
 
 def source_of(data_dir: Path) -> str:
@@ -60,8 +68,29 @@ def source_of(data_dir: Path) -> str:
 
 def mount_at(mountpoint: Path) -> MountEntry | None:
     """The topmost cachefs mount at exactly this path. Never touches the mount itself, which may be dead."""
-    wanted = Path(os.path.abspath(mountpoint))  # noqa: PTH100  resolve() would ask the mount
+    wanted = located(mountpoint)
     return next((entry for entry in reversed(mounts()) if entry.mountpoint == wanted), None)
+
+
+def overlays_in(mountpoint: Path) -> list[Path]:
+    """The directories right below this path over which an overlayfs is mounted, oldest first."""
+    wanted = located(mountpoint)
+    return [place for place, kind, _, _ in _table() if kind == "overlay" and place.parent == wanted]
+
+
+def located(path: Path) -> Path:
+    """Where a path leads, as the kernel's table writes it: absolute and without links.
+
+    What is mounted there isn't asked, for it may be dead or hang: of the last part only a link's text is read.
+    """
+    for _ in range(_MOST_LINKS):
+        folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100  as the shell's pwd
+        path = Path(os.path.realpath(folder), name)
+        try:
+            path = path.parent / os.readlink(path)  # noqa: PTH115  the text of a link
+        except OSError:
+            break  # not a link
+    return path
 
 
 def is_dead(mountpoint: Path) -> bool:
@@ -85,13 +114,13 @@ def unmount_lazily(mountpoint: Path) -> None:
         raise CachefsError(f"{mountpoint}: can't be unmounted: {done.stderr.strip()}")
 
 
-async def wait_gone(mountpoint: Path) -> None:
-    """Return when no cachefs mount is at `mountpoint` any more."""
+async def wait_gone(mountpoint: Path, find: Callable[[Path], object] = mount_at) -> None:
+    """Return when `find(mountpoint)` finds nothing more: by default, when no cachefs mount is there."""
     table = await trio.to_thread.run_sync(_TABLE.open, "rb")
     with table, select.epoll() as changes:
         # The file is always readable; only the exceptional condition means a change. A poll of a poll sees just that.
         changes.register(table, select.EPOLLPRI)
-        while await trio.to_thread.run_sync(mount_at, mountpoint) is not None:
+        while await trio.to_thread.run_sync(find, mountpoint):
             await trio.lowlevel.wait_readable(changes.fileno())
             changes.poll(0)
 

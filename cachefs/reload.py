@@ -6,14 +6,17 @@ with no await in between, so that no request sees the one half of it. Open handl
 and go on. Last, the kernel is told which names it remembers wrongly; until it has heard that, it may still come
 with an old inode, is answered ESTALE, and looks the name up anew by itself.
 
+Before any of that, `prepare` may make contents of the new lock available from local files.
+
 A name that comes, or whose hash changed, has its metadata looked for like any other; what the store has already
 under that hash, from an older lock say, is used at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import trio
@@ -31,7 +34,6 @@ from cachefs.fetch.metadata import MetadataService
 from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
-from cachefs.records import shelf
 from cachefs.records.shelf import RecordShelf
 from cachefs.shelf import SnapshotShelf
 from cachefs.store.state import State
@@ -53,14 +55,19 @@ class Shown:
     records: Mapping[str, Record]
 
     @classmethod
-    def of(cls, config: Config, lock: SnapshotLock, created: float, recorded: RecordsLock | None) -> Shown:
+    def of(cls, config: Config, lock: SnapshotLock, created: float, recorded: RecordsLock | None = None) -> Shown:
         """What the two locks show; a catalogue that has no lock is not there at all. CatalogError."""
         names = locks.shown(config, lock)
         catalogues = {CATALOGUE: names} if lock.downloads or recorded is None else {}
         ready = recorded.ready() if recorded is not None else {}
         if recorded is not None:
-            catalogues[shelf.CATALOGUE] = {name: record.content for name, record in ready.items() if record.content}
+            catalogues[records.CATALOGUE] = {name: record.content for name, record in ready.items() if record.content}
         return cls(lock, created, names, Tree.build(catalogues), ready)
+
+    def contents(self) -> dict[str, Mapping[str, ContentId]]:
+        """Every name of both locks, shown or not, by catalogue."""
+        recorded = {name: record.content for name, record in self.records.items() if record.content is not None}
+        return {CATALOGUE: self.lock.downloads, records.CATALOGUE: recorded}
 
     @classmethod
     async def load(cls, config: Config, lock_file: LockFile, chain: str | None) -> Shown:
@@ -69,73 +76,107 @@ class Shown:
         recorded = records.load(path) if path.exists() else None
         if recorded is not None and not config.snapshots.chain_toml and not lock_file.path.exists():
             return cls.of(config, SnapshotLock("", {}), path.stat().st_mtime, recorded)
-        return cls.of(config, *await lock_file.load_or_make(config, chain), recorded)
+        lock, created = await lock_file.load_or_make(config, chain)
+        # A large lock takes a while; readers are served meanwhile.
+        return await trio.to_thread.run_sync(cls.of, config, lock, created, recorded)
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a mount that hold names; `forget` tells the kernel, and blocks until it has heard."""
+    """The parts of a mount that hold names.
+
+    `forget` tells the kernel, and blocks until it has heard. `followers` are called when the switch is made.
+    """
 
     state: State
     manifests: Manifests
     metadata: MetadataService
     shelf: SnapshotShelf
     filesystem: Filesystem
-    records: RecordShelf
     forget: Callable[[Iterable[tuple[int, str]]], None]
+    followers: tuple[Callable[[], None], ...] = ()
+    records: RecordShelf | None = None
 
 
 class Reloader:
     """Holds what is shown now, and replaces it."""
 
-    def __init__(self, config: Config, lock_file: LockFile, shown: Shown, parts: Parts) -> None:
+    def __init__(
+        self,
+        config: Config,
+        lock_file: LockFile,
+        shown: Shown,
+        parts: Parts,
+        prepare: Callable[[Mapping[str, ContentId]], Awaitable[list[str]]],
+    ) -> None:
         self.shown = shown
+        self.prepare = prepare
         self._config = config
         self._lock_file = lock_file
         self._parts = parts
         self._alone = trio.Lock()
 
-    async def reload(self) -> Difference:
-        """Use the lock as it is in the file now; what that changed. On any CachefsError nothing has changed."""
+    async def reload(self) -> tuple[Difference, list[str]]:
+        """Use the lock as it is in the file now; what that changed, and remarks on local files.
+
+        On any CachefsError nothing has changed.
+        """
         async with self._alone:
             before = self.shown
             new = await Shown.load(self._config, self._lock_file, before.lock.chain or None)
+            remarks = await self.prepare(new.lock.downloads)
             difference = Difference.of(before.lock.downloads, new.lock.downloads)
             if difference or new.records != before.records:
-                await self._use(new)
-                _tell(difference)
-            return difference
+                self._switch(new)
+                await self._spread(before)
+            _tell(difference, remarks)
+            return difference, remarks
 
     async def reload_records(self) -> None:
         """Use the records as they are in the file now, and nothing else. On any CachefsError nothing has changed."""
         async with self._alone:
             before = self.shown
             recorded = records.load(self._lock_file.data_dir / records.LOCK_NAME)
-            new = Shown.of(self._config, before.lock, before.created, recorded)
+            new = await trio.to_thread.run_sync(Shown.of, self._config, before.lock, before.created, recorded)
             if new.records != before.records:
-                await self._use(new)
+                self._switch(new)
+                await self._spread(before)
+        if self._parts.records is not None:
+            await self._parts.records.seed_complete()
 
     async def hang_up(self) -> None:
         """The same at SIGHUP: what went wrong is for the log."""
         try:
-            if not await self.reload():
-                log.info("reload: the lock is the same")
+            await self.reload()
         except CachefsError as error:
             log.error("reload: nothing has changed: %s", error)
+        except Exception:  # a fault of ours is no reason to end the mount
+            log.exception("reload failed")
 
-    async def _use(self, new: Shown) -> None:
-        old, parts = self.shown, self._parts
+    def _switch(self, new: Shown) -> None:
+        """What may fail comes first, the rest is assignments: no await, so nobody sees a part of it."""
+        parts, old = self._parts, self.shown
         parts.state.sync_names(new.lock.downloads, new.created)
+        mtime = mtimes(parts.state)
         parts.manifests.switch(new.names)
+        parts.shelf.mtime = mtime
         parts.metadata.forget(Difference.of(old.names, new.names).gone)
-        parts.shelf.mtime = mtimes(parts.state)
-        parts.records.records = new.records
+        if parts.records is not None:
+            parts.records.records = new.records
         parts.filesystem.switch(new.tree, new.created)
         self.shown = new
+
+    async def _spread(self, old: Shown) -> None:
+        """Let everybody else know. What fails here is logged: the lock is in use."""
+        parts, new = self._parts, self.shown
+        for follow in parts.followers:
+            with _logged():
+                follow()
         wrong = list(outdated(old.tree, new.tree))
         # A look-up under way holds its directory in the kernel until we have answered: not on the event loop.
         await trio.to_thread.run_sync(parts.forget, wrong, abandon_on_cancel=True)
-        await parts.manifests.seek(parts.metadata)
+        with _logged():
+            await parts.manifests.seek(parts.metadata)
 
 
 def mtimes(state: State) -> Callable[[File], float]:
@@ -144,7 +185,17 @@ def mtimes(state: State) -> Callable[[File], float]:
     return lambda file: created[file.path]
 
 
-def _tell(difference: Difference) -> None:
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    try:
+        yield
+    except (CachefsError, OSError) as error:
+        log.error("reload: the lock is in use, but: %s", error)
+
+
+def _tell(difference: Difference, remarks: Iterable[str]) -> None:
+    for remark in remarks:
+        log.warning("%s", remark)
     log.info("reload: %s", difference.summary())
     lines = list(difference.lines())
     for line in lines[:_LOGGED]:

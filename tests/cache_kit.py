@@ -87,11 +87,16 @@ def bytes_of(reader: Reader) -> bytes:
     return next(item.data for item in (FILE, OTHER) if item.info.content == reader.flow.item.content)
 
 
-def run(root: Path, scenario: Callable[[Bench], Awaitable[None]], limits: Read | None = None) -> None:
+def run(
+    root: Path,
+    scenario: Callable[[Bench], Awaitable[None]],
+    limits: Read | None = None,
+    contents: Iterable[Content] = (FILE, OTHER),
+) -> None:
     """Run `scenario` on a bench in `root`."""
 
     async def main() -> None:
-        async with bench(store, clock, limits or Read(deadline=DEADLINE)) as made:
+        async with bench(store, clock, limits or Read(deadline=DEADLINE), contents) as made:
             await scenario(made)
         await store.aclose()
 
@@ -101,9 +106,11 @@ def run(root: Path, scenario: Callable[[Bench], Awaitable[None]], limits: Read |
 
 
 @asynccontextmanager
-async def bench(store: ObjectStore, clock: trio.testing.MockClock, limits: Read) -> AsyncIterator[Bench]:
+async def bench(
+    store: ObjectStore, clock: trio.testing.MockClock, limits: Read, contents: Iterable[Content] = (FILE, OTHER)
+) -> AsyncIterator[Bench]:
     async with trio.open_nursery() as nursery:
-        made = Bench(store, clock, nursery, limits)
+        made = Bench(store, clock, nursery, limits, contents=contents)
         await nursery.start(made.cache.run)
         yield made
         nursery.cancel_scope.cancel()

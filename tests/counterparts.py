@@ -189,8 +189,11 @@ http {{
 
 
 @contextmanager
-def aria2_seeder(torrent: Path, directory: Path) -> Iterator[Peer]:
-    """aria2 seeding the file of `torrent` that lies in `directory` under the torrent's own name."""
+def aria2_seeder(torrent: Path, directory: Path, *, limit: str = "0") -> Iterator[Peer]:
+    """aria2 seeding the file of `torrent` that lies in `directory` under the torrent's own name.
+
+    `limit` is the most it uploads, in bytes per second: "30K".
+    """
     port, content = free_port(), metainfo.parse(torrent.read_bytes()).content
     options: dict[str, object] = {
         "dir": directory,
@@ -200,7 +203,7 @@ def aria2_seeder(torrent: Path, directory: Path) -> Iterator[Peer]:
         "bt-seed-unverified": "true",
         "check-integrity": "false",
         "file-allocation": "none",
-        "max-upload-limit": "0",
+        "max-upload-limit": limit,
     } | dict.fromkeys(("enable-dht", "enable-dht6", "bt-enable-lpd", "enable-peer-exchange"), "false")
     command: list[str | Path] = [
         "aria2c",
@@ -289,14 +292,20 @@ class _TransmissionRpc:
 
 
 @contextmanager
-def cachefs_seed(directory: Path, *options: str | Path, http: bool = True, torrent: bool = True) -> Iterator[Seedbox]:
-    """`cachefs seed directory` in a process of its own, ready; `options` are added to its command line."""
+def cachefs_seed(
+    directory: Path, *options: str | Path, http: bool = True, torrent: bool = True, within: Sequence[str] = ()
+) -> Iterator[Seedbox]:
+    """`cachefs seed directory` in a process of its own, ready; `options` are added to its command line.
+
+    `within` comes before it, to start it in another network.
+    """
     sides = ("--listen", f"{LOOPBACK}:0" if torrent else "off", "--http", f"{LOOPBACK}:0" if http else "off")
-    command = [sys.executable, "-m", "cachefs", "seed", directory, *sides, *options]
+    command = [*within, sys.executable, "-m", "cachefs", "seed", directory, *sides, *options]
     with running("cachefs seed", command, signal.SIGTERM) as child:
         child.wait_until("ready", lambda: "ready" in child.printed().splitlines())
         said = dict(line.partition(" ")[::2] for line in child.printed().splitlines())
-        peer = Peer(LOOPBACK, int(said["torrent"].rpartition(":")[2])) if torrent else None
+        host, _, port = said["torrent"].rpartition(":") if torrent else ("", "", "0")
+        peer = Peer(host, int(port)) if torrent else None
         yield Seedbox(peer, said.get("http", ""), Path(said["chain.toml"]), child.process)
 
 

@@ -79,6 +79,7 @@ class FakeDownload:
         self.opened = True
         self.ended = False
         self.restarts = 0
+        self.doubts = 0
         self.words = ""
         self.moved = float("-inf")
         self._data = data
@@ -97,6 +98,9 @@ class FakeDownload:
 
     def restart(self) -> None:
         self.restarts += 1
+
+    def doubted(self) -> None:
+        self.doubts += 1
 
     def open(self) -> None:
         self.opened = True

@@ -18,16 +18,18 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import trio
+from click.testing import CliRunner
 
 from cachefs import metainfo, mountinfo
 from cachefs.catalog.chain import format_chain
+from cachefs.cli import main
 from cachefs.content import ContentId
 from cachefs.control import socket as control
 from cachefs.origin.torrents import publish
@@ -94,9 +96,9 @@ def _published(into: Path, files: dict[str, Path]) -> Library:
 
 
 @contextmanager
-def seeding(library: Library, *options: str, http: bool = False) -> Iterator[Seedbox]:
-    """`cachefs seed` of a library, as a peer; as a web seed too with `http`."""
-    with cachefs_seed(library.root, "--out", library.products, *options, http=http) as box:
+def seeding(library: Library, *options: str, http: bool = False, within: Sequence[str] = ()) -> Iterator[Seedbox]:
+    """`cachefs seed` of a library, as a peer; as a web seed too with `http`; `within` another network, if given."""
+    with cachefs_seed(library.root, "--out", library.products, *options, http=http, within=within) as box:
         yield box
 
 
@@ -113,6 +115,21 @@ def cachefs(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "cachefs", *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def typed(*arguments: str | Path) -> Done:
+    """The same in this process, which saves a second of starting one."""
+    done = CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+    return Done(done.exit_code, done.stdout, done.stderr)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,10 +252,15 @@ def mounted(
     peers: Iterable[Peer | str] = (),
     webseeds: Iterable[str] = (),
     settings: str = "",
+    within: Sequence[str] = (),
 ) -> Iterator[Mount]:
-    """A usable mount on `place`/mnt with its data in `place`/data, as often as wanted one after another."""
+    """A usable mount on `place`/mnt with its data in `place`/data, as often as wanted one after another.
+
+    `within` comes before the command, to start it in another network.
+    """
     arguments = mount_command(place, chain, *options, peers=peers, webseeds=webseeds, settings=settings)
-    with _cleared(place / "mnt"), running("cachefs mount", command_of(arguments), signal.SIGTERM) as child:
+    command = [*within, *command_of(arguments)]
+    with _cleared(place / "mnt"), running("cachefs mount", command, signal.SIGTERM) as child:
         child.wait_until("ready", lambda: "; ready\n" in child.printed())
         yield Mount(place / "mnt", place / "data", child)
 

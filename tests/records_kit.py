@@ -12,6 +12,7 @@ import random
 import re
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -80,8 +81,8 @@ class Asked:
 class Host:
     """A running server; `pages` by path, `asked` what was asked so far, `sent` how many bytes of bodies went out."""
 
-    def __init__(self, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}/"
+    def __init__(self, port: int, scheme: str = "http") -> None:
+        self.url = f"{scheme}://127.0.0.1:{port}/"
         self.pages: dict[str, Page] = {}
         self.asked: list[Asked] = []
         self.sent = 0
@@ -103,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def handle(self) -> None:
-        with suppress(ConnectionResetError):  # a client that goes away in the middle of a body
+        with suppress(ConnectionResetError, ssl.SSLError):  # a client that goes away in the middle of a body
             super().handle()
 
     def do_GET(self) -> None:
@@ -173,17 +174,25 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Server(socketserver.ThreadingTCPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that refuses our certificate is no fault of the server's."""
+
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
 
 
 @contextmanager
-def web() -> Iterator[Host]:
-    """A server on a free loopback port."""
+def web(certificate: Path | None = None) -> Iterator[Host]:
+    """A server on a free loopback port; https with the key and certificate in a file."""
     handler = type("Handler", (_Handler,), {})
     with _Server(("127.0.0.1", 0), handler) as server:
-        host = handler.host = Host(server.server_address[1])  # type: ignore[attr-defined]
+        scheme = "https" if certificate else "http"
+        host = handler.host = Host(server.server_address[1], scheme)  # type: ignore[attr-defined]
+        if certificate:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(certificate)
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:

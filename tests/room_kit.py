@@ -52,6 +52,15 @@ class RoomBench(Bench):
     async def open(self, item: Content = FILES[0]) -> Reader:
         return await self.cache.open(item.item)
 
+    async def read(self, reader: Reader, offset: int, size: int) -> None:
+        done = len(self.outcomes)
+        self.nursery.start_soon(super().read, reader, offset, size)
+        await self.until(lambda: len(self.outcomes) > done)
+
+    async def start_read(self, reader: Reader, offset: int, size: int) -> None:
+        self.nursery.start_soon(super().read, reader, offset, size)
+        await self.settled()
+
     async def fill(self, item: Content, *, blocks: int | None = None) -> None:
         """Have the first `blocks` of a file, or all, read and landed, and the file closed, a second after another."""
         self.clock.jump(1)

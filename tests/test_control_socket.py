@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import trio
 
-from cachefs.control.socket import NAME, ask, serve
+from cachefs.control.socket import NAME, Job, ask, follow, serve
 from cachefs.errors import ControlError, Unavailable
 from tests.fakes import until
 
@@ -41,8 +41,24 @@ async def _never() -> Any:
     await trio.sleep_forever()
 
 
-COMMANDS = {
+async def _add(one: int, other: int) -> Any:
+    return one + other
+
+
+async def _count(tell: Callable[[Any], None], to: int) -> Any:
+    for number in range(to + 1):
+        tell(number)
+        await trio.sleep(0.05)
+    return "counted"
+
+
+async def _failing(tell: Callable[[Any], None]) -> Any:
+    raise Unavailable("x.seg", 60.0, "no peers")
+
+
+COMMANDS: dict[str, Any] = {
     "status": _status, "known-error": _known_error, "bug": _bug, "unspeakable": _unspeakable, "never": _never,
+    "add": _add, "count": Job(_count), "failing": Job(_failing),
 }  # fmt: skip
 
 
@@ -79,6 +95,53 @@ def test_a_command_is_answered_with_its_result(tmp_path: Path) -> None:
         assert json.loads(say(tmp_path, b'{"comm', b'and": "sta', b'tus"}\n'))["ok"] is True
 
     with_daemon(tmp_path, client)
+
+
+def test_a_command_is_called_with_its_arguments_by_name(tmp_path: Path) -> None:
+    def client() -> None:
+        assert ask(tmp_path, "add", one=1, other=2) == 3
+        with pytest.raises(ControlError, match="unexpected keyword argument"):
+            ask(tmp_path, "add", first=1)
+        assert json.loads(say(tmp_path, b'{"command": "add", "arguments": 5}\n'))["ok"] is False
+
+    with_daemon(tmp_path, client)
+
+
+def test_a_job_tells_its_progress_until_its_result(tmp_path: Path) -> None:
+    def client() -> None:
+        told: list[Any] = []
+        assert follow(tmp_path, "count", told.append, to=20) == "counted"
+        assert len(told) >= 2
+        assert told == sorted(told)
+        with pytest.raises(ControlError, match=r"^x\.seg: nothing after 60\.0 s: no peers$"):
+            follow(tmp_path, "failing", told.append)
+        with pytest.raises(ControlError, match="not a command"):
+            follow(tmp_path, "unknown", told.append)
+
+    with_daemon(tmp_path, client)
+
+
+def test_a_job_ends_when_its_caller_has_gone(tmp_path: Path) -> None:
+    async def main() -> None:
+        ended = trio.Event()
+
+        async def endless(tell: Callable[[Any], None]) -> Any:
+            try:
+                await trio.sleep_forever()
+            finally:
+                ended.set()
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, tmp_path, {"status": _status, "endless": Job(endless)})
+            async with await trio.open_unix_socket(tmp_path / NAME) as stream:
+                await stream.send_all(b'{"command": "endless"}\n')
+                assert await stream.receive_some() == b'{"progress": null}\n'
+            with trio.fail_after(10):
+                await ended.wait()
+            assert await trio.to_thread.run_sync(ask, tmp_path, "status") == await _status()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
 
 
 def test_a_known_error_is_told_in_its_own_words(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""The circuit breaker: when a failing source is left alone, and for how long."""
+"""What experience says of a source: when it is left alone, for how long, for which content, and how quick it is."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -10,7 +11,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachefs.fetch.health import Breaker
+from cachefs.content import ContentId
+from cachefs.fetch.health import Breaker, SourceHealth
 
 
 def play(scenario: Callable[[Breaker], Awaitable[None]]) -> None:
@@ -111,3 +113,86 @@ def test_no_history_leaves_a_source_alone_for_longer_than_the_longest_pause(move
             assert 0 <= breaker.pause() <= 60.001
 
     play(scenario)
+
+
+# A source
+
+ONE, OTHER = ContentId("btih", b"1" * 20), ContentId("btih", b"2" * 20)
+
+
+def with_health(scenario: Callable[[SourceHealth], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await scenario(SourceHealth())
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_what_a_source_lacks_is_held_against_it_for_that_content_and_that_long_only() -> None:
+    async def scenario(health: SourceHealth) -> None:
+        health.refuse(ONE, "does not have it", 30)
+        assert (health.objection(ONE), health.objection(OTHER)) == ("does not have it", "")
+        await trio.sleep(29.9)
+        assert health.objection(ONE)
+        await trio.sleep(0.1)
+        assert not health.objection(ONE)
+
+    with_health(scenario)
+
+
+def test_a_ban_does_not_end_by_itself_and_is_forgiven_with_the_host_s_faults() -> None:
+    async def scenario(health: SourceHealth) -> None:
+        health.refuse(ONE, "wrong bytes", math.inf)
+        await trio.sleep(80_000)
+        health.breaker.failed("silent")
+        assert health.objection(ONE) == "wrong bytes"
+        health.forgive(ONE)
+        assert not health.objection(ONE)
+
+    with_health(scenario)
+
+
+def test_a_host_that_failed_once_is_left_alone_for_every_content() -> None:
+    async def scenario(health: SourceHealth) -> None:
+        health.breaker.failed("silent for 10 s")
+        assert health.objection(ONE) == health.objection(OTHER) == "left alone for now: silent for 10 s"
+        await trio.sleep(health.breaker.pause())
+        assert not health.objection(ONE)
+
+    with_health(scenario)
+
+
+def test_the_rate_follows_the_last_answers_and_is_forgotten_after_a_while() -> None:
+    async def scenario(health: SourceHealth) -> None:
+        assert health.rate is None
+        health.measured(10_000, 1.0)
+        assert health.rate == 10_000
+        health.measured(1000, 1.0)
+        assert health.rate == pytest.approx(7300)
+        for _ in range(40):
+            health.measured(1000, 1.0)
+        assert health.rate == pytest.approx(1000, rel=0.01)
+        await trio.sleep(SourceHealth.MEMORY)
+        assert health.rate is None
+        health.measured(5000, 1.0)
+        assert health.rate == 5000
+
+    with_health(scenario)
+
+
+def test_an_answer_in_no_time_is_a_rate_too() -> None:
+    async def scenario(health: SourceHealth) -> None:
+        health.measured(1, 0.0)
+        assert health.rate is not None
+        assert health.rate < math.inf
+
+    with_health(scenario)
+
+
+def test_what_is_remembered_of_contents_is_bounded_and_the_latest_stays() -> None:
+    async def scenario(health: SourceHealth) -> None:
+        for number in range(SourceHealth._MOST_CONTENTS + 1):
+            health.refuse(ContentId("btih", number.to_bytes(20, "big")), "does not have it", 1e6)
+        assert not health.objection(ContentId("btih", bytes(20)))
+        assert health.objection(ContentId("btih", number.to_bytes(20, "big")))
+
+    with_health(scenario)

@@ -14,7 +14,8 @@ from cachefs.cli import main
 from cachefs.config import Config, Snapshots
 from cachefs.content import ContentId
 from cachefs.locks import LockFile
-from tests.mount_kit import DOMAIN, HEADERS, Library, cachefs, make_library, mounted
+from cachefs.store import DataDirLock
+from tests.mount_kit import DOMAIN, HEADERS, Library, make_library, mounted, typed
 
 ONE, TWO = ContentId("btih", bytes([1]) * 20), ContentId("btih", bytes([2]) * 20)
 
@@ -101,6 +102,11 @@ def test_set_changes_the_hashes_given_and_refuses_unknown_names_and_bad_hashes(b
     assert bench.entries["x.seg"] == ONE
 
 
+def test_a_change_while_a_daemon_is_starting_says_what_to_do(bench: Bench) -> None:
+    with DataDirLock(bench.file.data_dir):
+        assert "`cachefs reload`" in bench.lines("set", "a.seg", TWO.hex)[-1]
+
+
 def test_rollback_lists_what_there_is_and_goes_back(bench: Bench) -> None:
     bench.run("set", "a.seg", TWO.hex)
     bench.run("set", "--new", "x.seg", ONE.hex)
@@ -123,8 +129,8 @@ def test_a_change_is_in_use_when_the_command_returns_and_knows_the_daemons_chain
 ) -> None:
     with mounted(tmp_path, library.chain, "--torrent-dir", library.products) as mount:
         size = (mount.snapshots / DOMAIN).stat().st_size
-        done = cachefs("lock", "--mount", mount.mountpoint, "set", HEADERS, library.content(DOMAIN).hex)
+        done = typed("lock", "--mount", mount.mountpoint, "set", HEADERS, library.content(DOMAIN).hex)
         assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "in use")
         assert (mount.snapshots / HEADERS).stat().st_size == size
-        assert cachefs("lock", "--mount", mount.mountpoint, "update").returncode == 0
+        assert typed("lock", "--mount", mount.mountpoint, "update").returncode == 0
         assert (mount.snapshots / HEADERS).stat().st_size == 5

@@ -107,6 +107,16 @@ def test_daemon_returns_when_the_mount_is_usable_and_umount_when_it_has_ended(li
         assert not (tmp_path / "data" / "control.sock").exists()
 
 
+def test_a_mount_on_a_link_works_and_is_found_by_it(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "real").mkdir()
+    (tmp_path / "place" / "mnt").symlink_to("real")
+    with mounted(tmp_path / "place", library.chain, "--torrent-dir", library.products) as mount:
+        assert (mount.snapshots / HISTORY).stat().st_size == 6 * 2**20
+        assert cachefs("status", mount.mountpoint).returncode == 0
+        mount.unmount()
+
+
 def test_a_mount_with_names_that_need_quoting_works(library: Library, tmp_path: Path) -> None:
     place = tmp_path / "a space, a comma\\and ümlauts"
     with mounted(place, library.chain, "--torrent-dir", library.products) as mount:

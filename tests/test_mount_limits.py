@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.counterparts import small_disk
+from tests.counterparts import nginx, small_disk
 from tests.mount_kit import PIECE, Library, Mount, forget_pages, make_library, mounted, part, read_error, same, seeding
 
 LENGTH = 8 * 2**20 - 5
@@ -42,25 +42,27 @@ def limited(library: Library, place: Path, **limits: object) -> Iterator[Mount]:
             yield mount
 
 
-def taken(mount: Mount) -> int:
-    """What the store takes on disk, as du counts."""
-    files = [path.stat(follow_symlinks=False) for path in mount.data_dir.glob("store/**/*") if path.exists()]
+def taken(mount: Mount, *patterns: str) -> int:
+    """What the store, or all that matches, takes on disk, as du counts."""
+    found = [path for pattern in patterns or ["store/**/*"] for path in mount.data_dir.glob(pattern)]
+    files = {(status := path.stat(follow_symlinks=False)).st_ino: status for path in found if path.exists()}.values()
     return sum(status.st_blocks * 512 for status in files)
 
 
 class Watch:
     """Looks at the store every few milliseconds while it is entered; `most` is the most it ever took."""
 
-    def __init__(self, mount: Mount) -> None:
+    def __init__(self, mount: Mount, beside: str = "") -> None:
         self.most = 0
         self._mount = mount
+        self._patterns = ["store/**/*", *filter(None, [beside])]
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look)
 
     def _look(self) -> None:
         while not self._ended.wait(0.01):
             try:
-                self.most = max(self.most, taken(self._mount))
+                self.most = max(self.most, taken(self._mount, *self._patterns))
             except FileNotFoundError:  # evicted as we looked
                 continue
 
@@ -158,3 +160,13 @@ def test_room_is_made_before_the_disk_is_full_where_some_is_to_be_left_free(
         with Watch(mount) as watch:
             assert same(mount, library, names)
     assert watch.most <= 20 * 2**20 + PIECE
+
+
+def test_files_that_come_whole_because_nobody_has_their_torrent_keep_to_the_limit(
+    library: Library, names: list[str], tmp_path: Path
+) -> None:
+    settings = f"[limits]\nsize = {LIMIT}\n"
+    with nginx(library.root) as host, mounted(tmp_path, library.chain, webseeds=[host], settings=settings) as mount:
+        with Watch(mount, "rclone/*.rebuild") as watch:
+            assert same(mount, library, names[:6])
+    assert LIMIT - LENGTH < watch.most <= LIMIT + PIECE

@@ -26,12 +26,12 @@ from tests.mount_kit import (
     PIECE,
     Library,
     Mount,
-    cachefs,
     make_library,
     mounted,
     part,
     same,
     seeding,
+    typed,
 )
 
 SIZES = (5, 100_000, PIECE, 3 * PIECE + 1, 3 * 2**20)
@@ -61,7 +61,7 @@ def edit(mount: Mount, change: Callable[[dict[str, str]], object]) -> None:
 
 
 def reload(mount: Mount) -> str:
-    done = cachefs("reload", mount.mountpoint)
+    done = typed("reload", mount.mountpoint)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -137,7 +137,7 @@ def test_a_bad_edit_changes_nothing_and_says_where_it_is_wrong(
     with mounted(tmp_path, old.chain, "--torrent-dir", old.products) as mount:
         edit(mount, lambda names: names.pop(DOMAIN))
         mount.lock.write_text(damage(mount.lock.read_text()))
-        done = cachefs("reload", mount.mountpoint)
+        done = typed("reload", mount.mountpoint)
         assert done.returncode == 1
         assert done.stderr.startswith(f"cachefs: {mount.lock}")
         assert told in done.stderr

@@ -100,6 +100,19 @@ def test_a_mount_point_is_found_by_a_relative_path_with_dots(
     assert mountinfo.mount_at(Path("other", "..", "mnt")) == mountinfo.mount_at(tmp_path / "mnt") is not None
 
 
+def test_a_mount_point_is_found_through_links_also_when_its_daemon_is_gone(tmp_path: Path, mounts: Mounts) -> None:
+    mountpoint = tmp_path / "real" / "mnt"
+    mounts.mount(mountpoint, "/data")
+    (tmp_path / "folder").symlink_to("real")
+    (tmp_path / "itself").symlink_to(tmp_path / "folder" / "mnt")
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / "folder" / "mnt", tmp_path / "itself"):
+        assert mountinfo.mount_at(path) == mountinfo.mount_at(mountpoint) is not None
+    assert mountinfo.mount_at(tmp_path / "loop") is None
+    mounts.die(mountpoint)
+    assert mountinfo.mount_at(tmp_path / "itself") is not None
+
+
 def test_a_mount_whose_daemon_is_gone_is_dead_and_can_be_cleared_away(tmp_path: Path, mounts: Mounts) -> None:
     mountpoint = tmp_path / "mnt"
     mounts.mount(mountpoint, "/data")

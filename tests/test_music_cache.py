@@ -128,6 +128,30 @@ def test_twenty_who_ask_at_once_share_one_download(tmp_path: Path, by: str) -> N
     run(tmp_path, scenario)
 
 
+def test_who_waited_for_a_download_that_failed_gets_the_same_error(tmp_path: Path) -> None:
+    async def scenario(cache: MusicCache, host: Host) -> None:
+        gate = threading.Event()
+        url = host.put("song.mp3", OTHER, gate=gate)
+        errors: list[CachefsError] = []
+
+        async def ask() -> None:
+            try:
+                await cache.request_by_url_and_checksum(url, CONTENT)
+            except CachefsError as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(ask)
+            await until(lambda: bool(host.asked))
+            gate.set()
+        assert {type(error) for error in errors} == {RecordMismatch}
+        assert len(errors) == 5
+        assert len(host.asked) == 1
+
+    run(tmp_path, scenario)
+
+
 def test_who_waits_for_anothers_download_can_be_cancelled_and_leaves_it_alone(tmp_path: Path) -> None:
     async def scenario(cache: MusicCache, host: Host) -> None:
         gate = threading.Event()

@@ -22,7 +22,7 @@ from cachefs.fetch.downloads import Downloader
 from cachefs.fetch.more_providers import RcloneProvider, TorrentProvider
 from cachefs.fetch.providers import HttpProvider, LocalProvider, Provider
 from cachefs.fetch.receiver import Expected, Fetched
-from cachefs.fetch.strategies import STRATEGIES, Strategy
+from cachefs.fetch.strategies import STRATEGIES, Strategy, together
 from cachefs.fetch.torrent_whole import WholeTorrents
 from cachefs.fetch.web import Rules, WebClient
 from tests.fakes import BLOCK, Content
@@ -224,6 +224,14 @@ def test_17_fastest_takes_who_delivers_first_and_falls_back_when_that_one_fails(
         host.put("quick.mp3", song(2, len(SONG)))
         threading.Timer(0.3, gate.set).start()
         assert by_strategy("fastest", tmp_path, host, "slow.mp3", "quick.mp3").url.endswith("slow.mp3")
+
+
+def test_errors_told_together_stay_what_they_were_on_their_own() -> None:
+    errors = [UrlFailed("https://a/", "HTTP 404"), SourceRefused("https://b/", "HTTP 403")]
+    for _ in range(2):
+        told = together(errors)
+        assert isinstance(told, SourceRefused)
+        assert (told.url, str(told)) == ("https://b/", "https://b/: HTTP 403; also tried: https://a/: HTTP 404")
 
 
 @pytest.mark.parametrize("name", ["mirrors", "fastest"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cachefs.catalog.records import LOCK_NAME, Record
 from cachefs.records import MusicCache, Order, etch
 from tests import records_kit
 from tests.counterparts import running
+from tests.dying_etch import STEPS
 from tests.mount_kit import command_of
 from tests.records_kit import OPEN, PIECE, Host, data_dir, digest_header, leftovers, refused, sha256, song, stored, web
 
@@ -298,6 +300,23 @@ def test_an_etch_that_is_killed_leaves_no_record_and_no_file_after_the_next_star
         assert list(lock_of(data)) == ["other.mp3"]
         records_kit.etch(data, url)
     assert set(lock_of(data)) == {"other.mp3", "song.mp3"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_etch_that_is_killed_at_any_step_leaves_no_half_record_and_can_be_done_again(
+    tmp_path: Path, step: str
+) -> None:
+    data = data_dir(tmp_path)
+    with web() as host:
+        url = host.put("song.mp3", SONG)
+        command = [sys.executable, "-m", "tests.dying_etch", step, str(data), url]
+        child = subprocess.run(command, check=False, cwd=Path(__file__).parents[1])
+        assert child.returncode == -signal.SIGKILL
+        assert not (data / LOCK_NAME).exists()
+        records_kit.etch(data, url)
+    assert list(lock_of(data)) == ["song.mp3"]
+    assert stored(data) == [sha256(SONG)]
+    assert leftovers(data) == []
 
 
 def test_a_swarm_is_a_torrent_of_the_same_bytes_in_the_records_pieces(tmp_path: Path) -> None:

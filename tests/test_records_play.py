@@ -336,6 +336,25 @@ def test_without_a_piece_list_or_if_wished_nothing_is_served_before_all_was_veri
     assert leftovers(data) == []
 
 
+def test_silence_and_size_have_their_errnos_too(tmp_path: Path) -> None:
+    with web() as host:
+        etcher = etched(tmp_path, host)
+        records_kit.etch(etcher, host.put("whole.mp3", OTHER))
+        records_kit.etch(etcher, host.put("long.mp3", song(20, len(SONG) + 1)))
+        data = cold(etcher, tmp_path / "listener")
+        whole = records.load(data / LOCK_NAME).records["whole.mp3"]
+        records.update(data / LOCK_NAME, lambda lock: lock.with_record(replace(whole, pieces=None)))
+        for name in ("song.mp3", "whole.mp3"):
+            host.pages[f"/{name}"].gate = threading.Event()
+        with playing(tmp_path / "listener", settings=f"stall_timeout = 1.0\nmax_size = {len(SONG)}\n") as mount:
+            assert read_error(shown(mount)) == "ETIMEDOUT"
+            assert "silent for 1 s" in why(shown(mount))
+            assert read_error(shown(mount, "whole.mp3")) == "ETIMEDOUT"
+            assert "silent for 1 s" in why(shown(mount, "whole.mp3"))
+            assert read_error(shown(mount, "long.mp3")) == "EFBIG"
+            assert "max_size" in why(shown(mount, "long.mp3"))
+
+
 def test_what_changed_is_a_new_file_and_an_open_one_keeps_its_bytes(tmp_path: Path) -> None:
     with web() as host:
         etcher = etched(tmp_path, host)

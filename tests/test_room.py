@@ -312,3 +312,66 @@ def test_a_file_that_somebody_else_has_too_counts_nothing_and_stays(tmp_path: Pa
         assert data.read_bytes() == (tmp_path / "mine").read_bytes() == ONE.data
 
     run(tmp_path, scenario, limit(4))
+
+
+def test_room_for_what_comes_whole_is_made_held_and_given_back(tmp_path: Path) -> None:
+    async def scenario(bench: RoomBench) -> None:
+        await bench.fill(ONE)
+        held = trio.Event()
+
+        async def come() -> None:
+            async with bench.room.holding(4 * BLOCK):
+                held.set()
+                await trio.sleep(1000)
+
+        bench.nursery.start_soon(come)
+        await bench.until(held.is_set)
+        assert bench.held(ONE) == [False]
+        reader = await bench.open(TWO)
+        bench.outcomes.clear()
+        await bench.read(reader, 0, 10)
+        assert isinstance(bench.error, StoreFull)
+        bench.clock.jump(1000)
+        await bench.have(reader, 0)
+        assert bench.held(TWO) == [True]
+
+    run(tmp_path, scenario, limit(4))
+
+
+def test_what_came_whole_counts_and_more_than_there_can_be_room_for_is_refused(tmp_path: Path) -> None:
+    async def scenario(bench: RoomBench) -> None:
+        (tmp_path / "whole").write_bytes(ONE.data)
+        async with bench.room.holding(len(ONE.data)):
+            await bench.store.take(ONE.item.manifest, tmp_path / "whole")
+        refused: list[StoreFull] = []
+
+        async def come() -> None:
+            try:
+                async with bench.room.holding(5 * BLOCK):
+                    pass
+            except StoreFull as error:
+                refused.append(error)
+
+        bench.nursery.start_soon(come)
+        await bench.until(lambda: bool(refused))
+        assert bench.held(ONE) == [True], "it would have gone in vain"
+        await bench.fill(TWO)
+        assert bench.held(ONE, TWO) == [False, True]
+
+    run(tmp_path, scenario, limit(4))
+
+
+def test_a_reader_waits_a_moment_for_what_is_being_closed(tmp_path: Path) -> None:
+    async def scenario(bench: RoomBench) -> None:
+        first, second = await bench.open(ONE), await bench.open(TWO)
+        for index in range(4):
+            await bench.have(first, index)
+        await bench.start_read(second, 0, 10)
+        assert not bench.download(second).urgent
+        await bench.shut(first)
+        await bench.granted(second, 0)
+        bench.download(second).land(0)
+        await bench.settled()
+        assert all(isinstance(outcome, bytes) for outcome in bench.outcomes)
+
+    run(tmp_path, scenario, limit(4))

@@ -401,17 +401,33 @@ def test_a_manifest_emptied_by_a_power_cut_is_absent(bench: Bench) -> None:
     assert bench.store.manifest(MANIFEST.content) is None
 
 
-@pytest.mark.parametrize("name", ["data", "manifest"])
-def test_a_symbolic_link_in_the_store_is_never_followed(bench: Bench, name: str) -> None:
+def _linked(bench: Bench, name: str, secret: bytes) -> Path:
     bench.store.save_manifest(MANIFEST.content, b"raw")
-    secret = bench.root / "secret"
-    secret.write_bytes(b"secret")
+    (bench.root / "secret").write_bytes(secret)
     path = next(bench.root.glob("store/*/*/*/manifest")).with_name(name)
     path.unlink(missing_ok=True)
-    path.symlink_to(secret)
-    with pytest.raises(StoreFailed, match=name):
-        trio.run(bench.store.open, MANIFEST) if name == "data" else bench.store.manifest(MANIFEST.content)
-    assert secret.read_bytes() == b"secret"
+    path.symlink_to(bench.root / "secret")
+    return bench.root / "secret"
+
+
+def test_a_manifest_that_is_a_symbolic_link_is_refused(bench: Bench) -> None:
+    _linked(bench, "manifest", b"secret")
+    with pytest.raises(StoreFailed, match="manifest"):
+        bench.store.manifest(MANIFEST.content)
+
+
+@pytest.mark.parametrize("secret", [b"secret", bytes(MANIFEST.length)], ids=["other size", "same size"])
+def test_data_that_is_a_symbolic_link_to_other_bytes_is_not_served_and_nothing_is_written_there(
+    bench: Bench, secret: bytes
+) -> None:
+    async def use(stored: StoredObject) -> None:
+        assert len(stored.verified) == 0
+        await stored.write(0, piece(MANIFEST, DATA, 0))
+        assert await stored.read(0, 10) == DATA[:10]
+
+    path = _linked(bench, "data", secret)
+    with_object(bench, use)
+    assert path.read_bytes() == secret
 
 
 def test_one_daemon_a_data_directory_and_the_second_is_told_who(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from cachefs.content import Bitmap, Span
+from cachefs.content import Bitmap, ContentId, Manifest, Span
 from cachefs.errors import StoreFailed
 from cachefs.store import ObjectStore, State, StoredObject
 from cachefs.store.recovery import judge
@@ -386,3 +387,33 @@ def test_power_lost_in_a_sync_leaves_no_bit_without_its_data() -> None:
 
 PowerCuts.TestCase.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
 TestNoOrderOfCrashesLosesGoodBlocksOrBelievesBadOnes = PowerCuts.TestCase
+
+
+def test_a_complete_file_with_a_hole_for_zeros_is_whole_again_when_it_was_only_touched(tmp_path: Path) -> None:
+    zeros = bytes(BLOCK)
+    digest = hashlib.sha1(zeros, usedforsecurity=False).digest()
+    manifest = Manifest(ContentId("btih", bytes(20)), 2 * BLOCK, BLOCK, digest * 2)
+
+    async def fill() -> None:
+        state = State.open(tmp_path / "state.db")
+        store = ObjectStore(tmp_path / "store", state)
+        stored = await store.open(manifest)
+        for index in range(2):
+            await stored.write(index, zeros)
+        os.truncate(stored.path, 0)
+        os.truncate(stored.path, 2 * BLOCK)
+        await store.aclose()
+        state.close()
+        os.utime(stored.path, ns=(0, 0))
+
+    async def look() -> set[int]:
+        state = State.open(tmp_path / "state.db")
+        store = ObjectStore(tmp_path / "store", state)
+        stored = await store.open(manifest)
+        have = set(stored.verified)
+        await store.aclose()
+        state.close()
+        return have
+
+    trio.run(fill)
+    assert trio.run(look) == {0, 1}

@@ -12,6 +12,7 @@ import trio
 from cachefs.config import Peer
 from cachefs.content import Bitmap
 from cachefs.errors import MetadataUnavailable
+from cachefs.fetch.torrent_download import Phase, TorrentDownload
 from cachefs.metainfo import parse
 from tests.counterparts import LOOPBACK, free_port, nginx
 from tests.fakes import WITHIN, Content, content, until
@@ -225,3 +226,31 @@ def test_a_web_seed_alone_delivers_and_is_accounted_for(tmp_path: Path) -> None:
 
     with nginx(tmp_path / "web") as url:
         trio.run(main, url)
+
+
+@pytest.mark.parametrize("when", ["while it is being added", "while it runs", "when the file was replaced"])
+def test_a_block_that_was_doubted_is_fetched_again_into_the_file_that_is_there(
+    tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(bench: Bench, seeder: Seeder) -> None:
+        receiver = bench.receiver()
+        bad = FILE.data[: 2 * PIECE] + bytes(PIECE) + FILE.data[3 * PIECE :]
+        receiver.path.write_bytes(bad)
+        for index in range(FILE.blocks):
+            receiver.have.add(index)
+        download = bench.fetch(receiver)
+        if when != "while it is being added":
+            await until(lambda: download.phase is Phase.RUNNING)
+        if when == "when the file was replaced":
+            receiver.path.rename(receiver.path.with_name("old"))
+            receiver.path.write_bytes(bad)
+        receiver.have.discard(2)
+        download.doubted()
+        receiver.wants(2)
+        await receiver.lands(2)
+        assert receiver.path.read_bytes() == FILE.data
+        assert seeder.sent() <= PIECE
+
+    # It would add the torrent anew sooner or later, for want of peers.
+    monkeypatch.setattr(TorrentDownload, "supervise", lambda self, now: None)
+    fetch_from(tmp_path, scenario)

@@ -20,7 +20,7 @@ import click
 
 from cachefs.errors import CachefsError
 from tests.counterparts import CounterpartFailed
-from tools import bench_content, bench_names, bench_players, benchkit, mounting
+from tools import bench_adopt, bench_content, bench_names, bench_players, bench_upkeep, benchkit, mounting
 from tools.bench_stage import Stage, prepare
 from tools.benchkit import Report, say
 from tools.mounting import Failed
@@ -32,14 +32,18 @@ BENCHMARKS: dict[str, Callable[[Stage], Report]] = {
     "warm": bench_content.warm,
     "random": bench_content.random_4k,
     "first-byte": bench_content.first_byte,
+    "verify": bench_upkeep.verify,
     "metadata": bench_names.metadata,
     "catalogue": bench_names.catalogue,
     "players": bench_players.players,
     "scan": bench_players.scanned,
+    "adopt": bench_adopt.adopt,
+    "restart": bench_adopt.restart,
 }
 _MIB = 2**20
-_COPIES = 3
-"""How many times the large file may be on the disk at once, with some to spare: the original and one download."""
+_COPIES = 4
+"""How many times the large file may be on the disk at once, with some to spare: the original, and a directory to adopt
+of two and a half times its size or one download."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -72,6 +72,10 @@ class Report:
         """Which of these series has the highest median."""
         return max(names, key=lambda name: self._of(name).median)
 
+    def slower(self, *names: str) -> str:
+        """Which of these series has the lowest median."""
+        return min(names, key=lambda name: self._of(name).median)
+
     def _of(self, name: str) -> Series:
         return next(series for series in self.series if series.name == name)
 

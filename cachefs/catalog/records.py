@@ -37,9 +37,13 @@ from cachefs.catalog.files import line_of, read_text, replace_text
 from cachefs.catalog.names import BadName, check_names
 from cachefs.catalog.record import HEADER, Entry, Pieces, Record, as_url, dump, suggestion
 from cachefs.config.values import show
+from cachefs.content import ContentId
 from cachefs.errors import CatalogError
 
-__all__ = ["LOCK_NAME", "Pieces", "Record", "RecordsLock", "as_url", "load", "lock_of", "parse", "update"]
+__all__ = ["CATALOGUE", "LOCK_NAME", "Pieces", "Record", "RecordsLock", "as_url", "load", "lock_of", "parse", "update"]
+
+CATALOGUE = "records"
+"""The catalogue's folder in the mount."""
 
 LOCK_NAME = "records-lock.toml"
 """The lock's file name, in the data directory itself."""
@@ -64,6 +68,10 @@ class RecordsLock:
     def ready(self) -> dict[str, Record]:
         """The records that stand for content."""
         return {record.name: record for record in self if record.ready}
+
+    def contents(self) -> dict[str, ContentId]:
+        """The content of every name that stands for one."""
+        return {record.name: record.content for record in self if record.ready and record.content is not None}
 
     def with_record(self, record: Record) -> RecordsLock:
         """This lock with `record`, in the place of the one of its name if there is one. CatalogError if it can't be."""

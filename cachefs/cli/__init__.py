@@ -42,8 +42,27 @@ COMMANDS = {
     "play": LazyCommand("cachefs.cli.play:command", "Print where a record can be read, or hand it to a player."),
     "import": LazyCommand("cachefs.cli.import_records:command", "Take records from a list, registry or Metalink."),
     "export": LazyCommand("cachefs.cli.export_records:command", "Print the records as a list or a playlist."),
+    "adopt": LazyCommand("cachefs.cli.adopt:adopt", "Take over an existing snapshots directory."),
+    "db": LazyCommand("cachefs.cli.db:db", "Show BittorrentInfo, the downloader's database."),
     "lock": LazyCommand("cachefs.cli.lock:lock", "Show, compare, edit and roll back the lock."),
     "reload": LazyCommand("cachefs.cli.reload:reload", "Have a running mount take an edited lock into use."),
+    "verify": LazyCommand(
+        "cachefs.cli.verify:verify", "Hash what is held, and say what is wrong; --repair fetches it."
+    ),
+    "scrub": LazyCommand("cachefs.cli.scrub:scrub", "Read all that a mount holds from the disk, and mend it."),
+    "torrent-hashes": LazyCommand("cachefs.cli.torrent_hashes:torrent_hashes", "Print the chain.toml of a directory."),
+    "torrent-create": LazyCommand("cachefs.cli.torrent_create:torrent_create", "Write a .torrent beside every file."),
+    "torrent-cat": LazyCommand("cachefs.cli.torrent_cat:torrent_cat", "Print what a .torrent says."),
+    "torrent-magnet": LazyCommand("cachefs.cli.torrent_magnet:torrent_magnet", "Print the magnet link of a .torrent."),
+    "manifest": LazyCommand("cachefs.cli.manifest:manifest", "Print the manifest.txt of a directory."),
+    "manifest-verify": LazyCommand(
+        "cachefs.cli.manifest_verify:manifest_verify", "Check web seeds against their manifest.txt and a chain.toml."
+    ),
+    "prefetch": LazyCommand("cachefs.cli.prefetch:prefetch", "Fetch whole files before anybody reads them."),
+    "pin": LazyCommand("cachefs.cli.pin:pin", "Keep files from being evicted; without names, list the pins."),
+    "unpin": LazyCommand("cachefs.cli.unpin:unpin", "Take pins away."),
+    "evict": LazyCommand("cachefs.cli.evict:evict", "Delete what is held of files; it is fetched again when read."),
+    "gc": LazyCommand("cachefs.cli.gc:gc", "Delete what no name stands for any more, and keep to the limits, now."),
     "seed": LazyCommand("cachefs.cli.seed:seed", "Serve a directory as torrent seeder and web seed."),
 }
 

@@ -17,16 +17,19 @@ import click
 import trio
 
 from cachefs import locks
+from cachefs.adoption.placing import place
 from cachefs.catalog.chain import format_chain
 from cachefs.catalog.difference import Difference
 from cachefs.catalog.snapshots import parse_lock
+from cachefs.cli.progress import bytes_bar
 from cachefs.cli.reload import PATIENCE
 from cachefs.cli.target import data_dir_of
 from cachefs.config import load_config
 from cachefs.content import ContentId
 from cachefs.control import socket as control
-from cachefs.errors import CatalogError, ConfigError, NoDaemon
+from cachefs.errors import CatalogError, ConfigError, DataDirBusy, NoDaemon
 from cachefs.locks import LockFile
+from cachefs.store.lock import DataDirLock
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,16 @@ class Target:
         try:
             control.ask(self.data_dir, "reload", timeout=PATIENCE)
         except NoDaemon:
-            click.echo("not mounted: the next mount uses it")
+            click.echo(self._who_uses_it())
         else:
             click.echo("in use")
+
+    def _who_uses_it(self) -> str:
+        try:
+            with DataDirLock(self.data_dir):
+                return "not mounted: the next mount uses it"
+        except DataDirBusy:  # its daemon doesn't listen yet, and may have read the lock already
+            return "a mount is just coming up or going down: `cachefs reload` when it is usable"
 
 
 def show_difference(difference: Difference) -> None:
@@ -151,6 +161,24 @@ def _content(name: str, text: str) -> ContentId:
         return ContentId.btih(text.lower())
     except ValueError:
         raise CatalogError(locks.LOCK_NAME, f"not an info-hash of 40 hex digits: {text!r}", key=name) from None
+
+
+@lock.command()
+@click.argument("name")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path))
+@click.option("--new", is_flag=True, help="Add NAME if the lock doesn't have it.")
+@click.pass_obj
+def override(target: Target, name: str, file: Path, new: bool) -> None:
+    """Use FILE as NAME: link it into DATA_DIR/snapshots, and put its hash into the lock.
+
+    FILE isn't copied, moved or changed. Nothing is downloaded. Deleting DATA_DIR/snapshots/NAME and `rollback` undo it.
+    """
+    entries = target.file.load().downloads
+    if not new:
+        list(_known([name], entries))
+    with bytes_bar("hashing") as report:
+        content = trio.run(place, target.data_dir, name, file, entries, report)
+    target.use(target.file.edit(lambda entries: locks.with_hashes(entries, {name: content}, new=new)))
 
 
 @lock.command()

@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from cachefs.config import Config, load_config, settings_file
+from cachefs.control import systemd
 from cachefs.errors import CachefsError, ConfigError
 from cachefs.mount import Mounted, run
 
@@ -43,16 +44,18 @@ LOG_NAME = "cachefs.log"
 @click.option("--all-versions", is_flag=True, help="Show every version of a block file, not only the highest.")
 @click.option("--deadline", type=float, metavar="SECONDS", help="How long a read waits for bytes before it fails.")
 @click.option("--allow-other", is_flag=True, help="Let other users read, too.")
+@click.option("--writable", is_flag=True, help="Let files be written beside the snapshots (root only).")
+@click.option("--owner", metavar="USER[:GROUP]", help="Who may write, and owns what is shown.")
 @click.option("--daemon", is_flag=True, help="Return when the mount is usable, and go on in the background.")
 @click.option("-v", "--verbose", is_flag=True, help="Tell more.")
 @click.option("--ready-fd", type=int, hidden=True)
 def mount(
     mountpoint: Path | None, config_file: Path | None, daemon: bool, verbose: bool, ready_fd: int | None, **given: Any
 ) -> None:
-    """Mount the snapshots of a chain on MOUNTPOINT; bytes are fetched when they are first read.
+    """Mount the snapshots of a chain, or records, on MOUNTPOINT; bytes are fetched when they are first read.
 
-    The first start needs --chain-toml, or a snapshot-lock.json in DATA_DIR/snapshots. Options given here win over
-    cachefs.toml. Ends at SIGINT, SIGTERM, `cachefs umount` or `fusermount3 -u`.
+    The first start needs --chain-toml, a snapshot-lock.json in DATA_DIR/snapshots, or a records-lock.toml in DATA_DIR.
+    Options given here win over cachefs.toml. Ends at SIGINT, SIGTERM, `cachefs umount` or `fusermount3 -u`.
     """
     config = _settings(config_file, mountpoint, given)
     if daemon:
@@ -71,7 +74,8 @@ def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str
     if given.pop("all_versions"):
         given["versions"] = "all"
     given["enabled"] = False if given.pop("no_rclone") else None
-    given["allow_other"] = given["allow_other"] or None
+    for flag in ("allow_other", "writable"):
+        given[flag] = given[flag] or None
     given["peers"] = list(given["peers"])
     return load_config(settings_file(config_file, given["data_dir"])).override(mountpoint=mountpoint, **given)
 
@@ -79,9 +83,10 @@ def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str
 def _ready(mounted: Mounted, ready_fd: int | None) -> None:
     told = [f"{mounted.chain}, {mounted.names:,} names in the lock, {mounted.shown:,} shown"] if mounted.chain else []
     told += [f"{mounted.records:,} records"] if mounted.records or not told else []
-    text = f"{mounted.mountpoint}: {'; '.join(told)}; ready"
+    text = "\n".join([*mounted.remarks, f"{mounted.mountpoint}: {'; '.join(told)}; ready"])
     if ready_fd is None:
         click.echo(text)
+        systemd.tell_ready(text)
         return
     os.write(ready_fd, json.dumps({"ready": text}).encode())
     os.close(ready_fd)

@@ -10,16 +10,14 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import click
 import trio
 
+from cachefs.cli.progress import bytes_bar
 from cachefs.origin import Address, OriginConfig, Serving, serve
-from cachefs.origin.torrents import Report
 
 
 class AddressType(click.ParamType[Address | None]):
@@ -71,7 +69,7 @@ def seed(
 async def _run(config: OriginConfig) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_at_signal, nursery.cancel_scope)
-        with _progress() as report:
+        with bytes_bar("hashing") as report:
             serving: Serving = await nursery.start(partial(serve, config, report=report))
         _announce(serving)
 
@@ -95,18 +93,3 @@ def _announce(serving: Serving) -> None:
     click.echo(f"chain.toml {serving.published.chain}")
     click.echo("ready")
     sys.stdout.flush()
-
-
-@contextmanager
-def _progress() -> Iterator[Report | None]:
-    """A bar on stderr when it is a terminal; nothing otherwise, and nothing when there is nothing to hash."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = ("hashing", BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("hashing", total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)

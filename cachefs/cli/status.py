@@ -27,9 +27,13 @@ def status(mountpoint: Path | None, data_dir: Path | None, as_json: bool) -> Non
 def lines(answer: Mapping[str, Any]) -> Iterator[str]:
     """The status as text, a line at a time."""
     mount, catalogue, metadata, store = (answer[key] for key in ("mount", "catalogue", "metadata", "store"))
-    yield f"mount      {mount['mountpoint']}  pid {mount['pid']}, up {_duration(mount['uptime'])}"
+    writable = ", snapshots writable" if mount["writable"] else ""
+    yield f"mount      {mount['mountpoint']}  pid {mount['pid']}, up {_duration(mount['uptime'])}{writable}"
     yield f"data       {mount['data_dir']}"
-    yield f"catalogue  {catalogue['chain']}: {catalogue['names']:,} names in the lock, {catalogue['shown']:,} shown"
+    if catalogue["chain"]:
+        yield f"catalogue  {catalogue['chain']}: {catalogue['names']:,} names in the lock, {catalogue['shown']:,} shown"
+    if answer["records"]["names"]:
+        yield f"records    {answer['records']['names']:,}, {decimal(answer['records']['bytes'])}"
     yield f"metadata   {metadata['known']:,} known, {metadata['queued']:,} to find, {metadata['failed']:,} failed"
     if metadata["last_error"]:
         yield f"           last: {metadata['last_error']}"
@@ -37,13 +41,36 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
         f"store      {decimal(store['bytes'])} in {store['objects']:,} objects, "
         f"{store['complete']:,} complete, {store['open']:,} open"
     )
+    yield from _upkeep(answer["upkeep"])
+    yield from _limits(answer["limits"])
     yield from _sources(answer["sources"])
+    if answer["outage"] is not None:
+        yield f"outage     nothing comes from any source, for {_duration(answer['outage'])}"
     yield from _rclone(answer["rclone"])
     yield from _transfers(answer["transfers"])
     yield from _waiting(answer["waiting"])
     yield from _playheads(answer["playhead"])
     if answer["last_error"]:
         yield f"last error {answer['last_error']}"
+
+
+def _upkeep(upkeep: Mapping[str, Any]) -> Iterator[str]:
+    if upkeep["checked"] or upkeep["wrong"]:
+        found = f"{upkeep['wrong']:,} blocks were wrong, {upkeep['mended']:,} fetched again"
+        yield f"upkeep     {decimal(upkeep['checked'])} hashed, {found}"
+    if upkeep["last"]:
+        yield f"           last: {upkeep['last']}"
+
+
+def _limits(limits: Mapping[str, Any]) -> Iterator[str]:
+    parts = [f"{decimal(limits['taken'])} taken on disk" if limits["taken"] is not None else ""]
+    parts += [f"of {decimal(limits['size'])}" if limits["size"] else ""]
+    words = [" ".join(filter(None, parts))]
+    words += [f"{decimal(limits['free_space'])} left free" if limits["free_space"] else ""]
+    words += [f"kept for {_duration(limits['age'])}" if limits["age"] else ""]
+    words += [f"{limits['pinned']:,} pinned" if limits["pinned"] else ""]
+    if any(words):
+        yield f"limits     {', '.join(filter(None, words))}"
 
 
 def _sources(sources: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
+
+import click
 
 from cachefs.errors import ControlError
 from cachefs.mountinfo import mount_at, mounts
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def daemon_options(command: F) -> F:
+    """Give a command whose arguments are something else `--mountpoint` and `--data-dir`, to name the daemon by."""
+    place = click.Path(path_type=Path)
+    command = click.option("--data-dir", type=place, help="The data directory, mounted or not.")(command)
+    return click.option("--mountpoint", type=place, help="Where it is mounted, if several are.")(command)
 
 
 def data_dir_of(mountpoint: Path | None, data_dir: Path | None) -> Path:

@@ -9,6 +9,7 @@ import click
 
 from cachefs import mountinfo
 from cachefs.control import socket as control
+from cachefs.drivers import overlay
 from cachefs.errors import ControlError, DataDirBusy
 from cachefs.store.lock import DataDirLock
 
@@ -26,6 +27,7 @@ def umount(mountpoint: Path) -> None:
     if entry is None:
         raise ControlError(f"nothing of cachefs is mounted at {mountpoint}")
     if mountinfo.is_dead(mountpoint):
+        overlay.uncover(mountpoint)
         mountinfo.unmount_lazily(mountpoint)
         return
     control.ask(entry.data_dir, "stop")

@@ -34,6 +34,7 @@ from cachefs.config.values import (
     as_list,
     as_listen,
     as_number,
+    as_owner,
     as_path,
     as_seconds,
     as_size,
@@ -57,6 +58,7 @@ __all__ = [
     "Rclone",
     "Read",
     "Records",
+    "Scrub",
     "Snapshots",
     "Sources",
     "Torrent",
@@ -76,12 +78,20 @@ class Mount:
     """[mount]: where things are.
 
     mountpoint: the directory to mount on; data_dir: where fetched bytes, locks and state are kept;
-    allow_other: whether users other than the one who mounts may read (needs user_allow_other in /etc/fuse.conf).
+    allow_other: whether users other than the one who mounts may read (needs user_allow_other in /etc/fuse.conf);
+    writable: whether an overlayfs lets files be written beside those that are shown (root only); owner: USER or
+    USER:GROUP to whom what it shows belongs, "" for who mounts.
     """
 
     mountpoint: Path | None = field(default=None, metadata={"read": as_path})
     data_dir: Path | None = field(default=None, metadata={"read": as_path})
     allow_other: bool = field(default=False, metadata={"read": as_flag})
+    writable: bool = field(default=False, metadata={"read": as_flag})
+    owner: str = field(default="", metadata={"read": as_owner})
+
+    def __post_init__(self) -> None:
+        if self.owner and not self.writable:
+            raise ConfigError("owner", "is for a writable mount; give --writable too, or leave it off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +242,18 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Scrub:
+    """[scrub]: reading again what is held.
+
+    interval: after how many seconds an object is read from the disk again, 0 for never; rate: bytes per second, 0 for
+    no limit.
+    """
+
+    interval: float = field(default=30 * _DAY, metadata={"read": as_seconds(0, 3650 * _DAY)})
+    rate: int = field(default=20_000_000, metadata={"read": as_whole(0, _UNLIMITED, "bytes per second")})
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings."""
 
@@ -245,6 +267,7 @@ class Config:
     playhead: Playheads = field(default_factory=Playheads)
     limits: Limits = field(default_factory=Limits)
     records: Records = field(default_factory=Records)
+    scrub: Scrub = field(default_factory=Scrub)
 
     def override(self, **given: object) -> Config:
         """These settings with those that were given on the command line, by key, whatever their section.

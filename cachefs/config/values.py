@@ -22,6 +22,7 @@ UNAVAILABLE_MODES = ("wait", "deadline", "fail-fast")
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 CHAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_OWNER = re.compile(r"[^\s:]+(:[^\s:]+)?")
 _VERSION = re.compile(r"v?([0-9]{1,4})(?:\.([0-9]{1,4}))?")
 
 
@@ -200,6 +201,13 @@ def as_version(value: object, base: Path) -> Version | None:
         return value
     given = as_text(value)
     return Version.parse(given) if given else None
+
+
+def as_owner(value: object, base: Path) -> str:
+    given = as_text(value)
+    if given and not _OWNER.fullmatch(given):
+        raise Wrong(f'expected "USER" or "USER:GROUP", got {show(given)}')
+    return given
 
 
 def as_choice(*choices: str) -> Reader:

@@ -1,9 +1,12 @@
 """The control socket: one JSON object a line each way, on `<data-dir>/control.sock`.
 
-How it works: a request is `{"command": NAME}`, the answer `{"ok": true, "result": …}` or `{"ok": false,
-"error": TEXT}`. The socket is mode 0600 in a directory of mode 0700, and the kernel tells who is at the other
-end: only the daemon's own user and root are answered. Socket addresses are limited to 107 bytes and data directories
-are not, so both ends go through a descriptor of the directory.
+How it works: a request is `{"command": NAME}`, with `"arguments": {…}` if it takes any; the answer is `{"ok": true,
+"result": …}` or `{"ok": false, "error": TEXT}`. A job, which may take hours, sends lines `{"progress": …}` first, twice
+a second whether there is progress or not: when its caller has gone, that is noticed and the job ends.
+
+The socket is mode 0600 in a directory of mode 0700, and the kernel tells who is at the other end: only the daemon's
+own user and root are answered. Socket addresses are limited to 107 bytes and data directories are not, so both ends go
+through a descriptor of the directory.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +32,18 @@ log = logging.getLogger(__name__)
 NAME = "control.sock"
 _LONGEST_REQUEST = 65_536
 _ANSWER_WITHIN = 10.0
+_TELL_EVERY = 0.5
+_SILENT_TOO_LONG = 60.0
 
-Command = Callable[[], Awaitable[Any]]
+Command = Callable[..., Awaitable[Any]]
+"""Called with a request's arguments by name; its result is JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A command that takes its time; `run` is called with what takes its progress, as JSON, and the arguments."""
+
+    run: Callable[..., Awaitable[Any]]
 
 
 @contextlib.contextmanager
@@ -42,7 +56,10 @@ def _address(data_dir: Path) -> Iterator[str]:
 
 
 async def serve(
-    data_dir: Path, commands: Mapping[str, Command], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    data_dir: Path,
+    commands: Mapping[str, Command | Job],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer commands for ever; the socket file is there while this runs."""
     path = data_dir / NAME
@@ -61,18 +78,52 @@ async def serve(
             path.unlink(missing_ok=True)
 
 
-async def _converse(commands: Mapping[str, Command], stream: trio.SocketStream) -> None:
+async def _converse(commands: Mapping[str, Command | Job], stream: trio.SocketStream) -> None:
     async with stream:
         if _peer_uid(stream) not in (0, os.getuid()):
             return
         with contextlib.suppress(trio.BrokenResourceError):
-            line = b""
+            line = answer = b""
             with trio.move_on_after(_ANSWER_WITHIN):
                 line = await _line(stream)
+            progress = _Progress(stream)
             # A command may take its time: who asked says for how long they wait.
-            answer = await _answer(line, commands)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(progress.tell, nursery.cancel_scope)
+                answer = await _answer(line, commands, progress)
+                progress.end()
             with trio.move_on_after(_ANSWER_WITHIN):
-                await stream.send_all(answer + b"\n")
+                await stream.send_all(answer + b"\n" if answer else b"")
+
+
+class _Progress:
+    """What a job has told last, sent to whoever asked for it."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.started, self.done = trio.Event(), trio.Event()
+        self.latest: Any = None
+        self._stream = stream
+
+    def take(self, progress: Any) -> None:
+        self.latest = progress
+
+    def end(self) -> None:
+        self.done.set()
+        self.started.set()
+
+    async def tell(self, job: trio.CancelScope) -> None:
+        """Send it twice a second until it is done; cancel the job when nobody listens any more."""
+        await self.started.wait()
+        while not self.done.is_set():
+            with trio.CancelScope(shield=True), trio.move_on_after(_ANSWER_WITHIN) as sending:  # never half a line
+                try:
+                    await self._stream.send_all(json.dumps({"progress": self.latest}).encode() + b"\n")
+                except trio.BrokenResourceError:
+                    job.cancel()
+            if sending.cancelled_caught:
+                job.cancel()
+            with trio.move_on_after(_TELL_EVERY):
+                await self.done.wait()
 
 
 def _peer_uid(stream: trio.SocketStream) -> int:
@@ -90,14 +141,20 @@ async def _line(stream: trio.SocketStream) -> bytes:
     return line
 
 
-async def _answer(line: bytes, commands: Mapping[str, Command]) -> bytes:
+async def _answer(line: bytes, commands: Mapping[str, Command | Job], progress: _Progress) -> bytes:
     try:
         request = json.loads(line)
         command = commands[request["command"]]
+        arguments = dict(request.get("arguments", {}))
     except (ValueError, KeyError, TypeError, RecursionError):
         return _refusal(f"not a command: {line[:200].decode('utf-8', 'replace')!r}")
     try:
-        return json.dumps({"ok": True, "result": await command()}).encode()
+        if isinstance(command, Job):
+            progress.started.set()
+            result = await command.run(progress.take, **arguments)
+        else:
+            result = await command(**arguments)
+        return json.dumps({"ok": True, "result": result}).encode()
     except CachefsError as error:
         return _refusal(str(error))
     except Exception as error:
@@ -109,19 +166,44 @@ def _refusal(why: str) -> bytes:
     return json.dumps({"ok": False, "error": why}).encode()
 
 
-def ask(data_dir: Path, command: str, *, timeout: float = _ANSWER_WITHIN) -> Any:
+def ask(data_dir: Path, command: str, *, timeout: float = _ANSWER_WITHIN, **arguments: Any) -> Any:
     """The daemon's answer to a command; ControlError says why there is none. Blocks, `timeout` in seconds."""
+    with _answers(data_dir, command, arguments, timeout) as lines:
+        return _result(data_dir, next(lines))
+
+
+def follow(data_dir: Path, job: str, told: Callable[[Any], None], **arguments: Any) -> Any:
+    """A job's result; `told` gets its progress meanwhile, None before there is any. ControlError. Blocks.
+
+    The job ends with the process that asked for it.
+    """
+    with _answers(data_dir, job, arguments, _SILENT_TOO_LONG) as lines:
+        for line in lines:
+            message = json.loads(line) if line.endswith(b"\n") else {}
+            if "progress" not in message:
+                return _result(data_dir, line)
+            told(message["progress"])
+    raise AssertionError("the lines have no end")
+
+
+@contextlib.contextmanager
+def _answers(data_dir: Path, command: str, arguments: Mapping[str, Any], timeout: float) -> Iterator[Iterator[bytes]]:
+    """Say a command; the lines that come back, empty ones without end when the daemon hung up."""
+    request = {"command": command} | ({"arguments": arguments} if arguments else {})
     try:
         with _address(data_dir) as address, socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(timeout)
             connection.connect(address)
-            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+            connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as answers:
-                line = answers.readline()
+                yield iter(answers.readline, None)
     except TimeoutError:
         raise ControlError(f"the daemon of {data_dir} doesn't answer within {timeout:g} s") from None
     except OSError as error:
         raise NoDaemon(f"no daemon answers for {data_dir}: {error.strerror}; is it mounted?") from None
+
+
+def _result(data_dir: Path, line: bytes) -> Any:
     if not line.endswith(b"\n"):
         raise ControlError(f"the daemon of {data_dir} hung up in the middle of its answer")
     answer = json.loads(line)

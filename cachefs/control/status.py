@@ -19,12 +19,15 @@ from cachefs import __version__
 from cachefs.cache import Cache
 from cachefs.fetch.base import Fetcher
 from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.outage import Outage
 from cachefs.fetch.rclone import RcloneFetcher
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger
 from cachefs.manifests import Manifests
 from cachefs.reload import Shown
+from cachefs.store.room import Room
 from cachefs.store.state import State
+from cachefs.upkeep import Upkeep
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,11 @@ class StatusSource:
     router: Router
     rclone: RcloneFetcher
     ledger: Ledger
+    upkeep: Upkeep
     started: float
+    outage: Outage
+    writable: bool
+    room: Room
 
     async def collect(self) -> Mapping[str, Any]:
         """All of it, now. Sizes in bytes, rates in bytes per second, times in seconds."""
@@ -53,6 +60,7 @@ class StatusSource:
             "mount": {
                 "mountpoint": str(self.mountpoint),
                 "data_dir": str(self.data_dir),
+                "writable": self.writable,
                 "pid": os.getpid(),
                 "uptime": time.time() - self.started,
             },
@@ -62,11 +70,19 @@ class StatusSource:
                 "shown": len(shown.names),
                 "chain_toml": self.chain_toml,
             },
+            "records": {
+                "names": len(shown.records),
+                "bytes": sum(record.size or 0 for record in shown.records.values()),
+            },
             "metadata": {"known": self.manifests.known(), **asdict(self.metadata.report())},
             "store": self._store(),
+            "upkeep": asdict(self.upkeep.report()),
+            "limits": self._limits(),
             "sources": [asdict(report) for report in self.ledger.report()],
+            "outage": self.outage.seconds(),
             "transfers": self._transfers(),
             "fetched": {choice.value: size for choice, size in self.router.fetched.items()},
+            "handed_over": dict(self.router.handed_over),
             "hedging": self._hedging(),
             "rclone": await self.rclone.report(),
             "waiting": self._waiting(),
@@ -81,6 +97,16 @@ class StatusSource:
             "objects": counts.objects,
             "complete": counts.complete,
             "open": len(open_flows),
+        }
+
+    def _limits(self) -> Mapping[str, Any]:
+        limits = self.room.limits
+        return {
+            "size": limits.whole.size,
+            "free_space": limits.free_space or None,
+            "age": limits.whole.age,
+            "taken": self.room.taken(),
+            "pinned": len(self.room.pinned),
         }
 
     def _hedging(self) -> Mapping[str, Any]:

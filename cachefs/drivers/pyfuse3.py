@@ -14,18 +14,24 @@ event loop turns to another task, which is what lets all reads share one buffer.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import logging
 import os
 import stat
+import struct
 from collections.abc import Callable, Coroutine, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 
 from cachefs import mountinfo
+from cachefs.content import Span
+from cachefs.drivers.overlay import Owner
 from cachefs.errors import CachefsError
 from cachefs.filesystem import Attributes, Filesystem, errno_of
 
@@ -38,6 +44,9 @@ MAX_TASKS = 2_000
 """Requests under way at once. Blocked reads are limited well below it, so that others find a task free."""
 
 _OURS = b"user.cachefs."
+
+_NOTIFICATION = struct.Struct("=IiQQqq")
+_INVAL_INODE = 2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,18 +76,18 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = True
 
-    def __init__(self, filesystem: Filesystem) -> None:
+    def __init__(self, filesystem: Filesystem, owner: Owner | None) -> None:
         super().__init__()
         self._fs = filesystem
-        self._uid = os.getuid()
-        self._gid = os.getgid()
+        self._uid, self._gid = (owner.uid, owner.gid) if owner else (os.getuid(), os.getgid())
+        self._directory_mode = stat.S_IFDIR | (0o755 if owner else 0o555)
 
     def _entry(self, attributes: Attributes) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(attributes.inode)
         entry.generation = 0
         directory = attributes.is_directory
-        entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o555 if directory else stat.S_IFREG | 0o444)
+        entry.st_mode = pyfuse3.ModeT(self._directory_mode if directory else stat.S_IFREG | 0o444)
         entry.st_nlink = 2 if directory else 1
         entry.st_uid, entry.st_gid = self._uid, self._gid
         entry.st_size = attributes.size or 0
@@ -167,10 +176,15 @@ class Operations(pyfuse3.Operations):
 
 
 class Pyfuse3Driver:
-    """Mounts a `Filesystem` with pyfuse3, which serves one mount a process."""
+    """Mounts a `Filesystem` with pyfuse3, which serves one mount a process.
 
-    def __init__(self, filesystem: Filesystem, mountpoint: Path, data_dir: Path, *, allow_other: bool) -> None:
-        self._operations = Operations(filesystem)
+    With an `owner`, everything is that owner's, and the directories look writable: an overlayfs takes their modes over.
+    """
+
+    def __init__(
+        self, filesystem: Filesystem, mountpoint: Path, data_dir: Path, *, allow_other: bool, owner: Owner | None = None
+    ) -> None:
+        self._operations = Operations(filesystem, owner)
         self._mountpoint = mountpoint
         source = mountinfo.source_of(data_dir)
         options = {"default_permissions", "ro", "nosuid", "nodev", "subtype=cachefs", f"fsname={source}"}
@@ -190,6 +204,15 @@ class Pyfuse3Driver:
         """Answer the kernel until the mount is gone or this is cancelled."""
         await pyfuse3.main(max_tasks=MAX_TASKS)
 
+    async def forget_pages(self, inode: int, spans: Iterable[Span]) -> None:
+        """Have the kernel drop what it has read of an inode in `spans`, mapped pages too.
+
+        Waits for reads of these pages that are under way, so it isn't for a handler to call.
+        """
+        for span in spans:
+            with contextlib.suppress(OSError):  # the kernel doesn't know the inode any more
+                await trio.to_thread.run_sync(_forget_pages, inode, span, abandon_on_cancel=True)
+
     def forget(self, entries: Iterable[tuple[int, str]]) -> None:
         """Have the kernel look these names (directory inode, name) up anew.
 
@@ -205,3 +228,24 @@ class Pyfuse3Driver:
     def close(self) -> None:
         """Unmount, even while files are open: they get errors from now on."""
         pyfuse3.close()
+
+
+def _forget_pages(inode: int, span: Span) -> None:
+    """FUSE_NOTIFY_INVAL_INODE, whose range libfuse passes on and pyfuse3 doesn't. OSError.
+
+    The range matters: dropping a page waits for whoever is reading it, and a reader that waits for another block of
+    the same file must not keep bad pages alive. Format: fuse_out_header and fuse_notify_inval_inode_out in
+    linux/fuse.h; a notification has the unique number 0 and its code in place of the error.
+    """
+    size = _NOTIFICATION.size
+    os.write(_connection(), _NOTIFICATION.pack(size, _INVAL_INODE, 0, inode, span.offset, span.length))
+
+
+@functools.cache
+def _connection() -> int:
+    """The descriptor of this process's one mount, which pyfuse3 keeps to itself. OSError if there is none."""
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if entry.readlink() == Path("/dev/fuse"):
+                return int(entry.name)
+    raise OSError(errno.ENODEV, "no descriptor of /dev/fuse")

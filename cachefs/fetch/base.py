@@ -99,6 +99,9 @@ class Download(Protocol):
     def restart(self) -> None:
         """Forget which sources were given up, and try them all again."""
 
+    def doubted(self) -> None:
+        """Blocks were taken out of what we have: offer them to nobody, and fetch them again when they are wanted."""
+
     def open(self) -> None:
         """Somebody reads it again."""
 

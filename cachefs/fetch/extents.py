@@ -19,10 +19,19 @@ class Extents:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._fd = self._open()
+
+    def _open(self) -> int:
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            return os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            raise StoreFailed(f"{path}: {error.strerror}") from error
+            raise StoreFailed(f"{self._path}: {error.strerror}") from error
+
+    def reopen(self) -> None:
+        """Look at the file that has the path now: another may have been put there."""
+        fd = self._open()
+        os.dup2(fd, self._fd, inheritable=False)
+        os.close(fd)
 
     def close(self) -> None:
         os.close(self._fd)

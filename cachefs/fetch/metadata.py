@@ -276,7 +276,8 @@ class MetadataService:
             self._accept(name, await self._search(name, content, thorough))
         except CachefsError as error:
             if self._contents.get(name) == content:
-                self._remember(name, error.reason if isinstance(error, MetadataUnavailable) else str(error), thorough)
+                reason = error.reason if isinstance(error, MetadataUnavailable) else str(error)
+                self._remember(name, reason, thorough)
         except Exception as error:
             log.exception("%s: looking for its metadata", name)
             self._remember(name, f"a fault of the daemon, told in its log: {error!r}", thorough)
@@ -284,6 +285,7 @@ class MetadataService:
             self._active.discard(name)
         if self._contents.get(name, content) != content:  # the name stands for something else since
             await self._settle(name)
+            return
         if not thorough and name in self._waits and name in self._contents:  # somebody came to ask meanwhile
             self._urgent.append(name)
             self._work.unpark_all()

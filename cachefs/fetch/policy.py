@@ -48,8 +48,10 @@ class Situation:
     """Whether the .torrent was not known before, and came from a web seed."""
     waited: float
     """For how long readers have waited without any block of the torrent's coming; 0 when none waits."""
+    arriving: bool
+    """Whether any bytes came from peers in the last second or so."""
     rate: float
-    """What the torrent gives while readers wait."""
+    """What they gave, in bytes per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +69,9 @@ HAND_OVER: Sequence[Rule] = (
     Rule("there is no way to find peers", lambda now, _: not now.peers and not now.findable, Choice.RCLONE),
     Rule("no peers yet; a web seed has the .torrent", lambda now, _: not now.peers and now.from_web, Choice.RCLONE),
     Rule("no peers", lambda now, s: not now.peers and now.looked_for >= s.peer_grace, Choice.RCLONE),
-    Rule("the torrent is stalled", lambda now, s: now.waited >= s.stalled_after, Choice.RCLONE),
+    Rule("the torrent is stalled", lambda now, s: now.waited >= s.stalled_after and not now.arriving, Choice.RCLONE),
     Rule(
-        "the torrent is slow",
-        lambda now, s: now.waited >= s.stalled_after / 2 and now.rate < s.slow_below,
-        Choice.RCLONE,
+        "the torrent is slow", lambda now, s: now.waited >= s.stalled_after and now.rate < s.slow_below, Choice.RCLONE
     ),
     Rule("torrent first", lambda now, s: True, Choice.TORRENT),
 )

@@ -162,6 +162,9 @@ class RangeDownload:
         self.demand(frozenset(), frozenset())
         self._end_if_idle()
 
+    def doubted(self) -> None:
+        """Some of `have` was wrong, and isn't in it any more: nothing of that is kept here."""
+
     def leave(self) -> None:
         self.close()
 

@@ -21,7 +21,7 @@ import trio
 from cachefs.content import ContentId, Span
 from cachefs.errors import BlockInvalid, CachefsError, NotAtSource, OtherContent, RcloneGone, SourceFailed
 from cachefs.fetch.base import Item, Job, Sink, Transfer
-from cachefs.fetch.diagnosis import diagnose
+from cachefs.fetch.diagnosis import Diagnosis, diagnose
 from cachefs.fetch.policy import Hedging, rank
 from cachefs.fetch.rclone_child import RcloneChild
 from cachefs.fetch.rclone_rc import Body
@@ -121,6 +121,9 @@ class RcloneDownload:
         for source in self._fetcher.sources(self.job.item):
             source.health.forgive(self.job.item.content)
         self._fetcher.schedule()
+
+    def doubted(self) -> None:
+        """What is here is looked up whenever something is wanted: there is nothing to forget."""
 
     def open(self) -> None:
         self.opened = True
@@ -229,6 +232,9 @@ class RcloneDownload:
         except CachefsError as error:  # the store's: nothing that another source could mend
             self._urgent, self._ahead = {}, []
             self._sink.failed(error)
+        except Exception:  # a fault of ours costs a request, not the mount
+            log.exception("%s: fetching from %s", self.job.item.name, run.source)
+            self._failed(run.source, "a fault of the daemon, told in its log")
         finally:
             self._runs.discard(run)
             run.source.busy -= 1
@@ -295,24 +301,33 @@ class RcloneDownload:
 
     async def _accuse(self, run: _Run, error: BlockInvalid) -> None:
         """A block is wrong: because the source doesn't know ranges, or because it has other bytes."""
-        if run.source.seed is not None and run.source.health.ranges and run.blocks.start:
-            found = await diagnose(run.source.seed.urls(self.job.item.name)[0])
-            if found is not None and found.whole_only:
-                run.source.health.ranges = False
-                self._note(run.source, "does not answer ranges: it is asked for whole files only, if nobody else can")
-                return
-        run.source.health.refuse(self.job.item.content, "sent wrong bytes", float("inf"))
-        self._note(run.source, f"sent wrong bytes for {self.job.item.name}; banned for this file: {error}", lied=True)
+        if not await self._sends_whole_files(run):
+            run.source.health.refuse(self.job.item.content, "sent wrong bytes", float("inf"))
+            self._note(
+                run.source, f"sent wrong bytes for {self.job.item.name}; banned for this file: {error}", lied=True
+            )
 
     async def _explain(self, run: _Run, why: str) -> None:
         """An answer was unusable: ask the host itself what the matter is, for rclone tells only half of it."""
-        found = None
-        if run.source.seed is not None and why.startswith("HTTP"):
-            found = await diagnose(run.source.seed.urls(self.job.item.name)[0])
         if why.startswith(("HTTP 401", "HTTP 403", "HTTP 404", "HTTP 410")):
             self._refused(run.source, why, _FORBIDDEN_FOR)
-        else:
+        elif why.startswith("HTTP"):
+            found = await self._diagnosis(run.source)
             self._failed(run.source, why, found.retry_after if found is not None else 0.0)
+        elif not why.startswith("cut short") or not await self._sends_whole_files(run):
+            self._failed(run.source, why)
+
+    async def _sends_whole_files(self, run: _Run) -> bool:
+        """Whether the source ignored that a part was asked for; if so, only whole files are asked for from now on."""
+        found = await self._diagnosis(run.source) if run.source.health.ranges else None
+        if found is None or not found.whole_only:
+            return False
+        run.source.health.ranges = False
+        self._note(run.source, "does not answer ranges: it is asked for whole files only, if nobody else can")
+        return True
+
+    async def _diagnosis(self, source: RemoteSource) -> Diagnosis | None:
+        return await diagnose(source.seed.urls(self.job.item.name)[0]) if source.seed is not None else None
 
     def _refused(self, source: RemoteSource, why: str, seconds: float) -> None:
         source.health.refuse(self.job.item.content, why, seconds)
@@ -393,7 +408,8 @@ class RcloneFetcher:
 
     def usable(self, item: Item) -> list[RemoteSource]:
         """The sources that may be asked for `item` now, best first; none while rclone isn't there."""
-        return rank(self._remotes.of(item), item.content) if self.child.ready else []
+        known = [source for source in self._remotes.of(item) if self.child.knows(source.variables)]
+        return rank(known, item.content) if self.child.ready else []
 
     def serves(self) -> bool:
         """Whether web seeds are asked through rclone: it answers, or is about to."""

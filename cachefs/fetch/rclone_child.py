@@ -103,6 +103,7 @@ class RcloneChild:
         self._settings = settings
         self._directory = directory
         self._environment = dict(environment)
+        self._told: Mapping[str, str] = {}
         self._suspected = trio.Event()
         self._changed = trio.Event()
         self.control: RemoteControl | None = None
@@ -154,9 +155,14 @@ class RcloneChild:
             self._outdated = True
             self._suspected.set()
 
+    def knows(self, variables: Mapping[str, str]) -> bool:
+        """Whether the one that runs was told these: what was described lately may have to wait."""
+        return variables.items() <= self._told.items()
+
     async def run(self) -> None:
         """Keep it running for ever; it is ended when this is cancelled."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.chmod(0o700)
         self._gone_since = trio.current_time()
         shortest, longest = _PAUSES
         pause = shortest
@@ -198,6 +204,7 @@ class RcloneChild:
     def _process(self, binary: Binary, secret: str) -> Iterator[subprocess.Popen[bytes]]:
         # From this thread and no other: the kernel ends the child with the thread that started it.
         (self._directory / SOCKET).unlink(missing_ok=True)
+        self._told, self._outdated = self._environment, False
         with (self._directory / "rclone.log").open("wb") as log_file:
             process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "--", binary.path, *self._arguments()],

@@ -27,6 +27,8 @@ from cachefs.errors import NotAtSource, RcloneGone, SourceFailed
 
 _MOST_JSON = 16 * 2**20
 _ANSWER_WITHIN = 10.0
+_HEAD_WITHIN = 75.0
+"""Seconds after which rclone itself has given a host up: its --contimeout and --timeout."""
 _Headers: TypeAlias = "list[tuple[str, str]] | tuple[()]"
 _Exchange: TypeAlias = "tuple[h11.Response, trio.socket.SocketType, h11.Connection]"
 _HTTP_ERROR = re.compile(r"HTTP Error: (\d{3}[^\"\\]*)")
@@ -100,14 +102,17 @@ class RemoteControl:
         connection = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with connection:
             try:
-                await connection.connect(self._address)
-                http = h11.Connection(h11.CLIENT)
-                await _send(connection, http, self._request(method, target, headers, data), data)
-                response = await _next(connection, http)
+                with trio.fail_after(_HEAD_WITHIN):
+                    await connection.connect(self._address)
+                    http = h11.Connection(h11.CLIENT)
+                    await _send(connection, http, self._request(method, target, headers, data), data)
+                    response = await _next(connection, http)
                 if not isinstance(response, h11.Response):
                     raise RcloneGone("rclone gave no answer")
             except (OSError, h11.ProtocolError) as error:
                 raise RcloneGone(f"rclone doesn't answer: {error}") from error
+            except trio.TooSlowError:
+                raise SourceFailed(f"no answer through rclone within {_HEAD_WITHIN:g} s") from None
             yield response, connection, http
 
     def _request(self, method: str, target: str, headers: _Headers, data: bytes) -> h11.Request:

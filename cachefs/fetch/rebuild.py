@@ -12,18 +12,29 @@ up, and for no more than `rebuild_limit` bytes an hour.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import trio
 
 from cachefs import metainfo
 from cachefs.content import ContentId
-from cachefs.errors import CachefsError, ContentMismatch, MetadataUnavailable, NotAtSource, SourceFailed
+from cachefs.errors import (
+    CachefsError,
+    ContentMismatch,
+    MetadataUnavailable,
+    NotAtSource,
+    SourceFailed,
+    StoreFailed,
+    StoreFull,
+)
 from cachefs.fetch.policy import rank
 from cachefs.fetch.rclone import RcloneFetcher
 from cachefs.fetch.rclone_rc import Body
@@ -40,6 +51,7 @@ _AT_ONCE = 2
 _START_WITHIN = 5.0
 
 Keep = Callable[[Metainfo, Path], Awaitable[None]]
+Hold = Callable[[int], AbstractAsyncContextManager[None]]
 
 
 class Hasher:
@@ -73,12 +85,16 @@ class Hasher:
 
 
 class RcloneMetadata:
-    """Metadata for names of which nobody else knows any; `keep` takes over a whole file's bytes."""
+    """Metadata for names of which nobody else knows any.
 
-    def __init__(self, fetcher: RcloneFetcher, directory: Path, keep: Keep) -> None:
+    `keep` takes over a whole file's bytes; `hold` gives room for so many while they come, or raises StoreFull.
+    """
+
+    def __init__(self, fetcher: RcloneFetcher, directory: Path, keep: Keep, hold: Hold) -> None:
         self._fetcher = fetcher
         self._directory = directory
         self._keep = keep
+        self._hold = hold
         self._places = trio.Semaphore(_AT_ONCE)
         self._spent: deque[tuple[float, int]] = deque()
 
@@ -99,11 +115,15 @@ class RcloneMetadata:
         raise MetadataUnavailable(name, "; ".join(said) or "no remote of the operator's")
 
     async def _torrent(self, source: RemoteSource, path: str, content: ContentId) -> Metainfo:
-        async with self._fetcher.child.open(source.remote, path, None) as body:
-            if not 0 < body.length <= MAX_METAINFO:
-                raise SourceFailed(f"{path} has {body.length} bytes")
-            raw = bytearray(body.length)
-            await _fill(body, memoryview(raw))
+        raw = bytearray()
+        with self._patience() as patience:
+            async with self._fetcher.child.open(source.remote, path, None) as body:
+                if not 0 < body.length <= MAX_METAINFO:
+                    raise SourceFailed(f"{path} has {body.length} bytes")
+                raw = bytearray(body.length)
+                await _fill(body, memoryview(raw))
+        if patience.cancelled_caught:
+            raise SourceFailed(f"{path}: did not come in time")
         info = metainfo.parse(bytes(raw))
         if info.content != content:
             raise ContentMismatch(content, info.content, path)
@@ -118,6 +138,8 @@ class RcloneMetadata:
                     return await self._rebuild(source, name, content)
                 except NotAtSource:
                     said.append(f"{source}: does not have it")
+                except (StoreFull, StoreFailed):  # ours, not the source's: another one wouldn't help
+                    raise
                 except CachefsError as error:
                     self._fetcher.ledger.failed(source.name, str(error))
                     said.append(f"{source}: {error}")
@@ -136,7 +158,8 @@ class RcloneMetadata:
             try:
                 async with self._fetcher.child.open(source.remote, path, None) as body:
                     self._pay(body.total)
-                    return await self._fetch(source, body, name, content)
+                    async with self._hold(body.total):
+                        return await self._fetch(source, body, name, content)
             except NotAtSource as error:
                 failure = error
         raise failure
@@ -170,15 +193,18 @@ class RcloneMetadata:
         source.health.refuse(content, "has other bytes", float("inf"))
         raise ContentMismatch(content, info[0].content, "its whole file")
 
+    def _patience(self) -> trio.CancelScope:
+        return trio.move_on_after(self._fetcher.settings.stall * 2)
+
     async def _hashed(self, source: RemoteSource, body: Body, path: Path, name: str) -> list[Metainfo]:
         """Write the file while hashing it; the torrents it may be."""
         hasher, left = Hasher(), body.total
         buffer = memoryview(bytearray(PIECE_LENGTHS[0]))
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
+        with _ours(path), os.fdopen(descriptor, "wb") as file:
             while left:
                 part = buffer[: min(left, len(buffer))]
-                with trio.move_on_after(self._fetcher.settings.stall * 2) as patience:
+                with self._patience() as patience:
                     await _fill(body, part)
                 if patience.cancelled_caught:
                     raise SourceFailed(f"less than {len(part)} bytes in {self._fetcher.settings.stall * 2:g} s")
@@ -187,6 +213,16 @@ class RcloneMetadata:
                 await trio.to_thread.run_sync(hasher.update, part)
                 left -= len(part)
         return hasher.metainfos(name)
+
+
+@contextlib.contextmanager
+def _ours(path: Path) -> Iterator[None]:
+    """Tell what the disk says as the store would: StoreFull, StoreFailed."""
+    try:
+        yield
+    except OSError as error:
+        kind = StoreFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreFailed
+        raise kind(f"{path}: {error.strerror or error}") from error
 
 
 async def _fill(body: Body, view: memoryview) -> None:

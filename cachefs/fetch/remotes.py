@@ -27,12 +27,16 @@ _MOST_PER_ITEM = 8
 
 
 class RemoteSource:
-    """A source that rclone reads: `name` is what the user calls it, `remote` what rclone does."""
+    """A source that rclone reads: `name` is what the user calls it, `remote` what rclone does.
 
-    def __init__(self, name: str, remote: str, seed: WebSeed | None) -> None:
+    `variables` are the part of rclone's environment that describes it; none for one of the operator's.
+    """
+
+    def __init__(self, name: str, remote: str, seed: WebSeed | None, variables: Mapping[str, str]) -> None:
         self.name = name
         self.remote = remote
         self.seed = seed
+        self.variables = variables
         self.health = SourceHealth()
         self.busy = 0
 
@@ -61,13 +65,14 @@ class Remotes:
         self._refused: set[str] = set()
         self._news = trio.Event()
         self.sources = [self._of_seed(seed) for seed in web_seeds]
-        self.sources += [RemoteSource(remote, remote, None) for remote in remotes]
+        self.sources += [RemoteSource(remote, remote, None, {}) for remote in remotes]
         self._room = len(self._by_base) + _MOST_CARRIED
 
     def _of_seed(self, seed: WebSeed) -> RemoteSource:
         number = len(self._by_base)
-        source = self._by_base[seed.base] = RemoteSource(str(seed), f"cachefs_web_{number}:", seed)
-        self.environment |= _http_remote(f"CACHEFS_WEB_{number}", seed.base)
+        variables = _http_remote(f"CACHEFS_WEB_{number}", seed.base)
+        source = self._by_base[seed.base] = RemoteSource(str(seed), f"cachefs_web_{number}:", seed, variables)
+        self.environment |= variables
         self._news.set()
         return source
 

@@ -20,7 +20,7 @@ import trio
 
 from cachefs.content import ContentId
 from cachefs.fetch.base import Job, Sink, Transfer
-from cachefs.fetch.policy import Choice, Hedging, Situation, hand_over
+from cachefs.fetch.policy import HAND_OVER, Choice, Hedging, Rule, Situation, hand_over
 from cachefs.fetch.ranges import RangeFetcher
 from cachefs.fetch.rclone import RcloneFetcher
 from cachefs.fetch.torrent import TorrentFetcher
@@ -73,6 +73,7 @@ class RoutedDownload:
         self._seeking_since = trio.current_time()
         self._torrent_gave_at = trio.current_time()
         self._given_up_until = float("-inf")
+        self._row = HAND_OVER[-1]
         self.rclone = router.rclone.download(job, _RcloneSide(self))
         self.torrent = None if job.item.metainfo is None else router.torrent.download(job, self)
 
@@ -110,6 +111,10 @@ class RoutedDownload:
         if self.torrent is not None:
             self.torrent.restart()
 
+    def doubted(self) -> None:
+        if self.torrent is not None:  # rclone has no memory of what is here
+            self.torrent.doubted()
+
     def open(self) -> None:
         self.opened = True
         self.rclone.open()
@@ -144,11 +149,15 @@ class RoutedDownload:
     def _came(self, index: int, by: Choice) -> None:
         if index not in self._counted:
             self._counted.add(index)
-            self._router.fetched[by] += self.job.item.manifest.span(index).length
+            self._router.hedging.won += by is Choice.RCLONE and index in self._hedged
+            self._router.count(by, self.job.item.manifest.span(index).length, self._why(index))
         self._urgent.pop(index, None)
         self._hedged.discard(index)
         self.rclone.landed(index)
         self._sink.landed(index)
+
+    def _why(self, index: int) -> str:
+        return "late at its first source" if index in self._hedged else self.reason
 
     async def deliver(self, index: int, data: memoryview) -> None:
         """rclone has a block."""
@@ -161,8 +170,6 @@ class RoutedDownload:
             await torrent.step_aside(index)
             await self._sink.deliver(index, data)
             torrent.arrived(index)
-        if index in self._hedged:
-            self._router.hedging.won += 1
         self._came(index, Choice.RCLONE)
 
     async def _hand_to(self, torrent: TorrentDownload, index: int, data: memoryview) -> None:
@@ -175,6 +182,7 @@ class RoutedDownload:
         await self._sink.deliver(index, data)
 
     def failed(self, error: Exception) -> None:
+        self._urgent, self._ahead, self._hedged = {}, frozenset(), set()
         self._sink.failed(error)
 
     def ended(self) -> None:
@@ -198,7 +206,7 @@ class RoutedDownload:
         """Ask the table, and share out what is wanted."""
         if self.torrent is not None:
             self.torrent.sought = self.busy
-        rule = hand_over(self._situation(), self._router.settings)
+        rule = self._rule()
         if rule.choice is not self._choice or not self.reason:
             self._changed(rule.reason)
         self._choice, self.reason = rule.choice, rule.reason
@@ -211,6 +219,13 @@ class RoutedDownload:
             self.torrent.demand(self._urgent.keys(), self._ahead)
             under_way = self.rclone.flying()
             self.rclone.demand(self._urgent.keys() & (under_way | self._hedged), self._ahead & under_way)
+
+    def _rule(self) -> Rule:
+        """The row of the table that holds now; one that gave the torrent up holds for a while."""
+        now = self._situation()
+        if trio.current_time() >= self._given_up_until or not now.rclone_sources:
+            self._row = hand_over(now, self._router.settings)
+        return self._row
 
     def _changed(self, reason: str) -> None:
         now = trio.current_time()
@@ -234,7 +249,8 @@ class RoutedDownload:
             peers=holders,
             looked_for=float("inf") if self._router.drought else now - self._seeking_since,
             from_web=self._router.from_web(self.job.item.content),
-            waited=float("inf") if now < self._given_up_until else waited,
+            waited=waited,
+            arriving=torrent is not None and torrent.arriving,
             rate=0.0 if torrent is None else torrent.rate,
         )
 
@@ -285,6 +301,8 @@ class Router:
         self.from_web = from_web
         self.fetched = dict.fromkeys(Choice, 0)
         """The bytes of verified blocks that each back end fetched."""
+        self.handed_over: dict[str, int] = {}
+        """The bytes that rclone fetched, by the row of the table that let it."""
         self._downloads: set[RoutedDownload] = set()
         self._no_peers_at = float("-inf")
 
@@ -292,6 +310,12 @@ class Router:
     def drought(self) -> bool:
         """Whether peers were looked for in vain a moment ago, and none has been met since."""
         return trio.current_time() - self._no_peers_at < _DROUGHT
+
+    def count(self, by: Choice, size: int, why: str) -> None:
+        """A verified block came by this back end."""
+        self.fetched[by] += size
+        if by is Choice.RCLONE:
+            self.handed_over[why] = self.handed_over.get(why, 0) + size
 
     def found_no_peers(self) -> None:
         self._no_peers_at = trio.current_time()

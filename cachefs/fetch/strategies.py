@@ -120,9 +120,12 @@ def together(errors: Sequence[UrlFailed]) -> UrlFailed:
         return UrlFailed("no source", "there is no URL that anything here can fetch")
     gravest = max(errors, key=lambda error: len(type(error).__mro__))
     others = [str(error) for error in errors if error is not gravest]
-    if others:
-        gravest.args = (f"{gravest}; also tried: {'; '.join(others)}",)
-    return gravest
+    if not others:
+        return gravest
+    told = type(gravest).__new__(type(gravest))  # errors are remembered and told again: they stay as they are
+    told.__dict__.update(gravest.__dict__)
+    told.args = (f"{gravest}; also tried: {'; '.join(others)}",)
+    return told
 
 
 STRATEGIES: Mapping[str, Strategy] = {"first": first, "fastest": fastest, "mirrors": in_order}

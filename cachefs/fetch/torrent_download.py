@@ -78,7 +78,7 @@ class TorrentDownload:
         self.holders = 0
         """How many connected peers, web seeds not counted, have something of it."""
         self.rate = 0.0
-        self._received, self._arriving = 0, False
+        self._received, self.arriving = 0, False
         self._counting = self._measured = self._gave = False
         self._moved_at = float("-inf")
         self.failing = ""
@@ -104,7 +104,7 @@ class TorrentDownload:
         self._flushing: list[int] = []
         self._lives = 0
         self._out = trio.Event()
-        self._broken = self._leaving = False
+        self._broken = self._leaving = self._outdated = False
         self._looks: dict[int, int] = {}
         self._be_patient()
         self._add()
@@ -174,8 +174,14 @@ class TorrentDownload:
         Not while bytes come in that may be right: a piece that a slow source has begun would begin anew, and never
         be whole.
         """
-        if not self._arriving or self._refuted:
+        if not self.arriving or self._refuted:
             self.remove()
+
+    def doubted(self) -> None:
+        """Remove and add again: there is no other way to tell libtorrent that a piece isn't there any more."""
+        self._extents.reopen()
+        self._outdated = self.phase is Phase.ADDING
+        self.remove()
 
     def remove(self) -> None:
         """Take the torrent out of the session; its file and what landed stay."""
@@ -213,6 +219,10 @@ class TorrentDownload:
         """Send the wishes first, then let it run."""
         self._handle = handle
         self.phase = Phase.RUNNING
+        if self._outdated:
+            self._outdated = False
+            self.remove()
+            return
         self._send_priorities()
         self._add_web_seeds(handle)
         self._connect()
@@ -272,7 +282,7 @@ class TorrentDownload:
             return
         self._add_web_seeds(self._handle)
         self._connect()
-        if not self._arriving:
+        if not self.arriving:
             self._ask_again(self._wanted)
 
     def _ask_again(self, pieces: Iterable[int]) -> None:
@@ -311,8 +321,8 @@ class TorrentDownload:
         self.rate = float(sum(peer.payload_down_speed for peer in peers))
         # The rate is an average that takes a minute to forget.
         before, self._received = self._received, sum(peer.total_download for peer in peers)
-        self._arriving = self._received > before
-        if self._arriving:
+        self.arriving = self._received > before
+        if self.arriving:
             self._moved_at = trio.current_time()
         return peers
 

@@ -216,9 +216,9 @@ class _Translated:
         if isinstance(error, httpcore.TimeoutException):
             raise SourceSilent(self._url, self._silence(error)) from None
         if isinstance(error, httpcore.ConnectError):
-            raise Unreachable(self._url, str(error)) from None
+            raise Unreachable(self._url, _reason(error)) from None
         if isinstance(error, httpcore.NetworkError | httpcore.ProtocolError):
-            raise Interrupted(self._url, str(error) or type(error).__name__) from None
+            raise Interrupted(self._url, _reason(error)) from None
         if isinstance(error, ssl.SSLError | OSError):
             raise Interrupted(self._url, f"{type(error).__name__}: {error}") from None
 
@@ -228,3 +228,13 @@ class _Translated:
         if isinstance(error, httpcore.PoolTimeout):
             return f"no connection was free within {self._rules.stall:g} s"
         return f"silent for {self._rules.stall:g} s"
+
+
+def _reason(error: BaseException) -> str:
+    """The words of the first error in the chain that has any: the library's own are often empty."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if str(inner):
+            return str(inner)
+        inner = inner.__cause__ or inner.__context__
+    return type(error).__name__

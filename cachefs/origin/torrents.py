@@ -69,6 +69,15 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class Described:
+    """The files of a directory with their torrents, what was left out, and the names of those that were hashed."""
+
+    files: tuple[SeededFile, ...]
+    skipped: tuple[Skipped, ...]
+    hashed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """What a directory became: its files, what was left out, the products, and how many files were hashed."""
 
@@ -91,27 +100,64 @@ async def publish(root: Path, out: Path | None = None, report: Report | None = N
     ConfigError if there is nothing to publish, or the products can't be written.
     """
     out = out or root
-    jobs = await trio.to_thread.run_sync(_examine_all, root, out)
+    found = await describe(root, out, report)
+    await trio.to_thread.run_sync(_write_lists, out, found.files)
+    return Published(found.files, found.skipped, out / CHAIN_NAME, out / MANIFEST_NAME, len(found.hashed))
+
+
+async def describe(
+    root: Path, out: Path | None = None, report: Report | None = None, *, write: bool = True
+) -> Described:
+    """Find the torrent of every file of `root`, hashing where none that is trusted lies beside it or below `out`.
+
+    New ones are put there if `write`. ConfigError if there is nothing to describe, or that can't be done.
+    """
+    jobs = await trio.to_thread.run_sync(_examine_all, root, out or root)
+    for job in jobs:
+        job.write = write
     await _hash_all([job for job in jobs if job.wanted], report)
     files = tuple(SeededFile(job.name, job.path, job.torrent, job.known.content, job.size) for job in jobs if job.known)
     if not files:
         raise ConfigError(str(root), "holds no file that could be seeded")
     skipped = tuple(Skipped(job.name, job.failure) for job in jobs if job.failure)
-    await trio.to_thread.run_sync(_write_lists, out, files)
-    return Published(files, skipped, out / CHAIN_NAME, out / MANIFEST_NAME, sum(job.began > 0 for job in jobs))
+    return Described(files, skipped, tuple(job.name for job in jobs if job.known and job.began))
+
+
+def list_names(root: Path) -> list[str]:
+    """What manifest.txt says of `root`: the names of content and of the .torrent files beside it, sorted.
+
+    No file is opened, nor asked for its size: that would have a mount fetch it. ConfigError if it can't be read.
+    """
+    try:
+        return sorted(_walk(root, root, torrents=True))
+    except OSError as error:
+        raise ConfigError(str(error.filename or root), f"can't be read: {_why(error)}") from error
 
 
 def find(root: Path, out: Path) -> Iterator[str]:
     """The names below `root` that are content: regular files, nothing hidden, no symlink, none of our products."""
+    return _walk(root, out)
+
+
+def _walk(root: Path, out: Path, *, torrents: bool = False) -> Iterator[str]:
     pending = [root]
     while pending:
-        for path in pending.pop().iterdir():
-            if path.name.startswith(".") or path.is_symlink() or path == out:
-                continue
-            if path.is_dir():
-                pending.append(path)
-            elif path.is_file() and path.name not in _LEFT_OUT_NAMES and path.suffix not in LEFT_OUT:
-                yield path.relative_to(root).as_posix()
+        with os.scandir(pending.pop()) as entries:  # which knows files from directories without asking each
+            for entry in entries:
+                path = Path(entry.path)
+                if entry.name.startswith(".") or path == out:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(path)
+                elif not entry.is_file(follow_symlinks=False):
+                    continue
+                elif could_be_content(entry.name) or (torrents and entry.name.endswith(".torrent")):
+                    yield path.relative_to(root).as_posix()
+
+
+def could_be_content(name: str) -> bool:
+    """Whether a file is called neither like a product of ours nor like a downloader's."""
+    return name not in _LEFT_OUT_NAMES and not name.endswith(LEFT_OUT)
 
 
 @dataclass(slots=True)
@@ -127,6 +173,7 @@ class _Job:
     known: Metainfo | None = None
     failure: str = ""
     began: int = 0
+    write: bool = True
     parts: dict[int, bytes] = field(default_factory=dict)
 
     @property
@@ -252,6 +299,8 @@ def _finish(job: _Job) -> None:
         return
     # A .torrent of the same hash keeps what else it says, its trackers say.
     job.known = job.old if job.old and job.old.content == made.content else made
+    if not job.write:
+        return
     _write(job.torrent, job.known.raw)
     os.utime(job.torrent, ns=(job.began, job.began))
 

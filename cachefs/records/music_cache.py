@@ -140,6 +140,8 @@ class MusicCache:
         if await self.has(content, size):
             return content
         async with self.incoming.flight(str(content)) as flight:
+            if flight.shared and flight.failed and str(content) in self._errors:  # it was in this process
+                raise self._errors[str(content)]
             shared(flight, url)
             if await self.has(content, size):
                 return content

@@ -15,16 +15,13 @@ from contextlib import suppress
 import trio
 
 from cachefs import metainfo
-from cachefs.catalog.records import Record
+from cachefs.catalog.records import CATALOGUE, Record
 from cachefs.catalog.tree import File
 from cachefs.content import ContentId, Manifest
-from cachefs.errors import CachefsError, MetadataUnavailable, SourceSilent
+from cachefs.errors import CachefsError, MetadataUnavailable, SourceSilent, SourceTooLarge
 from cachefs.fetch.base import Item
 from cachefs.metainfo import Metainfo
 from cachefs.records.music_cache import MusicCache, Play
-
-CATALOGUE = "records"
-"""The catalogue's folder in the mount."""
 
 _MOST_TROUBLES = 1000
 _PEERS_HAVE = 5.0
@@ -78,6 +75,16 @@ class RecordShelf:
     async def item(self, file: File) -> Item:
         """What to open, once it can be read from its beginning on; what keeps it from that is raised."""
         record = self._record(file)
+        try:
+            item = await self._ready(record)
+        except CachefsError as error:
+            self._remember(file.content, str(error))
+            raise
+        self._troubles.pop(file.content, None)
+        return item
+
+    async def _ready(self, record: Record) -> Item:
+        self._refuse_too_large(record)
         manifest = self._cache.pieces.manifest(record)
         if self._cache.settings.verify == "whole" or manifest is None or not _web(record):
             await self._whole(record)
@@ -85,6 +92,12 @@ class RecordShelf:
         if manifest is None:
             raise MetadataUnavailable(record.name, "its piece list came and went")
         return self._item(record, manifest, await self._torrent(record, manifest))
+
+    def _refuse_too_large(self, record: Record) -> None:
+        most = self._cache.settings.max_size
+        assert record.content is not None
+        if (record.size or 0) > most and self._cache.vault.sealed(record.content) is None:
+            raise SourceTooLarge(record.url, f"{record.size} bytes, more than {most} ([records] max_size)")
 
     def _item(self, record: Record, manifest: Manifest, info: Metainfo | None) -> Item:
         return Item(record.name, manifest, info, _web(record), CATALOGUE, fails_early=True)
@@ -142,11 +155,12 @@ class RecordShelf:
     async def _forget(self, play: Play, content: ContentId) -> None:
         await play.ended.wait()
         del self._plays[content]
+
+    def _remember(self, content: ContentId, why: str) -> None:
         self._troubles.pop(content, None)
-        if play.error is not None:
-            self._troubles[content] = str(play.error)
-            if len(self._troubles) > _MOST_TROUBLES:
-                del self._troubles[next(iter(self._troubles))]
+        self._troubles[content] = why
+        if len(self._troubles) > _MOST_TROUBLES:
+            del self._troubles[next(iter(self._troubles))]
 
 
 def _web(record: Record) -> tuple[str, ...]:

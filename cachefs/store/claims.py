@@ -9,8 +9,11 @@ are upper bounds that only grow between two measurements; measuring (`Claim.meas
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Protocol
+
+import trio
 
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError
@@ -35,6 +38,37 @@ class Claimant(Protocol):
         """There is no room for these blocks, and none can be made."""
 
 
+class Users(Protocol):
+    """Who knows which objects are being read."""
+
+    def reads(self, content: ContentId) -> bool:
+        """Whether anybody has it open."""
+
+    async def let_go(self, content: ContentId) -> bool:
+        """Close it if nobody reads it, though it may be being seeded; False if somebody does."""
+
+
+class Nobody:
+    """The users of a data directory that no daemon works on."""
+
+    def reads(self, content: ContentId) -> bool:
+        return False
+
+    async def let_go(self, content: ContentId) -> bool:
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A wish for room at one go, and how it was answered."""
+
+    size: int
+    catalogue: str
+    since: float
+    answered: trio.Event = field(default_factory=trio.Event)
+    error: CachefsError | None = None
+
+
 class Claim:
     """One claimant's granted blocks, and those it was not granted: `short` ones, and `spare` bytes of readahead."""
 
@@ -42,6 +76,7 @@ class Claim:
         self.claimant = claimant
         self.stored = claimant.stored
         self.short: list[int] = []
+        self.short_since = float("inf")
         self.spare = 0
         self._granted: dict[int, float] = {}  # each with the time from which on it need not be reckoned with
 
@@ -57,10 +92,10 @@ class Claim:
         """Of what was granted, only `blocks` are wanted now; what has landed is done with."""
         verified = self.stored.verified
         for index, until in list(self._granted.items()):
-            if index in verified:
-                del self._granted[index]
-            elif index in blocks:
+            if index in blocks:
                 self._granted[index] = _WANTED
+            elif index in verified:
+                del self._granted[index]
             elif until == _WANTED:
                 self._granted[index] = now + GRACE
 
@@ -93,29 +128,3 @@ class Claim:
         """In how many seconds the first block that isn't wanted any more stops being charged; None if there is none."""
         times = [until - now for until in self._granted.values() if until != _WANTED]
         return max(0.0, min(times)) if times else None
-
-
-class Charges:
-    """What every object is charged, in bytes, summed up by catalogue; "" is the sum of all."""
-
-    def __init__(self) -> None:
-        self._sizes: dict[ContentId, int] = {}
-        self._sums: dict[str, int] = {"": 0}
-        self._catalogues: dict[ContentId, str] = {}
-
-    def set(self, content: ContentId, size: int, catalogue: str) -> None:
-        """Charge `content` this much, in place of what it was charged before."""
-        self.add(content, -self._sizes.get(content, 0), self._catalogues.get(content, catalogue))
-        self.add(content, size, catalogue)
-
-    def add(self, content: ContentId, size: int, catalogue: str) -> None:
-        self._sizes[content] = self._sizes.get(content, 0) + size
-        self._catalogues[content] = catalogue
-        for name in {"", catalogue}:
-            self._sums[name] = self._sums.get(name, 0) + size
-
-    def sum(self, catalogue: str = "") -> int:
-        return self._sums.get(catalogue, 0)
-
-    def items(self) -> Iterable[tuple[ContentId, int]]:
-        return self._sizes.items()

@@ -2,7 +2,8 @@
 
 How it works: a file is always as long as its content, and sparse; what was never written is a hole that
 takes no room, and SEEK_DATA tells holes from data without reading. Files are opened by digest in directories
-of mode 0700, and a symbolic link is never followed. An OSError becomes StoreFull or StoreFailed here, once,
+of mode 0700. A symbolic link is followed in one case only: to read a file that was taken over in place
+(`places`), and then only that one link. An OSError becomes StoreFull or StoreFailed here, once,
 with the path that it is about.
 """
 
@@ -49,10 +50,17 @@ def make_directory(path: Path) -> None:
 
 
 def open_sealed(path: Path) -> int | None:
-    """A descriptor to read from, or None if there is no such file."""
+    """A descriptor to read from, or None if there is no such file, also at the end of a link to one in place."""
     try:
         return os.open(path, os.O_RDONLY | _COMMON)
     except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno != errno.ELOOP or path.name.startswith("manifest"):
+            raise
+    try:
+        return os.open(path.readlink(), os.O_RDONLY | _COMMON)
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -75,6 +83,33 @@ def open_writable(path: Path) -> int:
         raise
     os.close(fd)
     return writable
+
+
+def reopen(path: Path, fd: int, length: int) -> None:
+    """Have the descriptor `fd` be of the file at `path`, writable, `length` long, and made if need be.
+
+    Whoever reads in a thread meanwhile goes on with the file that it was of before.
+    """
+    new = open_writable(path)
+    try:
+        if os.fstat(new).st_size != length:
+            os.ftruncate(new, length)
+        os.dup2(new, fd, inheritable=False)
+    finally:
+        os.close(new)
+
+
+def is_still(path: Path, fd: int) -> bool:
+    """Whether `path` names the open file, and nobody has put another there or taken it away."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except OSError:
+        return False
+
+
+def forget_pages(fd: int, span: Span) -> None:
+    """Drop what memory holds of a span, if it is on disk as well, so that the next read asks the disk."""
+    os.posix_fadvise(fd, span.offset, span.length, os.POSIX_FADV_DONTNEED)
 
 
 def seal_of(fd: int) -> Seal:
@@ -130,6 +165,14 @@ def replace_file(path: Path, raw: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def save_manifest(root: Path, content: ContentId, raw: bytes) -> None:
+    """Keep a manifest that was checked in the store below `root`. StoreFull, StoreFailed."""
+    path = directory_of(root, content) / "manifest"
+    with named(path):
+        make_directory(path.parent)
+        replace_file(path, raw)
 
 
 def read_file(path: Path) -> bytes | None:

@@ -12,8 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cachefs.content import ContentId
+
+if TYPE_CHECKING:
+    from cachefs.config import Limits as Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,11 @@ class Limits:
     def __bool__(self) -> bool:
         return bool(self.whole) or self.free_space > 0 or any(self.catalogues.values())
 
+    @classmethod
+    def of_settings(cls, settings: Settings) -> Limits:
+        """Those of [limits] in cachefs.toml, where 0 is no limit."""
+        return cls(Bounds(size=settings.size or None, age=settings.age or None), settings.free_space)
+
     def of(self, catalogue: str) -> Bounds:
         """The bounds of a catalogue, "" for the whole."""
         return self.whole if not catalogue else self.catalogues.get(catalogue, Bounds())
@@ -57,6 +66,14 @@ class Held:
     last_used: float
     stays: str = ""
     catalogue: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """What became of a wish to evict: the bytes freed, or why it stays."""
+
+    freed: int = 0
+    stays: str = ""
 
 
 def least_recent(held: Iterable[Held]) -> list[Held]:

@@ -23,11 +23,12 @@ from pathlib import Path
 
 import trio
 
-from cachefs.content import ContentId, Manifest, Span
-from cachefs.errors import CachefsError, Stopping
-from cachefs.store import disk, recovery, space
+from cachefs.content import Bitmap, ContentId, Manifest, Span
+from cachefs.errors import CachefsError, Stopping, StoreFailed
+from cachefs.store import disk, places, recovery, space
+from cachefs.store.places import How
 from cachefs.store.recovery import Found
-from cachefs.store.state import State
+from cachefs.store.state import Seal, State
 from cachefs.store.stored import StoredObject, Tools
 
 COMMIT_SECONDS = 1.0
@@ -39,6 +40,7 @@ BURST_BYTES = 64 * 2**20
 BURST_SECONDS = 5.0
 """... whose blocks wait this long at most: a sync at full speed takes a third of the speed away."""
 
+_BUSY = 5.0  # seconds that an eviction waits for an object that is being opened or closed
 _HASHING_THREADS = 2  # of the machine's cores; readers need the others, and the rest of the thread pool
 
 _log = logging.getLogger(__name__)
@@ -66,8 +68,16 @@ class ObjectStore:
         self._failing: set[ContentId] = set()
         self._condemned: dict[ContentId, CachefsError] = {}
         self._closed = False
+        self.brought: set[ContentId] = set()
+        """Objects whose data came whole, by another way than landing: whoever keeps count takes them out."""
         self.metadata_bytes = 0
         """The bytes on disk that manifests saved since the start take, about."""
+
+    def taken(self, content: ContentId) -> int:
+        """The bytes that an object's data takes on disk, open or not. StoreFailed."""
+        path = self._directory(content) / "data"
+        with disk.named(path):
+            return space.taken(path)
 
     def manifest(self, content: ContentId) -> bytes | None:
         """The manifest as it was saved, unchecked; None if there is none. Blocking, short. StoreFailed."""
@@ -77,10 +87,7 @@ class ObjectStore:
 
     def save_manifest(self, content: ContentId, raw: bytes) -> None:
         """Keep a manifest that the caller has checked. Blocking, short. StoreFull, StoreFailed."""
-        path = self._directory(content) / "manifest"
-        with disk.named(path):
-            disk.make_directory(path.parent)
-            disk.replace_file(path, raw)
+        disk.save_manifest(self.root, content, raw)
         # A directory of its own comes with it: what a limit has to reckon with until the store is looked at again.
         self.metadata_bytes += space.cost(Span(0, len(raw))) + space.UNIT
 
@@ -94,9 +101,51 @@ class ObjectStore:
 
     def known(self) -> Iterator[ContentId]:
         """The content ids whose manifests are here, from the directories themselves. Blocking: run it in a thread."""
-        for path in self.root.glob("*/??/*/manifest"):
+        return self._ids("manifest")
+
+    def _ids(self, file: str) -> Iterator[ContentId]:
+        for path in self.root.glob(f"*/??/*/{file}"):
             with contextlib.suppress(ValueError):
                 yield ContentId.parse(f"{path.parts[-4]}:{path.parts[-2]}")
+
+    async def inventory(self) -> dict[ContentId, int]:
+        """Every object there is, and how many verified bytes of it: 0 for a data file of which nothing is recorded."""
+        found = await trio.to_thread.run_sync(lambda: dict.fromkeys(self._ids("data"), 0))
+        found |= self._tools.state.held()  # a file may be gone that should be there
+        return found | {content: stored.held for content, stored in self._objects.items()}
+
+    def recorded(self, manifest: Manifest) -> Bitmap:
+        """The blocks of `held`: the next open may believe less. Blocking, short. StoreFailed."""
+        stored = self._objects.get(manifest.content)
+        if stored is not None:
+            return stored.verified.copy()
+        row = self._tools.state.load_object(manifest.content)
+        return recovery.recorded_bits(manifest, row) or Bitmap(manifest.blocks)
+
+    async def adopt(self, manifest: Manifest, source: Path, seal: Seal) -> How:
+        """Take over a file whose bytes the caller has verified against `manifest` while it looked like `seal`.
+
+        The file itself is never touched. HELD if all of it is here already. StoreFailed if the file has changed
+        since, or if somebody reads what is here of it now; StoreFull.
+        """
+        content = manifest.content
+        async with self._alone(content):
+            if self._closed:
+                raise Stopping
+            data, row = self._directory(content) / "data", self._tools.state.load_object(content)
+            present = self._objects.get(content)
+            if present is not None and not present.complete:
+                raise StoreFailed(f"{source}: {content} is being fetched and read; close it, or try again later")
+            if present is not None or await trio.to_thread.run_sync(recovery.is_whole, data, manifest, row):
+                return How.HELD
+            how, now = await trio.to_thread.run_sync(places.take, source, data, seal)
+            self._tools.state.save_object(content, recovery.whole(manifest, now, self._tools.clock()))
+            return how
+
+    async def doubtful(self) -> list[ContentId]:
+        """The objects whose data file looks otherwise than recorded, or isn't recorded: worth opening once."""
+        seals = self._tools.state.seals()
+        return await trio.to_thread.run_sync(recovery.doubtful, self.root, seals)
 
     async def take(self, manifest: Manifest, path: Path) -> None:
         """Move a file in as an object's bytes, unless there are some. They are hashed at the next open. StoreFailed."""
@@ -104,6 +153,7 @@ class ObjectStore:
         async with self._alone(content):
             if content not in self._objects:
                 await trio.to_thread.run_sync(self._take, self._directory(content) / "data", path)
+                self.brought.add(content)
 
     def _take(self, place: Path, path: Path) -> None:
         with disk.named(place):
@@ -117,16 +167,18 @@ class ObjectStore:
         What the state says of it goes last: that can fail on a full disk, and does no harm when it is left behind,
         because a file that is gone doesn't look like its seal. StoreFailed.
         """
-        async with self._alone(content):
-            if content in self._objects:
-                return None
-            delete = space.remove_object if manifest else space.remove_data
-            freed = await trio.to_thread.run_sync(delete, self._directory(content))
-            try:
-                self._tools.state.forget_object(content)
-            except CachefsError as error:
-                _log.warning("%s: evicted, and its record stays: %s", content, error)
-            return freed
+        with trio.move_on_after(_BUSY):
+            async with self._alone(content):
+                if content in self._objects:
+                    return None
+                delete = space.remove_object if manifest else space.remove_data
+                freed = await trio.to_thread.run_sync(delete, self._directory(content))
+                try:
+                    self._tools.state.forget_object(content)
+                except CachefsError as error:
+                    _log.warning("%s: evicted, and its record stays: %s", content, error)
+                return freed
+        return None
 
     def opened(self) -> list[StoredObject]:
         """The objects that are open now."""
@@ -220,6 +272,9 @@ class ObjectStore:
         try:
             if not stored.sealed:
                 await self._settle(stored, found)
+            lost = [index for index in recovery.recorded_bits(manifest, row) or () if index not in stored.verified]
+            if lost:
+                _log.warning("%s: %d blocks are gone or wrong, and missing from now on", path, len(lost))
         except BaseException:
             stored.abandon()
             raise
@@ -246,6 +301,8 @@ class ObjectStore:
                 await trio.to_thread.run_sync(
                     recovery.rehash, found, stored.manifest, self._tools.sync, limiter=self._hashing
                 )
+                await trio.to_thread.run_sync(recovery.part, found, stored.path)
+                stored.reopened(found)
         finally:
             with self._tolerant(stored):
                 stored.save_unsealed()

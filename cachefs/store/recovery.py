@@ -7,26 +7,32 @@ How it works: a row of the state either carries a seal or it doesn't.
 | sealed, and the file still looks so   | its bits               | nothing                                     |
 | not sealed: the daemon died           | bits of blocks in data | other data on disk, and bits in a hole      |
 | none, or another file, or too long    | nothing                | all data on disk                            |
+| complete, in a shared file (`places`) | its bits, if sealed    | all of it, if it looks otherwise            |
 
 A bit is only ever written after its data was synced, so an unsealed row's bits hold after a power cut too;
 data without a bit was being written when the end came, and hashing it is cheaper than fetching it. A block
 that fails is merely absent. A hole under a bit means that somebody emptied the file: it is hashed as well.
 Everything is synced before the hashing starts, hence each block found good is durable at once: an open that
 is cancelled halfway has not worked in vain, and the next one goes on from there.
+
+A shared file is somebody else's as well: it is hashed without opening it for writing, and if all of it is right, it is
+served as before. If not, the object gets a copy of its own, and only what is wrong in it is fetched.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable
+import stat
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
-from cachefs.content import Bitmap, Manifest, Span
-from cachefs.errors import BlockInvalid
-from cachefs.store import disk
+from cachefs.content import Bitmap, ContentId, Manifest, Span
+from cachefs.errors import BlockInvalid, StoreFailed
+from cachefs.store import disk, places
 from cachefs.store.state import ObjectRow, Seal
 
 
@@ -38,6 +44,7 @@ class Found:
     bits: Bitmap
     suspects: list[int]
     seal: Seal | None = None
+    shared: bool = False
 
 
 def find(path: Path, manifest: Manifest, row: ObjectRow | None) -> Found:
@@ -45,19 +52,67 @@ def find(path: Path, manifest: Manifest, row: ObjectRow | None) -> Found:
 
     StoreFull or StoreFailed if the file can't be opened or given its length.
     """
-    bits = _bits(manifest, row)
+    bits = recorded_bits(manifest, row)
     with disk.named(path):
         if row is not None and bits is not None and bits.complete and row.seal is not None:
             fd = disk.open_sealed(path)
             if fd is not None and _matches(fd, row.seal):
-                return Found(fd, bits, [], row.seal)
+                return Found(fd, bits, [], row.seal, places.is_shared(path))
+        partial = bits is not None and not bits.complete and row is not None and row.seal is not None
+        if not partial and (shared := _shared(path, manifest)) is not None:
+            return shared
         disk.make_directory(path.parent)
+        places.take_own(path)
         fd = disk.open_writable(path)
         try:
             return _look(fd, manifest, bits, row.seal if row else None)
         except BaseException:
             os.close(fd)
             raise
+
+
+def is_whole(path: Path, manifest: Manifest, row: ObjectRow | None) -> bool:
+    """Whether all of the object is there by its row, and the file looks as sealed. Blocking, short. StoreFailed."""
+    bits = recorded_bits(manifest, row)
+    if row is None or row.seal is None or bits is None or not bits.complete:
+        return False
+    return looks(path) == row.seal
+
+
+def looks(path: Path) -> Seal | None:
+    """How the data file looks now; None if there is none. StoreFailed."""
+    with disk.named(path):
+        fd = disk.open_sealed(path)
+        if fd is None:
+            return None
+        try:
+            return disk.seal_of(fd)
+        finally:
+            os.close(fd)
+
+
+def whole(manifest: Manifest, seal: Seal, now: float) -> ObjectRow:
+    """The row of an object that is complete."""
+    bits = bytes(Bitmap.full(manifest.blocks))
+    return ObjectRow(manifest.block_length, manifest.length, bits, manifest.length, seal, now, now)
+
+
+def doubtful(root: Path, seals: Mapping[ContentId, Seal | None]) -> list[ContentId]:
+    """Of the objects with these seals, those whose file looks otherwise; and those that have a file and no row."""
+    found = [content for content, seal in seals.items() if _differs(disk.directory_of(root, content) / "data", seal)]
+    for path in root.glob("*/??/*/data"):
+        with contextlib.suppress(ValueError):
+            content = ContentId.parse(f"{path.parts[-4]}:{path.parts[-2]}")
+            if content not in seals:
+                found.append(content)
+    return found
+
+
+def _differs(path: Path, seal: Seal | None) -> bool:
+    try:
+        return seal is None or looks(path) != seal
+    except StoreFailed:  # whoever opens it will say so
+        return True
 
 
 def _matches(fd: int, seal: Seal) -> bool:
@@ -68,8 +123,22 @@ def _matches(fd: int, seal: Seal) -> bool:
     return False
 
 
-def _bits(manifest: Manifest, row: ObjectRow | None) -> Bitmap | None:
-    """The row's bits, or None if there are none that fit this manifest."""
+def _shared(path: Path, manifest: Manifest) -> Found | None:
+    """A shared file of the right length: all of it is to be hashed. None if it isn't one."""
+    fd = disk.open_sealed(path) if places.is_shared(path) else None
+    if fd is None:
+        return None
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and status.st_size == manifest.length:
+        return Found(fd, Bitmap(manifest.blocks), list(range(manifest.blocks)), shared=True)
+    os.close(fd)
+    if path.is_symlink():  # to something else by now
+        path.unlink()
+    return None
+
+
+def recorded_bits(manifest: Manifest, row: ObjectRow | None) -> Bitmap | None:
+    """The row's bits, believed or not; None if there are none that fit this manifest."""
     if row is None or (row.length, row.block_length) != (manifest.length, manifest.block_length):
         return None
     try:
@@ -85,6 +154,8 @@ def _look(fd: int, manifest: Manifest, bits: Bitmap | None, seal: Seal | None) -
     # Before it is given its length: what lies beyond the end is a hole too.
     gaps = disk.holes(fd, min(now.size, manifest.length))
     gaps.append(Span(now.size, max(0, manifest.length - now.size)))
+    if bits is not None and bits.complete and seal is not None and now.size == manifest.length:
+        gaps = []  # it was whole: a hole in it may well be content that is zeros
     if now.size != manifest.length:
         os.ftruncate(fd, manifest.length)
     if bits is None or seal is not None or now.size > manifest.length:
@@ -114,6 +185,7 @@ def rehash(found: Found, manifest: Manifest, sync: Callable[[int], None]) -> Non
 
     Cancelled between two blocks when the caller is; `found` then has what was done. OSError if the sync fails.
     """
+    before = disk.seal_of(found.fd)
     sync(found.fd)
     # Pages that a failed write-back left in memory must not pass for bytes on disk.
     os.posix_fadvise(found.fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -122,6 +194,31 @@ def rehash(found: Found, manifest: Manifest, sync: Callable[[int], None]) -> Non
         trio.from_thread.check_cancelled()
         if block_is_good(found.fd, manifest, index, buffer):
             found.bits.add(index)
+    if found.shared and disk.seal_of(found.fd) != before:  # its owner is at work on it: nothing is worth believing
+        for index in found.suspects:
+            found.bits.discard(index)
+
+
+def part(found: Found, path: Path) -> None:
+    """Give the object a file of its own if it is in a shared one that isn't all right. Blocking. OSError."""
+    if found.shared and not found.bits.complete:
+        places.take_own(path)
+        fd = disk.open_writable(path)
+        os.close(found.fd)
+        found.fd, found.shared = fd, False
+
+
+def wrong(fd: int, manifest: Manifest, blocks: Iterable[int], *, from_disk: bool) -> list[int]:
+    """Those of `blocks` that aren't good; with `from_disk`, as the disk has them. Blocking, in a thread of trio's."""
+    buffer = memoryview(bytearray(min(manifest.block_length, manifest.length)))
+    found: list[int] = []
+    for index in blocks:
+        trio.from_thread.check_cancelled()
+        if from_disk:
+            disk.forget_pages(fd, manifest.span(index))
+        if not block_is_good(fd, manifest, index, buffer):
+            found.append(index)
+    return found
 
 
 def block_is_good(fd: int, manifest: Manifest, index: int, buffer: memoryview) -> bool:

@@ -19,17 +19,16 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 
 import trio
 
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, StoreFull
-from cachefs.store import eviction, space
-from cachefs.store.claims import Charges, Claim, Claimant
-from cachefs.store.eviction import Held, Limits, in_words
+from cachefs.store import eviction
+from cachefs.store.accounts import Accounts
+from cachefs.store.claims import Asked, Claim, Claimant, Nobody, Users
+from cachefs.store.eviction import Evicted, Held, Limits, in_words
 from cachefs.store.objects import ObjectStore
 from cachefs.store.state import State
 
@@ -43,37 +42,10 @@ SCAN_EVERY = 1800.0
 """Seconds between two looks at the whole store, for what came into it without being asked for."""
 
 _FUTILE = 2.0  # seconds for which readahead doesn't ask again, nor what could not go is tried again
-_UNBOUNDED = 2**62
+_PATIENCE = 1.0  # seconds before anybody is refused: what is open now may be closed in a moment
+_LOOK_AGAIN = 0.1
 
 _log = logging.getLogger(__name__)
-
-
-class Users(Protocol):
-    """Who knows which objects are being read."""
-
-    def reads(self, content: ContentId) -> bool:
-        """Whether anybody has it open."""
-
-    async def let_go(self, content: ContentId) -> bool:
-        """Close it if nobody reads it, though it may be being seeded; False if somebody does."""
-
-
-class Nobody:
-    """The users of a data directory that no daemon works on."""
-
-    def reads(self, content: ContentId) -> bool:
-        return False
-
-    async def let_go(self, content: ContentId) -> bool:
-        return True
-
-
-@dataclass(frozen=True, slots=True)
-class Evicted:
-    """What became of a wish to evict: the bytes freed, or why it stays."""
-
-    freed: int = 0
-    stays: str = ""
 
 
 class Room:
@@ -94,19 +66,14 @@ class Room:
         self._store = store
         self._state = state
         self._users: Users = Nobody()
-        self._catalogue_of = catalogue_of
         self._clock = clock
-        self._disk_free = disk_free or (lambda: space.free_on_disk(store.root.parent))
-        self._charges = Charges()
-        self._claims: dict[ContentId, Claim] = {}
+        self._accounts = Accounts(store, self.limits, catalogue_of, disk_free)
+        self._asking: list[Asked] = []
         self._fetched: Counter[ContentId] = Counter()
-        self._other = 0
-        self._metadata_before = 0
-        self._scanned_at = float("-inf")
+        self._stuck: dict[ContentId, float] = {}
         self._pressed = trio.Event()
         self._futile_until = float("-inf")
         self._again_at = float("inf")
-        self._stuck: dict[ContentId, float] = {}
 
     # Asking for room
 
@@ -117,14 +84,15 @@ class Room:
         """
         if not self.limits:
             return {*must, *may}
-        claim = self._claims.get(claimant.stored.manifest.content)
-        if claim is None or claim.stored is not claimant.stored:
-            claim = self._claims[claimant.stored.manifest.content] = Claim(claimant)
-        claim.want({*must, *may}, trio.current_time())
+        if not must and not may and claimant.stored.complete:
+            return set()
+        now, claim = trio.current_time(), self._accounts.claim(claimant)
+        claim.want({*must, *may}, now)
         granted, claim.short = self._grant(claim, sorted(must))
         more, cut = self._grant(claim, may if not claim.short else [i for i in may if claim.granted(i)])
         claim.spare = min(sum(map(claim.cost, cut)), self._headroom(claim))
-        if claim.short or (claim.spare and trio.current_time() >= self._futile_until):
+        claim.short_since = min(claim.short_since, now) if claim.short else float("inf")
+        if claim.short or (claim.spare and now >= self._futile_until):
             self._pressed.set()
         return granted | more
 
@@ -134,46 +102,48 @@ class Room:
         left: list[int] = []
         free: int | None = None
         for index in blocks:
-            if index in claim.stored.verified or claim.granted(index):
+            if claim.granted(index) or index in claim.stored.verified:
                 granted.add(index)
                 continue
-            free = self._free(claim) if free is None else free
+            if free is None:
+                free = self._accounts.free(self._accounts.catalogue_of(claim.content))
             cost = claim.cost(index)
-            if left or cost > free or not self._scanned:
+            if left or cost > free or not self._accounts.known:
                 left.append(index)
                 continue
-            claim.grant(index)
-            self._charges.add(claim.content, cost, self._catalogue_of(claim.content))
+            self._accounts.grant(claim, index)
             granted.add(index)
             free -= cost
         return granted, left
 
-    @property
-    def _scanned(self) -> bool:
-        return self._scanned_at > float("-inf")
-
     def _headroom(self, claim: Claim) -> int:
-        sizes = [b.size for b in (self.limits.whole, self.limits.of(self._catalogue_of(claim.content))) if b.size]
+        catalogue = self._accounts.catalogue_of(claim.content)
+        sizes = [bounds.size for bounds in (self.limits.whole, self.limits.of(catalogue)) if bounds.size]
         return min(sizes, default=self.limits.free_space) // HEADROOM
 
-    def _free(self, claim: Claim) -> int:
-        catalogue = self._catalogue_of(claim.content)
-        return min(self._free_in(""), self._free_in(catalogue) if catalogue else _UNBOUNDED)
+    @contextlib.asynccontextmanager
+    async def holding(self, size: int, catalogue: str = "") -> AsyncIterator[None]:
+        """Room for `size` bytes that come by another way than a claim; waits until it is made. StoreFull.
 
-    def _free_in(self, catalogue: str) -> int:
-        """The bytes that may still be granted, in a catalogue or in all; negative when the limit is exceeded."""
-        size = self.limits.of(catalogue).size
-        free = _UNBOUNDED if size is None else size - self._charges.sum(catalogue)
-        if catalogue:
-            return free
-        free -= self._metadata() if size is not None else 0
-        if self.limits.free_space:
-            promised = sum(claim.promised() for claim in self._claims.values())
-            free = min(free, self._disk_free() - promised - self.limits.free_space)
-        return free
-
-    def _metadata(self) -> int:
-        return self._other + self._store.metadata_bytes - self._metadata_before
+        It is given back at the end: what came is then in the store, where it counts, or was deleted.
+        """
+        if not self.limits:
+            yield
+            return
+        asked = Asked(size, catalogue, trio.current_time())
+        self._asking.append(asked)
+        self._pressed.set()
+        try:
+            await asked.answered.wait()
+            if asked.error is not None:
+                raise asked.error
+            yield
+        finally:
+            if asked in self._asking:
+                self._asking.remove(asked)
+            elif asked.error is None:
+                self._accounts.hold(-size, catalogue)
+            self._pressed.set()
 
     # Making room
 
@@ -194,8 +164,8 @@ class Room:
                 await self._pressed.wait()
 
     async def _look_around(self) -> None:
-        if trio.current_time() - self._scanned_at >= SCAN_EVERY:
-            await self.look()
+        if trio.current_time() - self._accounts.looked_at >= SCAN_EVERY:
+            await self._accounts.look()
         await self.sweep()
 
     @contextlib.contextmanager
@@ -205,79 +175,78 @@ class Room:
         except CachefsError as error:
             _log.error("room can't be made: %s", error)
             self._pressed = trio.Event()
-            self._refuse(StoreFull(f"room can't be made: {error}"))
+            self._refuse(StoreFull(f"room can't be made: {error}"), float("inf"))
 
     async def look(self) -> None:
-        """Find out what the store takes, file by file."""
-        before = self._store.metadata_bytes
-        scan = await trio.to_thread.run_sync(space.scan, self._store.root)
-        self._other, self._metadata_before = scan.other, before
-        for content in [content for content, _ in self._charges.items() if content not in scan.data]:
-            self._charges.set(content, 0, self._catalogue_of(content))
-        for content, size in scan.data.items():
-            self._charges.set(content, size, self._catalogue_of(content))
-        self._scanned_at = trio.current_time()
-        self._measure()
-
-    def _measure(self) -> None:
-        """Make the charges of what is being fetched exact."""
-        for content, claim in list(self._claims.items()):
-            self._charges.set(content, claim.measure(trio.current_time()), self._catalogue_of(content))
-            if claim.stored.closed:
-                del self._claims[content]
+        """Find out what the store takes, file by file. StoreFailed."""
+        await self._accounts.look()
 
     async def _relieve(self) -> None:
         """Evict for those who were not granted all they need, and let them ask again."""
         self._pressed, self._again_at = trio.Event(), float("inf")
-        if not self._scanned:
-            await self.look()
-        self._measure()
+        if not self._accounts.known:
+            await self._accounts.look()
+        self._accounts.measure()
         going = self._victims()
         for item in going:
             await self._evict(item)
         if not going:
             self._futile_until = trio.current_time() + _FUTILE
-        self._measure()
-        for claim in list(self._claims.values()):
-            if claim.short or claim.spare:
-                claim.claimant.grow()
+        self._accounts.measure()
+        self._answer()
         self._settle()
 
+    def _answer(self) -> None:
+        """Grant what can be granted now."""
+        for claim in list(self._accounts.claims.values()):
+            if claim.short or claim.spare:
+                claim.claimant.grow()
+        for asked in list(self._asking):
+            if asked.size <= self._accounts.free(asked.catalogue):
+                self._asking.remove(asked)
+                self._accounts.hold(asked.size, asked.catalogue)
+                asked.answered.set()
+
     def _settle(self) -> None:
-        """Of those who still lack room: look again at once, or when a pause is over, or refuse them."""
-        if not any(claim.short for claim in self._claims.values()) or self._victims():
+        """Of those who still lack room: look again at once, or after a while, or refuse them."""
+        claims = self._accounts.claims.values()
+        since = [claim.short_since for claim in claims if claim.short] + [asked.since for asked in self._asking]
+        if not since or self._victims():
             return  # whoever lacks room has said so again
         now = trio.current_time()
-        pauses = [pause for claim in self._claims.values() if (pause := claim.lingering(now)) is not None]
-        if pauses:
-            self._pressed, self._again_at = trio.Event(), now + min(pauses)
-        else:
-            self._refuse(StoreFull(self._reason()))
+        pauses = [pause for claim in claims if (pause := claim.lingering(now)) is not None]
+        if not pauses:
+            self._refuse(StoreFull(self._reason()), now - _PATIENCE)
+        if pauses or any(moment > now - _PATIENCE for moment in since):
+            self._pressed, self._again_at = trio.Event(), now + min([*pauses, _LOOK_AGAIN])
 
     def _deficit(self, catalogue: str) -> int:
         """How many bytes have to go for everybody to get what was asked for."""
-        claims = [c for c in self._claims.values() if not catalogue or self._catalogue_of(c.content) == catalogue]
-        return sum(claim.missing() for claim in claims) - self._free_in(catalogue)
+        asked = sum(asked.size for asked in self._asking if not catalogue or asked.catalogue == catalogue)
+        return self._accounts.missing(catalogue) + asked - self._accounts.free_in(catalogue)
 
     def _victims(self) -> list[Held]:
+        if all(self._deficit(catalogue) <= 0 for catalogue in ("", *self.limits.catalogues)):
+            return []
         held = self._held()
         going: list[Held] = []
         for catalogue in (*self.limits.catalogues, ""):
             rest = [i for i in held if i not in going and (not catalogue or i.catalogue == catalogue)]
             gone = sum(item.size for item in going if not catalogue or item.catalogue == catalogue)
-            deficit = self._deficit(catalogue)
-            going += eviction.to_free(rest, deficit - gone, self._smallest())
+            going += eviction.to_free(rest, self._deficit(catalogue) - gone, self._smallest())
         return going
 
     def _smallest(self) -> int:
         """What is needed to be of use to anybody; 0 when nobody asked, and the limit is exceeded all the same."""
-        return min((claim.cost(claim.short[0]) for claim in self._claims.values() if claim.short), default=0)
+        claimed = [claim.cost(claim.short[0]) for claim in self._accounts.claims.values() if claim.short]
+        return min(claimed + [asked.size for asked in self._asking], default=0)
 
     def _held(self) -> list[Held]:
         used = self._state.last_used() | {s.manifest.content: s.last_used for s in self._store.opened()}
         return [
-            Held(content, size, used.get(content, 0.0), self._why_stays(content), self._catalogue_of(content))
-            for content, size in self._charges.items()
+            Held(content, size, used.get(content, 0.0), self._why_stays(content), catalogue)
+            for content, size, catalogue in self._accounts.items()
+            if size > 0
         ]
 
     def _why_stays(self, content: ContentId) -> str:
@@ -295,19 +264,27 @@ class Room:
         _log.info("%s, unused for %.0f s: %s", item.content, self._clock() - item.last_used, why)
         return outcome
 
-    def _refuse(self, error: CachefsError) -> None:
-        for claim in list(self._claims.values()):
-            blocks, claim.short = claim.short, []
-            if blocks:
+    def _refuse(self, error: CachefsError, before: float) -> None:
+        """Refuse those who have lacked room since `before` or longer."""
+        for claim in list(self._accounts.claims.values()):
+            if claim.short and claim.short_since <= before:
+                blocks, claim.short, claim.short_since = claim.short, [], float("inf")
                 claim.claimant.refused(blocks, error)
+        for asked in [asked for asked in self._asking if asked.since <= before]:
+            self._asking.remove(asked)
+            asked.error = error
+            asked.answered.set()
 
     def _reason(self) -> str:
         """Why there is no room, for the reader."""
-        limits, held = self.limits, eviction.occupied(self._held())
-        parts = [f"no room: the limit ([limits] size = {in_words(limits.whole.size)})"] if limits.whole.size else []
-        if limits.free_space and self._disk_free() < 2 * limits.free_space:
-            parts = [f"no room: {in_words(self._disk_free())} free on disk, {in_words(limits.free_space)} to be left"]
-        return f"{'; '.join(parts) or 'no room in the catalogue'}; held: {held}, metadata {in_words(self._metadata())}"
+        limits, free = self.limits, self._accounts.disk_free()
+        why = "no room in the catalogue"
+        if limits.free_space and free < 2 * limits.free_space:
+            why = f"no room: {in_words(free)} free on disk, {in_words(limits.free_space)} to be left"
+        elif limits.whole.size:
+            why = f"no room: the limit ([limits] size) is {in_words(limits.whole.size)}"
+        held, metadata = eviction.occupied(self._held()), in_words(self._accounts.metadata())
+        return f"{why}; held: {held}, metadata {metadata}"
 
     # What commands ask
 
@@ -319,15 +296,15 @@ class Room:
         freed = await self._store.remove(content, manifest=manifest) if await self._users.let_go(content) else None
         if freed is None:
             return Evicted(stays="open")
-        self._claims.pop(content, None)
-        self._charges.set(content, 0, self._catalogue_of(content))
+        self._accounts.claims.pop(content, None)
+        self._accounts.charge(content, 0)
         return Evicted(freed)
 
     async def sweep(self) -> list[tuple[ContentId, Evicted]]:
         """Evict what is too old, or one too many, and what exceeds the limits; what became of each."""
         going: list[Held] = []
-        self._measure()
-        held = [item for item in self._held() if item.size > 0]
+        self._accounts.measure()
+        held = self._held()
         now = self._clock()
         for catalogue in (*self.limits.catalogues, ""):
             within = [i for i in held if i not in going and (not catalogue or i.catalogue == catalogue)]
@@ -339,7 +316,7 @@ class Room:
     @contextlib.contextmanager
     def keeping(self, contents: Iterable[ContentId]) -> Iterator[None]:
         """While this lasts, none of these is evicted."""
-        kept = Counter(contents)
+        kept = Counter(iter(contents))  # a mapping would pass for counts
         self._fetched.update(kept)
         try:
             yield
@@ -349,4 +326,4 @@ class Room:
 
     def taken(self) -> int | None:
         """The bytes that the store takes and has granted; None where nothing is limited, and so nothing is counted."""
-        return self._charges.sum() + self._metadata() if self._scanned else None
+        return self._accounts.taken() if self._accounts.known else None

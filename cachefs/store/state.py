@@ -1,10 +1,11 @@
 """What the store remembers between starts: SQLite in WAL mode, in one file.
 
-How it works: two tables. `BittorrentInfo` has a row for each name of the lock (Erigon's columns); `objects`
-has one for each content id, with a bit for every block known to be good **on disk**. Nothing here is
-precious: names come back from the lock, lengths from the manifests, bits by hashing the data files. So
-`synchronous=NORMAL` is enough (a power cut may lose the last commits, never the database's consistency),
-and a database that is damaged is moved aside and started anew. It is never deleted, in case someone wants
+How it works: `BittorrentInfo` has a row for each name of the lock (Erigon's columns); `objects` has one for
+each content id, with a bit for every block known to be good **on disk**; `scrubs` says when an object was last
+read again. Nothing here is precious: names come back from the lock, lengths from the manifests, bits by
+hashing the data files. So `synchronous=NORMAL` is enough (a power cut may lose the last commits, never the
+database's consistency), but for taking a bit back: the bit that was written before must not return. A
+database that is damaged is moved aside and started anew. It is never deleted, in case someone wants
 to know what happened. On a read-only file system a copy in memory is used: reads work, nothing is kept.
 
 All calls are synchronous and quick, and belong to the thread that called `open`.
@@ -17,11 +18,13 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from cachefs.content import ContentId
 from cachefs.errors import StoreFailed, StoreFull
+from cachefs.store.rows import Counts, Info, ObjectRow, Pin, Seal
+
+__all__ = ["Counts", "Info", "ObjectRow", "Pin", "Seal", "State"]
 
 _APPLICATION_ID = 0x63616368  # "cach"
 _VERSION = 1
@@ -36,11 +39,17 @@ CREATE TABLE objects (
     last_used REAL NOT NULL
 );
 """
-# Made where it is missing, so that a database from before there were pins goes on.
-_PINS = """
-CREATE TABLE IF NOT EXISTS pins (
-    catalogue TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL, PRIMARY KEY (catalogue, name)
-) WITHOUT ROWID
+# Made where it is missing, so that a database from before there were pins or scrubs goes on.
+_LATER = (
+    """CREATE TABLE IF NOT EXISTS pins (
+        catalogue TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL, PRIMARY KEY (catalogue, name)
+    ) WITHOUT ROWID""",
+    "CREATE TABLE IF NOT EXISTS scrubs (id TEXT PRIMARY KEY NOT NULL, scrubbed REAL NOT NULL) WITHOUT ROWID",
+)
+# What was just completed was hashed as it came.
+_LONGEST_UNREAD = """
+SELECT id, coalesce(scrubbed, completed, 0) AS at FROM objects LEFT JOIN scrubs USING (id) WHERE held > 0
+ORDER BY at, id LIMIT 1
 """
 # A new name, or one with a new hash: what the store already has under that hash is known at once.
 _UPSERT = """
@@ -54,64 +63,6 @@ _FIELDS = "block_length, length, bitmap, held, seal_size, seal_mtime_ns, seal_in
 
 # Errors that are a verdict on the file's content; a disk that is full or a file that is locked says nothing about it.
 _VERDICTS = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ}
-
-
-@dataclass(frozen=True, slots=True)
-class Info:
-    """A name's row in BittorrentInfo; times are Unix seconds, `length` is bytes and None until known."""
-
-    name: str
-    hash: str
-    length: int | None
-    created: float
-    completed: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Seal:
-    """How a data file looked when the store had last finished with it: size in bytes, mtime, inode number."""
-
-    size: int
-    mtime_ns: int
-    inode: int
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectRow:
-    """What is known of an object on disk.
-
-    `bitmap`: a bit for each block that was verified and synced. `held`: the bytes in those blocks. `seal`: None
-    while the file may be written to, that is from open to a clean close, or until it is complete.
-    """
-
-    block_length: int
-    length: int
-    bitmap: bytes
-    held: int
-    seal: Seal | None
-    completed: float | None
-    last_used: float
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Totals for the status: names in the lock, sized, completed; objects, complete ones, bytes held."""
-
-    names: int
-    sized: int
-    completed: int
-    objects: int
-    complete: int
-    held: int
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Pin:
-    """A name that is pinned, and the content it had when that was last looked at."""
-
-    catalogue: str
-    name: str
-    content: ContentId
 
 
 class State:
@@ -134,6 +85,21 @@ class State:
                 _move_aside(path)
                 return cls(_connect(path), rebuilt=True)
 
+    @classmethod
+    def look(cls, path: Path) -> State:
+        """The database as it is, to read only, also beside the daemon that has it open.
+
+        StoreFailed if it isn't there or isn't sound: nothing is mended here.
+        """
+        with _translated():
+            db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+            try:
+                _check(db)
+            except (sqlite3.Error, _BrokenError) as error:
+                db.close()
+                raise StoreFailed(f"{path}: not a sound database of cachefs; the next mount makes it anew") from error
+            return cls(db, rebuilt=False)
+
     def close(self) -> None:
         self._db.close()
 
@@ -155,6 +121,12 @@ class State:
         with _translated():
             rows = self._db.execute("SELECT Name, Hash, Length, Created, Completed FROM BittorrentInfo ORDER BY Name")
             return {row[0]: Info(*row) for row in rows}
+
+    def complete_hashes(self) -> set[str]:
+        """The hashes, in hex, of the names that are complete."""
+        with _translated():
+            rows = self._db.execute("SELECT Hash FROM BittorrentInfo WHERE Completed IS NOT NULL")
+            return {row[0] for row in rows}
 
     def set_lengths(self, lengths: Mapping[str, int]) -> None:
         """Record lengths in bytes by name; names that aren't there are passed over."""
@@ -186,6 +158,22 @@ class State:
             db.execute(f"INSERT OR REPLACE INTO objects (id, {_FIELDS}) VALUES (?,?,?,?,?,?,?,?,?,?)", values)
             db.execute(_COMPLETED, (row.completed, content.hex))
 
+    def save_object_synced(self, content: ContentId, row: ObjectRow) -> None:
+        """The same, so that not even a power cut brings back the row that was there before."""
+        with _translated():
+            self._db.execute("PRAGMA synchronous = FULL")
+        try:
+            self.save_object(content, row)
+        finally:
+            with _translated():
+                self._db.execute("PRAGMA synchronous = NORMAL")
+
+    def seals(self) -> dict[ContentId, Seal | None]:
+        """Every object, and how its data file looked when it was last closed; None if it wasn't closed cleanly."""
+        with _translated():
+            rows = self._db.execute("SELECT id, seal_size, seal_mtime_ns, seal_inode FROM objects")
+            return {ContentId.parse(row[0]): None if row[1] is None else Seal(*row[1:]) for row in rows}
+
     def touch_object(self, content: ContentId, last_used: float) -> None:
         """Record when an object was last used."""
         with self._transaction() as db:
@@ -195,7 +183,24 @@ class State:
         """Drop an object's row; its names are no longer completed."""
         with self._transaction() as db:
             db.execute("DELETE FROM objects WHERE id = ?", (str(content),))
+            db.execute("DELETE FROM scrubs WHERE id = ?", (str(content),))
             db.execute(_COMPLETED, (None, content.hex))
+
+    def save_scrubbed(self, content: ContentId, when: float) -> None:
+        """Record when all that is held of an object was read again."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO scrubs (id, scrubbed) VALUES (?, ?)", (str(content), when))
+
+    def longest_unread(self) -> tuple[ContentId, float] | None:
+        """The object that was hashed the longest time ago, and when (0: never); None if nothing is held."""
+        with _translated():
+            row = self._db.execute(_LONGEST_UNREAD).fetchone()
+        return None if row is None else (ContentId.parse(row[0]), row[1])
+
+    def held(self) -> dict[ContentId, int]:
+        """Every object, and how many bytes of it are known to be good on disk."""
+        with _translated():
+            return {ContentId.parse(row[0]): row[1] for row in self._db.execute("SELECT id, held FROM objects")}
 
     def last_used(self) -> dict[ContentId, float]:
         """When each object was last used, in Unix seconds."""
@@ -274,7 +279,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         if fresh:
             _create(db)
         _check(db)
-        db.execute(_PINS)
+        _create_later(db)
     except (sqlite3.DatabaseError, _BrokenError) as error:
         db.close()
         if isinstance(error, sqlite3.Error) and error.sqlite_errorcode not in _VERDICTS:
@@ -286,6 +291,11 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _create(db: sqlite3.Connection) -> None:
     marks = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_VERSION};"
     db.executescript(f"BEGIN; {_SCHEMA} {marks} COMMIT;")
+
+
+def _create_later(db: sqlite3.Connection) -> None:
+    for table in _LATER:
+        db.execute(table)
 
 
 def _check(db: sqlite3.Connection) -> None:
@@ -315,10 +325,10 @@ def _copy_in_memory(path: Path) -> sqlite3.Connection:
         with contextlib.closing(source):
             source.backup(db)
         _check(db)
-        db.execute(_PINS)
+        _create_later(db)
         return db
     db.close()
     db = sqlite3.connect(":memory:", isolation_level=None)
     _create(db)
-    db.execute(_PINS)
+    _create_later(db)
     return db

@@ -5,11 +5,12 @@ is served at once. Its bit reaches the state only with a commit: copy the bits, 
 block that lands during the sync is not in the copy and waits for the next one, so no bit is ever saved before
 its data. The commit that has the last block also makes the file read-only and records its seal.
 
-Content that is named by the SHA-256 of the whole is hashed once more as a whole before it is sealed: its blocks were
-checked against a list that came with a record, and a record may be wrong.
-
 If a sync fails, the kernel has forgotten the pages that it couldn't write and the next sync would report
 success. So nothing is committed any more until the object is opened again and what is on disk is hashed.
+
+A block whose bytes turn out wrong later, because a disk forgets, is doubted: its bit goes at once, and the
+recorded one before `doubt` returns; the seal is broken and the block is missing like any other. A read that was
+waiting for the disk in that moment may have got the wrong bytes, and reads again.
 
 Reads that the page cache can answer are made with RWF_NOWAIT on the event loop: a thread would cost ten times
 the read. They share one buffer, for a reply is copied into the kernel before the next read is looked at.
@@ -17,10 +18,9 @@ the read. They share one buffer, for a reply is copied into the kernel before th
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -28,12 +28,10 @@ import trio
 
 from cachefs.content import Bitmap, Manifest
 from cachefs.errors import RecordInconsistent, StoreFailed
-from cachefs.store import disk, space
+from cachefs.store import disk, places, recovery, space
 from cachefs.store.recovery import Found
 from cachefs.store.state import ObjectRow, Seal, State
-from cachefs.store.vault import sha256_of
-
-_log = logging.getLogger(__name__)
+from cachefs.store.wholeness import condemn_unless_whole
 
 READ_NOW_LIMIT = 2**20
 """The most bytes that `read_now` gives: the largest read the kernel sends."""
@@ -79,6 +77,7 @@ class StoredObject:
         self._length = manifest.length
         self._block_length = manifest.block_length
         self._fd = found.fd
+        self._shared = found.shared
         # A partial object's seal ends here: it may be written to from now on.
         self._seal = found.seal if self.complete else None
         self._completed = completed
@@ -89,16 +88,22 @@ class StoredObject:
         self._committing = trio.Lock()
         self._dirty = False
         self._frozen = False
+        self._doubts = 0
 
     def attach(self, owner: Owner) -> None:
         """Tell `owner` from now on; the store's own call."""
         self._owner = owner
 
     @property
+    def bytes_path(self) -> Path:
+        """The file that has the bytes: `path`, or the user's own where it was taken over in place."""
+        return self.path.readlink() if self.path.is_symlink() else self.path
+
+    @property
     def allocated(self) -> int:
         """The bytes the file takes on disk, whole sectors; 0 once it is closed, or if somebody else has it, too."""
         with disk.named(self.path):
-            return space.taken(self._fd) if self._fd >= 0 else 0
+            return space.taken(self.path) if self._fd >= 0 else 0
 
     def to_write(self, index: int) -> int:
         """The bytes that the file grows by, at most, when all of a block is written. StoreFailed."""
@@ -133,7 +138,7 @@ class StoredObject:
     @property
     def held(self) -> int:
         """The bytes in verified blocks."""
-        return _held(self.manifest, self.verified)
+        return self.manifest.held(self.verified)
 
     def land(self, index: int) -> bool:
         """A verified block's bytes are in the file: serve it from now on. True if it wasn't there before.
@@ -177,26 +182,93 @@ class StoredObject:
             count = os.preadv(self._fd, (view,), offset, os.RWF_NOWAIT)
         except OSError:  # not in the page cache, or the file system can't tell; a real error shows in read()
             return None
+        if self._shared:
+            self._require_unchanged()
         return view if count == size else None
 
     async def read(self, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`, less only what lies past the end; StoreFailed rather than fewer."""
-        ready = self.read_now(offset, size)
-        if ready is not None:
-            return bytes(ready)
-        return await trio.to_thread.run_sync(self._read, offset, min(size, self._length - offset))
+        while True:
+            ready = self.read_now(offset, size)
+            if ready is not None:
+                return bytes(ready)
+            doubts = self._doubts
+            data = await trio.to_thread.run_sync(self._read, offset, min(size, self._length - offset))
+            if doubts == self._doubts:
+                return data
 
     def _read(self, offset: int, size: int) -> bytes:
         data = bytearray(size)
         with disk.named(self.path):
             if not disk.read_into(self._fd, memoryview(data), offset):
                 raise StoreFailed(f"{self.path}: ends before byte {offset + size}; it was cut short behind our back")
+        if self._shared:
+            self._require_unchanged()
         return bytes(data)
+
+    def _require_unchanged(self) -> None:
+        """Raise StoreFailed if a shared file was changed by its owner: asked after its bytes were read."""
+        if self._seal is not None and disk.seal_of(self._fd) != self._seal:
+            raise StoreFailed(
+                f"{self.path}: was changed under another name since it was verified; "
+                "it is verified and mended when it is opened after everybody has closed it"
+            )
 
     def _require(self, offset: int, size: int) -> None:
         for index in range(offset // self._block_length, -(-(offset + size) // self._block_length)):
             if index not in self.verified:
                 raise StoreFailed(f"{self.path}: block {index} was read before it was there")
+
+    def wrong(self, blocks: Sequence[int], *, from_disk: bool = False) -> list[int]:
+        """Those of `blocks` whose bytes in the file are not what they should be. Blocking, in a thread of trio's.
+
+        `from_disk`: what the disk has, not what memory remembers of it.
+        """
+        if not disk.is_still(self.path, self._fd):
+            return list(blocks)
+        return recovery.wrong(self._fd, self.manifest, blocks, from_disk=from_disk)
+
+    async def doubt(self, blocks: Iterable[int]) -> list[int]:
+        """Serve these blocks no more: their bytes are wrong. They are missing from now on, also after a power cut.
+
+        Returns those that were there. StoreFull or StoreFailed if that can't be recorded: they are not served all the
+        same, and the next commit tries to record it again.
+        """
+        bad = [index for index in blocks if index in self.verified]
+        for index in bad:
+            self.verified.discard(index)
+        if bad:
+            self.complete = False
+            self._doubts += 1
+            with trio.CancelScope(shield=True):
+                async with self._committing:
+                    await self._take_back(bad)
+        return bad
+
+    async def _take_back(self, bad: list[int]) -> None:
+        self._seal = self._completed = None
+        try:
+            await trio.to_thread.run_sync(self._reopen)
+            row = self._tools.state.load_object(self.manifest.content)
+            if row is not None:
+                # Of the recorded bits, not of those in memory: some of these may not be synced yet.
+                bits = Bitmap.from_bytes(self.manifest.blocks, row.bitmap)
+                for index in bad:
+                    bits.discard(index)
+                row = replace(row, bitmap=bytes(bits), held=self.manifest.held(bits), seal=None, completed=None)
+                self._tools.state.save_object_synced(self.manifest.content, row)
+        except BaseException:
+            self._dirty = True
+            if self._owner is not None:
+                self._owner.landed(self, 0)
+            raise
+
+    def _reopen(self) -> None:
+        """Have a file that may be written to, of the right length, whatever became of it."""
+        with disk.named(self.path):
+            places.take_own(self.path)
+            disk.reopen(self.path, self._fd, self._length)
+            self._shared = False
 
     async def commit(self) -> None:
         """Make everything that has landed durable; seal the file if that is all of it. StoreFull, StoreFailed."""
@@ -206,8 +278,9 @@ class StoredObject:
             self._dirty = False
             try:
                 bits = self.verified.copy()
-                if bits.complete and not await self._is_whole():
-                    bits = self._condemn()
+                if bits.complete:
+                    self.condemned = await condemn_unless_whole(self.path, self._fd, self.manifest, self.verified)
+                    bits, self.complete = self.verified.copy(), self.verified.complete
                 if bits.complete:
                     self._seal = await trio.to_thread.run_sync(self._sync, True)
                     self._completed = self._tools.clock()
@@ -218,32 +291,6 @@ class StoredObject:
                 self._dirty = True
                 raise
 
-    async def _is_whole(self) -> bool:
-        """Whether the whole has the digest that the content is named by; blocks that are all right don't say so.
-
-        An info-hash is made of the blocks' digests, so there it is said already.
-        """
-        manifest = self.manifest
-        if manifest.content.algorithm != "sha256" or manifest.blocks == 1:
-            return True
-        with disk.named(self.path):
-            digest = await trio.to_thread.run_sync(sha256_of, self._fd, manifest.length)
-        return digest == manifest.content.digest
-
-    def _condemn(self) -> Bitmap:
-        """Throw away bytes that are right block by block and wrong as a whole, and serve none from now on."""
-        blocks = self.manifest.blocks
-        why = f"{self.manifest.content}: all {blocks} pieces are right, and the whole is something else"
-        self.condemned = RecordInconsistent(f"{why}: its record contradicts itself; etch it again")
-        _log.error("%s", self.condemned)
-        for index in range(blocks):
-            self.verified.discard(index)
-        self.complete = False
-        with disk.named(self.path):
-            os.ftruncate(self._fd, 0)
-            os.ftruncate(self._fd, self._length)
-        return self.verified.copy()
-
     def _sync(self, read_only: bool) -> Seal:
         """Sync the file, then tell how it looks."""
         with disk.named(self.path):
@@ -252,7 +299,7 @@ class StoredObject:
             except OSError:
                 self._frozen = True
                 raise
-            if read_only:
+            if read_only and not self._shared:
                 os.fchmod(self._fd, 0o444)
             return disk.seal_of(self._fd)
 
@@ -262,6 +309,10 @@ class StoredObject:
         self._dirty = True
         self._save(self.verified)
         self._dirty = self.complete
+
+    def reopened(self, found: Found) -> None:
+        """Take note that recovery has given the object another file; the store's own call."""
+        self._fd, self._shared = found.fd, found.shared
 
     def abandon(self) -> None:
         """Close the file of an object that nobody got to see; the store's own call."""
@@ -274,7 +325,7 @@ class StoredObject:
             block_length=manifest.block_length,
             length=manifest.length,
             bitmap=bytes(bits),
-            held=_held(manifest, bits),
+            held=manifest.held(bits),
             seal=self._seal,
             completed=self._completed if self._seal and bits.complete else None,
             last_used=self._last_used,
@@ -302,10 +353,3 @@ class StoredObject:
             bits = self.verified.copy()
             self._seal = await trio.to_thread.run_sync(self._sync, False)
             self._save(bits)
-
-
-def _held(manifest: Manifest, bits: Bitmap) -> int:
-    """The bytes in the blocks of `bits`: all blocks are of one length but the last."""
-    last = manifest.blocks - 1
-    missing_tail = manifest.block_length - manifest.span(last).length
-    return len(bits) * manifest.block_length - (missing_tail if last in bits else 0)

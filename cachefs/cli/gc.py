@@ -1,0 +1,41 @@
+"""`cachefs gc`: delete what no name stands for any more, and keep to the limits, now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.filesize import decimal
+
+from cachefs.cli.target import daemon_options, data_dir_of
+from cachefs.config import load_config
+from cachefs.control.keeping import perform
+from cachefs.store.eviction import Limits
+
+
+@click.command()
+@daemon_options
+@click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path), help="Has the [limits].")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
+def gc(mountpoint: Path | None, data_dir: Path | None, config_file: Path | None, as_json: bool) -> None:
+    """Delete content that the lock doesn't name any more, and what the limits say is too much or too old.
+
+    A mount knows its limits; for a data directory that isn't mounted they come from --config. What is open or pinned
+    stays.
+    """
+    config = load_config(config_file)
+    directory = data_dir_of(mountpoint, data_dir or config.mount.data_dir)
+    result = perform(directory, "gc", lambda _: None, limits=Limits.of_settings(config.limits))
+    click.echo(json.dumps(result, indent=2) if as_json else "\n".join(_lines(result)))
+
+
+def _lines(result: Mapping[str, Any]) -> Iterator[str]:
+    nameless, limits = result["nameless"], result["limits"]
+    yield f"{len(nameless['gone']):,} without a name, {decimal(sum(nameless['gone'].values()))}"
+    yield f"{len(limits['gone']):,} beyond the limits, {decimal(sum(limits['gone'].values()))}"
+    for name, why in (nameless["stays"] | limits["stays"]).items():
+        yield f"{name} stays: {why}"
+    yield f"{decimal(result['freed'])} freed"

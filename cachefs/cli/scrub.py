@@ -1,0 +1,45 @@
+"""`cachefs scrub`: have the daemon read everything it holds from the disk, and fetch again what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cachefs.cli.progress import bytes_bar
+from cachefs.cli.target import data_dir_of
+from cachefs.cli.verify import conclude, shown_on
+from cachefs.control import socket as control
+
+_UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
+
+
+class RateType(click.ParamType[float]):
+    """Bytes per second, with k, M or G for thousands, millions or billions of them."""
+
+    name = "BYTES"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value)
+        number = text[:-1] if text[-1:] in _UNITS else text
+        if not (number.isascii() and number.isdigit()):
+            self.fail(f"{text!r} is not bytes per second, as 50M or 52428800", param, ctx)
+        return int(number) * _UNITS.get(text[-1], 1)
+
+
+@click.command()
+@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Name the daemon by its data directory.")
+@click.option(
+    "--rate", type=RateType(), help="Bytes per second to read, 50M say; 0 for no limit. [scrub] rate if not given."
+)
+def scrub(mountpoint: Path | None, data_dir: Path | None, rate: float | None) -> None:
+    """Read all that the mount at MOUNTPOINT (or the only one) holds from the disk, and fetch what is wrong again.
+
+    The daemon does this by itself every [scrub] interval. Exits with 1 if something is wrong and can't be fetched.
+    """
+    place = data_dir_of(mountpoint, data_dir)
+    arguments = {} if rate is None else {"rate": rate}
+    with bytes_bar("scrubbing") as bar:
+        answer = control.follow(place, "scrub", shown_on(bar), **arguments)
+    conclude(answer)

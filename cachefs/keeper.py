@@ -1,0 +1,193 @@
+"""What stays and what goes, by name: pins, eviction on demand, and collecting what no name stands for any more.
+
+How it works: users speak of names, the store of content ids, and this is where one becomes the other. A pin belongs to
+a name: when the lock gives that name other content, the pin goes over to it. Evicting goes through the room, which
+refuses what is open or pinned. Garbage is content that is in the store and in no catalogue. Only kinds of
+content are judged of which a catalogue is known here: what a catalogue that wasn't looked at names is never garbage.
+
+The same object serves a running mount and a data directory that no daemon works on (`idle`).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from cachefs.catalog import records, snapshots
+from cachefs.content import ContentId
+from cachefs.errors import CachefsError
+from cachefs.store import space
+from cachefs.store.eviction import Limits
+from cachefs.store.lock import DataDirLock
+from cachefs.store.objects import ObjectStore
+from cachefs.store.room import Room
+from cachefs.store.state import Pin, State
+
+log = logging.getLogger(__name__)
+
+SNAPSHOTS = "snapshots"
+_LEFT_BEHIND = 3600.0  # seconds after which nobody is still at work on a file that is half made
+
+Names = Callable[[], Mapping[str, Mapping[str, ContentId]]]
+"""Every catalogue's names and their content, as they are now."""
+
+Progress = Callable[[int, int], None]
+"""Told how many objects are done, and of how many."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Named:
+    """A name in a catalogue, and its content."""
+
+    catalogue: str
+    name: str
+    content: ContentId
+
+    @property
+    def label(self) -> str:
+        """What the user calls it: snapshots as in the lock, others with their folder."""
+        return label(self.catalogue, self.name)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What went, each with the bytes it freed, and what stays, each with the reason; by name."""
+
+    gone: dict[str, int] = field(default_factory=dict)
+    stays: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def freed(self) -> int:
+        return sum(self.gone.values())
+
+
+@dataclass(slots=True)
+class Collected:
+    """What `gc` did: content without a name, leavings of unclean ends (bytes), and what the limits asked for."""
+
+    nameless: Outcome
+    leavings: int
+    limits: Outcome
+
+
+def label(catalogue: str, name: str) -> str:
+    return name if catalogue == SNAPSHOTS else f"{catalogue}/{name}"
+
+
+class Keeper:
+    """Pins, evicts and collects by name; `clock` gives Unix seconds."""
+
+    def __init__(
+        self, store: ObjectStore, state: State, room: Room, names: Names, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._state = state
+        self._room = room
+        self._names = names
+        self._clock = clock
+
+    def refresh(self) -> None:
+        """Have every pin follow its name; to be called when a lock was taken into use. StoreFull, StoreFailed."""
+        names, pins = self._names(), self._state.pins()
+        now = [Pin(pin.catalogue, pin.name, names.get(pin.catalogue, {}).get(pin.name, pin.content)) for pin in pins]
+        if now != pins:
+            self._state.set_pins(now)
+        self._room.pinned = {pin.content for pin in now}
+
+    def matching(self, patterns: Iterable[str]) -> list[Named]:
+        """The names that match any of the shell patterns, sorted; CachefsError for a pattern that matches none."""
+        everything = [Named(c, name, content) for c, names in self._names().items() for name, content in names.items()]
+        return sorted({item for pattern in patterns for item in _matching(pattern, everything)})
+
+    def pin(self, patterns: Iterable[str]) -> list[str]:
+        """Let none of these be evicted until they are unpinned; the names."""
+        items = self.matching(patterns)
+        self._state.set_pins(Pin(item.catalogue, item.name, item.content) for item in items)
+        self._room.pinned |= {item.content for item in items}
+        return [item.label for item in items]
+
+    def unpin(self, patterns: Iterable[str]) -> list[str]:
+        """Take pins away, also of names that are in no lock any more; the names."""
+        pinned = [Named(pin.catalogue, pin.name, pin.content) for pin in self._state.pins()]
+        items = sorted({item for pattern in patterns for item in _matching(pattern, pinned, "no pinned name")})
+        self._state.drop_pins(Pin(item.catalogue, item.name, item.content) for item in items)
+        self._room.pinned = {pin.content for pin in self._state.pins()}
+        return [item.label for item in items]
+
+    def pins(self) -> list[str]:
+        """The names that are pinned."""
+        return [label(pin.catalogue, pin.name) for pin in self._state.pins()]
+
+    async def evict(self, patterns: Iterable[str], progress: Progress) -> Outcome:
+        """Delete what the store holds of these names; metadata stays. StoreFailed."""
+        contents = {item.content: item.label for item in reversed(self.matching(patterns))}
+        return await self._evict(contents, progress)
+
+    async def collect(self, progress: Progress) -> Collected:
+        """Delete what no name stands for, and what the limits say is too much or too old, now. StoreFailed."""
+        named = {content: label(c, name) for c, names in self._names().items() for name, content in names.items()}
+        kinds = {content.algorithm for content in named}
+        held = await trio.to_thread.run_sync(lambda: {*self._store.known(), *space.scan(self._store.root).data})
+        nameless = {content: str(content) for content in sorted(held - named.keys()) if content.algorithm in kinds}
+        outcome = await self._evict(nameless, progress, manifest=True)
+        before = self._clock() - _LEFT_BEHIND
+        leavings = await trio.to_thread.run_sync(space.remove_leavings, self._store.root, before)
+        limits = Outcome()
+        if self._room.limits:
+            await self._room.look()
+            for content, evicted in await self._room.sweep():
+                _note(limits, named.get(content, str(content)), evicted.freed, evicted.stays)
+        return Collected(outcome, leavings, limits)
+
+    async def _evict(self, contents: Mapping[ContentId, str], progress: Progress, *, manifest: bool = False) -> Outcome:
+        outcome = Outcome()
+        for number, (content, name) in enumerate(contents.items(), 1):
+            evicted = await self._room.evict(content, manifest=manifest)
+            _note(outcome, name, evicted.freed, evicted.stays)
+            progress(number, len(contents))
+        return outcome
+
+
+def _note(outcome: Outcome, name: str, freed: int, stays: str) -> None:
+    if stays:
+        outcome.stays[name] = stays
+    elif freed:
+        outcome.gone[name] = freed
+
+
+def _matching(pattern: str, items: Iterable[Named], nothing: str = "no name") -> list[Named]:
+    wanted = re.compile(fnmatch.translate(pattern)).match
+    found = [item for item in items if wanted(item.label) or wanted(f"{item.catalogue}/{item.name}")]
+    if not found:
+        raise CachefsError(f"{nothing} matches {pattern}; * stands for anything, / included")
+    return found
+
+
+@contextmanager
+def idle(data_dir: Path, limits: Limits | None = None) -> Iterator[Keeper]:
+    """A keeper of a data directory that no daemon works on; DataDirBusy if one does, CatalogError for a broken lock."""
+    path, recorded = data_dir / SNAPSHOTS / snapshots.LOCK_NAME, data_dir / records.LOCK_NAME
+    if not path.exists() and not recorded.exists():
+        raise CachefsError(f"{data_dir} is no data directory: there is neither {path} nor {recorded}")
+    with DataDirLock(data_dir):
+        names: dict[str, Mapping[str, ContentId]] = {}
+        if path.exists():
+            names[SNAPSHOTS] = snapshots.load(path, None).downloads
+        if recorded.exists():
+            names[records.CATALOGUE] = records.load(recorded).contents()
+        state = State.open(data_dir / "state.db")
+        try:
+            store = ObjectStore(data_dir / "store", state)
+            keeper = Keeper(store, state, Room(store, state, limits), lambda: names)
+            keeper.refresh()
+            yield keeper
+        finally:
+            state.close()

@@ -1,0 +1,54 @@
+"""The records' parts of a mount, made together: how they are fetched, and their shelf.
+
+How it works: the mount has a torrent session and a fetcher for snapshots already. Records add the fetcher of ranges, a
+router that hands records with a swarm over between peers and URLs, and the choice between all of them; the shelf
+stands on the cache, which stands on that choice, so it is made last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import trio
+
+from cachefs.cache import Cache
+from cachefs.catalog.records import Record
+from cachefs.config import Config
+from cachefs.fetch.kinds import ByKind
+from cachefs.fetch.more_providers import TorrentProvider
+from cachefs.fetch.ranges import RangeFetcher
+from cachefs.fetch.router import Router
+from cachefs.fetch.sources import Ledger
+from cachefs.fetch.torrent_whole import WholeTorrents
+from cachefs.records.music_cache import MusicCache
+from cachefs.records.shelf import RecordShelf
+
+
+class RecordParts:
+    """Make it, give the cache its `fetcher`, then make the `shelf`; use all of it inside `run`."""
+
+    def __init__(self, config: Config, music: MusicCache, ledger: Ledger, snapshots: Router) -> None:
+        self._config = config
+        self._music = music
+        self._torrent = snapshots.torrent
+        self._ranges = RangeFetcher(music.web, ledger)
+        self._swarms = Router(config.fetch, self._torrent, self._ranges, snapshots.hedging, lambda _: False)
+        self.fetcher = ByKind(snapshots, self._ranges, self._swarms)
+        music.add_provider(TorrentProvider(WholeTorrents(self._torrent, config.records.stall_timeout)))
+
+    def shelf(self, records: Mapping[str, Record], cache: Cache) -> RecordShelf:
+        """The shelf of these records, which reads and seeds through `cache`."""
+        return RecordShelf(
+            self._music,
+            records,
+            deadline=self._config.read.deadline,
+            swarm=self._torrent.metainfo,
+            seed=cache.seed if self._config.torrent.seed else None,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve both fetchers for ever."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._ranges.run)
+            await nursery.start(self._swarms.run)
+            task_status.started()

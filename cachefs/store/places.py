@@ -1,0 +1,185 @@
+"""Files that the store takes over without copying them, and the care that files need which aren't ours alone.
+
+How it works: a file whose bytes were verified becomes an object's data by a reflink, where the file system has that
+(a copy that shares the blocks until one side is written to); else by a hard link; else, from another file system,
+in place, by a symbolic link in the store. The user's file is never moved, written to or given another mode.
+
+A reflink is ours alone. A hard link or a file in place is *shared*: its owner may change it at any time, in the
+very file that we serve. So it is served only while it looks as it did when it was verified (size, mtime, inode), and
+before anything is ever written to it, the object gets a file of its own. A data file that has another hard link,
+whoever made it, is treated like that as well.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from cachefs.errors import StoreFailed
+from cachefs.store import disk
+from cachefs.store.state import Seal
+
+_FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
+_ANOTHER_WAY = {
+    errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.EINVAL, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS,
+}  # fmt: skip
+_CHUNK = 2**30
+
+
+class How(enum.Enum):
+    """By which means a file was taken over; HELD: its bytes were here already."""
+
+    REFLINK = "reflink"
+    HARD_LINK = "hard link"
+    IN_PLACE = "in place"
+    HELD = "held already"
+
+
+Way = tuple[How, Callable[[Path, Path], None]]
+"""A means, and the function that makes a new file (its second argument) of the user's by it."""
+
+
+def take(source: Path, data: Path, seal: Seal, ways: Iterable[Way] | None = None) -> tuple[How, Seal]:
+    """Make `source` the data file `data`; how, and how the data file looks now. Blocking.
+
+    The first of `ways` that the file systems allow is taken (None: reflink, hard link, in place). `seal` is how the
+    source looked when its bytes were verified. StoreFailed if it looks otherwise now, StoreFull.
+    """
+    with disk.named(data):
+        disk.make_directory(data.parent)
+        for how, make in ways or WAYS:
+            made = data.with_name(f"{data.name}.{secrets.token_hex(4)}")
+            try:
+                if not _made(make, source, made):
+                    continue
+                now = _sealed(source, made, seal, how)
+                made.replace(data)
+                return how, now
+            finally:
+                made.unlink(missing_ok=True)  # a rename onto another link of the same file leaves it (rename(2))
+    raise StoreFailed(f"{source}: can't be taken over")
+
+
+def _made(make: Callable[[Path, Path], None], source: Path, made: Path) -> bool:
+    try:
+        make(source, made)
+    except OSError as error:
+        if error.errno in _ANOTHER_WAY:
+            return False
+        raise
+    return True
+
+
+def _sealed(source: Path, made: Path, seal: Seal, how: How) -> Seal:
+    """How the new file looks, once the source was found unchanged."""
+    original = disk.open_sealed(source)
+    try:
+        if original is None or disk.seal_of(original) != seal:
+            raise StoreFailed(f"{source}: was changed while it was being taken over")
+    finally:
+        if original is not None:
+            os.close(original)
+    fd = disk.open_sealed(made)
+    if fd is None:
+        raise StoreFailed(f"{source}: was taken away while it was being taken over")
+    try:
+        if how is How.REFLINK:
+            os.fchmod(fd, 0o444)
+            os.fsync(fd)
+        elif disk.seal_of(fd) != seal:
+            raise StoreFailed(f"{source}: was changed while it was being taken over")
+        return disk.seal_of(fd)
+    finally:
+        os.close(fd)
+
+
+def _clone(source: Path, made: Path) -> None:
+    original = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        copy = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.ioctl(copy, _FICLONE, original)
+        finally:
+            os.close(copy)
+    finally:
+        os.close(original)
+
+
+def _link(source: Path, made: Path) -> None:
+    os.link(source, made, follow_symlinks=False)
+
+
+def _point(source: Path, made: Path) -> None:
+    made.symlink_to(source.absolute())
+
+
+WAYS: tuple[Way, ...] = (
+    (How.REFLINK, _clone),
+    (How.HARD_LINK, _link),
+    (How.IN_PLACE, _point),
+)
+
+
+def is_shared(data: Path) -> bool:
+    """Whether the data file is somebody else's as well; False if there is none. OSError."""
+    try:
+        status = data.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISLNK(status.st_mode) or status.st_nlink > 1
+
+
+def take_own(data: Path) -> None:
+    """Give an object whose data file is shared a copy of its own; if the file is gone, none. Blocking. OSError."""
+    if not is_shared(data):
+        return
+    fd = disk.open_sealed(data)
+    if fd is None:
+        data.unlink()
+        return
+    made = data.with_name(f"{data.name}.{secrets.token_hex(4)}")
+    try:
+        _copy(fd, made)
+        made.replace(data)
+    finally:
+        made.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def _copy(fd: int, made: Path) -> None:
+    """Copy what is data, leave holes holes, and sync."""
+    size = os.fstat(fd).st_size
+    gaps = {gap.offset: gap for gap in disk.holes(fd, size)}
+    copy = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        at, ends = 0, sorted(gaps)
+        while at < size:
+            if at in gaps:
+                at = gaps[at].end
+                continue
+            end = next((start for start in ends if start > at), size)
+            at += _copy_some(fd, copy, at, min(end - at, _CHUNK))
+        os.ftruncate(copy, size)
+        os.fsync(copy)
+    finally:
+        os.close(copy)
+
+
+def _copy_some(fd: int, copy: int, at: int, most: int) -> int:
+    try:
+        count = os.copy_file_range(fd, copy, most, at, at)
+    except OSError as error:
+        if error.errno not in _ANOTHER_WAY:
+            raise
+        data = os.pread(fd, min(most, 2**20), at)
+        count = len(data)
+        disk.write_all(copy, data, at)
+    if count == 0:
+        raise OSError(errno.EIO, "the file got shorter while it was copied")
+    return count

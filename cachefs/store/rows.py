@@ -1,0 +1,65 @@
+"""What the state's rows are to the rest of the store: frozen, and free of SQL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cachefs.content import ContentId
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """A name's row in BittorrentInfo; times are Unix seconds, `length` is bytes and None until known."""
+
+    name: str
+    hash: str
+    length: int | None
+    created: float
+    completed: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """How a data file looked when the store had last finished with it: size in bytes, mtime, inode number."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRow:
+    """What is known of an object on disk.
+
+    `bitmap`: a bit for each block that was verified and synced. `held`: the bytes in those blocks. `seal`: None
+    while the file may be written to, that is from open to a clean close, or until it is complete.
+    """
+
+    block_length: int
+    length: int
+    bitmap: bytes
+    held: int
+    seal: Seal | None
+    completed: float | None
+    last_used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Totals for the status: names in the lock, sized, completed; objects, complete ones, bytes held."""
+
+    names: int
+    sized: int
+    completed: int
+    objects: int
+    complete: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Pin:
+    """A name that is pinned, and the content it had when that was last looked at."""
+
+    catalogue: str
+    name: str
+    content: ContentId

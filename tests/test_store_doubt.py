@@ -1,0 +1,229 @@
+"""Bytes that went bad on disk: found by a check, doubted, never served again, and healed like any missing block."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from cachefs.content import Bitmap
+from cachefs.errors import StoreFailed, StoreFull
+from cachefs.store import ObjectStore, State, StoredObject, disk
+from cachefs.store.scrub import Checked, Checker
+from cachefs.store.state import ObjectRow
+from tests.store_kit import BLOCK, BLOCKS, LENGTH, DyingState, content_of, piece
+
+MANIFEST, DATA = content_of(1)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[DyingState]:
+    made = DyingState.open(tmp_path / "state.db")
+    assert isinstance(made, DyingState)
+    made.before = made.after = lambda row: None
+    yield made
+    made.close()
+
+
+def with_object(
+    root: Path, state: State, use: Callable[[ObjectStore, StoredObject], Awaitable[None]], *, blocks: int = BLOCKS
+) -> None:
+    """Run `use` on an object whose first `blocks` blocks are here, and committed."""
+
+    async def main() -> None:
+        store = ObjectStore(root / "store", state)
+        stored = await store.open(MANIFEST)
+        for index in range(blocks):
+            await stored.write(index, piece(MANIFEST, DATA, index))
+        await stored.commit()
+        await use(store, stored)
+        await store.aclose()
+
+    trio.run(main)
+
+
+def damage(stored: StoredObject, index: int) -> None:
+    """Change a byte of a block so that nothing shows it but the byte."""
+    status = stored.path.stat()
+    stored.path.chmod(0o600)
+    with stored.path.open("r+b") as file:
+        offset = MANIFEST.span(index).offset
+        file.seek(offset)
+        file.write(bytes([DATA[offset] ^ 1]))
+    stored.path.chmod(status.st_mode)
+    os.utime(stored.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def durable(state: State) -> set[int]:
+    row = state.load_object(MANIFEST.content)
+    assert row is not None
+    return set(Bitmap.from_bytes(BLOCKS, row.bitmap))
+
+
+@pytest.mark.parametrize("blocks", [BLOCKS, 4], ids=["sealed", "partial"])
+def test_a_damaged_block_is_found_is_served_no_more_and_loses_its_bit_for_good(
+    tmp_path: Path, state: DyingState, blocks: int
+) -> None:
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        damage(stored, 2)
+        assert await Checker().check(store, MANIFEST) == Checked(blocks, (2,))
+        assert durable(state) == set(range(blocks)) - {2}
+        assert not stored.sealed
+        with pytest.raises(StoreFailed):
+            await stored.read(2 * BLOCK + 10, 1)
+        assert await stored.read(BLOCK, BLOCK) == piece(MANIFEST, DATA, 1)
+        assert await Checker().check(store, MANIFEST) == Checked(blocks - 1, ())
+
+    with_object(tmp_path, state, use, blocks=blocks)
+
+
+def test_a_healed_object_is_sealed_again_and_believed_at_the_next_start(tmp_path: Path, state: DyingState) -> None:
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        damage(stored, 0)
+        await stored.doubt([0])
+        assert state.load_object(MANIFEST.content).completed is None  # type: ignore[union-attr]
+        await stored.write(0, piece(MANIFEST, DATA, 0))
+        await stored.commit()
+        assert (stored.sealed, stored.path.stat().st_mode & 0o777) == (True, 0o444)
+        assert await stored.read(0, LENGTH) == DATA
+
+    async def again(store: ObjectStore, stored: StoredObject) -> None:
+        assert stored.sealed
+
+    with_object(tmp_path, state, use)
+    with_object(tmp_path, state, again, blocks=0)
+
+
+def test_a_doubt_records_no_bit_whose_data_was_not_synced(tmp_path: Path, state: DyingState) -> None:
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        await stored.write(4, piece(MANIFEST, DATA, 4))
+        await stored.doubt([1])
+        assert durable(state) == {0, 2, 3}
+        await stored.commit()
+        assert durable(state) == {0, 2, 3, 4}
+
+    with_object(tmp_path, state, use, blocks=4)
+
+
+def test_a_doubt_that_cannot_be_recorded_is_recorded_by_the_next_commit(tmp_path: Path, state: DyingState) -> None:
+    def full(row: ObjectRow) -> None:
+        raise StoreFull("no room")
+
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        state.before = full
+        with pytest.raises(StoreFull):
+            await stored.doubt([3])
+        state.before = lambda row: None
+        with pytest.raises(StoreFailed):
+            await stored.read(3 * BLOCK, 1)
+        await store.commit()
+        assert durable(state) == set(range(BLOCKS)) - {3}
+
+    with_object(tmp_path, state, use)
+
+
+def test_a_read_that_waits_for_the_disk_while_its_block_is_doubted_gets_no_bad_bytes(
+    tmp_path: Path, state: DyingState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, doubted = threading.Event(), threading.Event()
+    really = disk.read_into
+
+    def slowly(fd: int, buffer: memoryview, offset: int) -> bool:
+        whole = really(fd, buffer, offset)
+        read.set()
+        assert doubted.wait(20)
+        return whole
+
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        damage(stored, 2)
+        monkeypatch.setattr(stored, "read_now", lambda offset, size: stored._require(offset, size))
+        monkeypatch.setattr(disk, "read_into", slowly)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reading, stored)
+            await trio.to_thread.run_sync(read.wait, 20)
+            await stored.doubt([2])
+            doubted.set()
+
+    async def reading(stored: StoredObject) -> None:
+        with pytest.raises(StoreFailed, match="block 2 was read before it was there"):
+            await stored.read(2 * BLOCK, BLOCK)
+
+    with_object(tmp_path, state, use)
+
+
+def test_a_file_that_is_also_the_users_is_never_written_to(tmp_path: Path, state: DyingState) -> None:
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        (tmp_path / "mine").hardlink_to(stored.path)
+        damage(stored, 5)
+        mine = (tmp_path / "mine").read_bytes()
+        assert await Checker().check(store, MANIFEST) == Checked(BLOCKS, (5,))
+        await stored.write(5, piece(MANIFEST, DATA, 5))
+        await stored.commit()
+        assert (tmp_path / "mine").read_bytes() == mine != DATA
+        assert stored.path.read_bytes() == DATA
+        assert await stored.read(0, LENGTH) == DATA
+
+    with_object(tmp_path, state, use)
+
+
+@pytest.mark.parametrize("how", ["emptied", "deleted", "replaced"])
+def test_a_file_that_is_not_there_any_more_is_wrong_as_a_whole_and_can_be_filled_again(
+    tmp_path: Path, state: DyingState, how: str
+) -> None:
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        if how == "emptied":
+            os.truncate(stored.path, 0)
+        else:
+            stored.path.unlink()
+        if how == "replaced":
+            stored.path.write_bytes(bytes(LENGTH))
+        assert await Checker().check(store, MANIFEST) == Checked(BLOCKS, tuple(range(BLOCKS)))
+        for index in range(BLOCKS):
+            await stored.write(index, piece(MANIFEST, DATA, index))
+        await stored.commit()
+        assert stored.path.read_bytes() == DATA
+
+    with_object(tmp_path, state, use)
+
+
+def test_a_file_that_was_emptied_while_it_was_closed_is_found_by_a_check(tmp_path: Path, state: DyingState) -> None:
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        await stored.release()
+        stored.path.chmod(0o600)
+        os.truncate(stored.path, 0)
+        assert await Checker().check(store, MANIFEST) == Checked(BLOCKS, tuple(range(BLOCKS)))
+        assert await Checker().check(store, MANIFEST) == Checked(0, ())
+
+    with_object(tmp_path, state, use)
+
+
+def test_a_scrub_keeps_to_its_rate(tmp_path: Path, state: DyingState) -> None:
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        hashed: list[int] = []
+        started = trio.current_time()
+        await Checker(from_disk=True, rate=LENGTH / 0.5).check(store, MANIFEST, hashed.append)
+        assert trio.current_time() - started >= 0.5
+        assert hashed == [MANIFEST.span(index).length for index in range(BLOCKS)]
+
+    with_object(tmp_path, state, use)
+
+
+def test_what_was_not_hashed_for_the_longest_time_comes_first(tmp_path: Path, state: DyingState) -> None:
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        other, data = content_of(2)
+        second = await store.open(other)
+        await second.write(0, piece(other, data, 0))
+        await second.commit()
+        assert state.longest_unread() == (other.content, 0)  # it isn't complete: nobody knows since when it is held
+        state.save_scrubbed(other.content, 2e9)
+        assert state.longest_unread() == (MANIFEST.content, state.load_object(MANIFEST.content).completed)  # type: ignore[union-attr]
+        state.save_scrubbed(MANIFEST.content, 3e9)
+        assert state.longest_unread() == (other.content, 2e9)
+        await second.release()
+
+    assert state.longest_unread() is None
+    with_object(tmp_path, state, use)

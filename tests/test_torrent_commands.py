@@ -1,0 +1,175 @@
+"""Erigon's commands on directories and .torrent files: the formats its operators know, sorted, the same every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import libtorrent as lt
+import pytest
+import tomli
+
+from cachefs import metainfo
+from cachefs.catalog.chain import format_chain, load_chain
+from cachefs.metainfo import Bencodable, bdecode, bencode
+from tests.counterparts import make_snapshots, nginx
+from tests.mount_kit import BODIES, DOMAIN, HEADERS, PIECE, Library, cachefs, make_library, mounted
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return make_library(tmp_path_factory.mktemp("library"), 5, 100_000, PIECE, 2 * PIECE + 1)
+
+
+def test_torrent_hashes_prints_the_chain_toml_and_writes_nothing(library: Library) -> None:
+    before = sorted(library.root.rglob("*"))
+    first, second = (cachefs("torrent-hashes", library.root) for _ in range(2))
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout == second.stdout == library.chain.read_text()
+    assert sorted(library.root.rglob("*")) == before
+
+
+def test_torrent_hashes_says_what_it_leaves_out(tmp_path: Path) -> None:
+    make_snapshots(tmp_path, 100)
+    (tmp_path / "empty.seg").touch()
+    done = cachefs("torrent-hashes", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "cachefs: empty.seg is left out: it is empty\n")
+    assert "empty.seg" not in done.stdout
+
+
+def test_torrent_create_writes_a_torrent_beside_every_file_once(tmp_path: Path) -> None:
+    files = make_snapshots(tmp_path, 100, PIECE + 1, 3, 4)
+    first, second = (cachefs("torrent-create", tmp_path) for _ in range(2))
+    assert first.stdout.splitlines() == sorted(f"{name}.torrent" for name in files)
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+    for name in files:
+        info = metainfo.parse((tmp_path / f"{name}.torrent").read_bytes())
+        assert (info.name, info.content) == (name, load_chain_of(tmp_path)[name])
+    assert not (tmp_path / "chain.toml").exists()
+
+
+def load_chain_of(directory: Path) -> dict[str, object]:
+    out = directory.with_name("printed.toml")
+    out.write_text(cachefs("torrent-hashes", directory).stdout)
+    return dict(load_chain(out))
+
+
+def extended(torrent: Path, extra: dict[bytes, Bencodable]) -> bytes:
+    """The .torrent with more beside its info dictionary."""
+    outer = bdecode(torrent.read_bytes())
+    assert isinstance(outer, dict)
+    return bencode(outer | extra)
+
+
+def test_torrent_cat_prints_toml_that_says_what_libtorrent_reads(library: Library, tmp_path: Path) -> None:
+    extra: dict[bytes, Bencodable] = {
+        b"announce": b"udp://tracker:1/a",
+        b"announce-list": [[b"udp://tracker:1/a"], [b"http://other/"]],
+        b"url-list": [b"http://seed/a b"],
+    }
+    (tmp_path / "t.torrent").write_bytes(extended(library.torrent(DOMAIN), extra))
+    done = cachefs("torrent-cat", tmp_path / "t.torrent")
+    info = lt.torrent_info(str(library.torrent(DOMAIN)))
+    assert done.stdout.splitlines()[0] == f"InfoHash = '{info.info_hashes().v1}'"
+    assert tomli.loads(done.stdout) == {
+        "InfoHash": str(info.info_hashes().v1),
+        "Name": DOMAIN,
+        "Length": info.total_size(),
+        "PieceLength": info.piece_length(),
+        "Pieces": info.num_pieces(),
+        "AnnounceList": ["udp://tracker:1/a", "http://other/"],
+        "UrlList": ["http://seed/a b"],
+    }
+
+
+def test_torrent_magnet_prints_what_libtorrent_understands(library: Library, tmp_path: Path) -> None:
+    extra: dict[bytes, Bencodable] = {b"announce": b"udp://t:1/a?b=c", b"url-list": b"http://s/&"}
+    (tmp_path / "t.torrent").write_bytes(extended(library.torrent(DOMAIN), extra))
+    done = cachefs("torrent-magnet", tmp_path / "t.torrent", library.torrent(HEADERS))
+    first, second = done.stdout.splitlines()
+    read = lt.parse_magnet_uri(first)
+    assert (str(read.info_hashes.v1), read.name) == (library.content(DOMAIN).hex, DOMAIN)
+    assert (read.trackers, read.url_seeds) == (["udp://t:1/a?b=c"], ["http://s/&"])
+    assert second == f"magnet:?xt=urn:btih:{library.content(HEADERS).hex}&dn={HEADERS}"
+
+
+@pytest.mark.parametrize("command", ["torrent-cat", "torrent-magnet"])
+def test_a_broken_torrent_is_an_error_that_names_the_file(tmp_path: Path, command: str) -> None:
+    (tmp_path / "broken.torrent").write_bytes(b"d4:info")
+    done = cachefs(command, tmp_path / "broken.torrent")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"cachefs: {tmp_path}/broken.torrent: ")
+
+
+def test_manifest_prints_what_a_seed_box_publishes(library: Library, tmp_path: Path) -> None:
+    done = cachefs("manifest", library.merged(tmp_path))
+    assert done.stdout == (library.products / "manifest.txt").read_text()
+
+
+def test_manifest_of_a_mount_lists_every_name_and_waits_for_no_size(library: Library, tmp_path: Path) -> None:
+    with mounted(tmp_path, library.chain, "--deadline", "1") as mount:  # nobody to ask
+        done = cachefs("manifest", mount.snapshots)
+    assert done.stdout == "".join(f"{name}\n" for name in sorted(library.files))
+
+
+def test_manifest_verify_finds_nothing_wrong_with_a_right_web_seed(library: Library, tmp_path: Path) -> None:
+    with nginx(library.merged(tmp_path)) as url:
+        done = cachefs("manifest-verify", url, "--chain-toml", library.chain)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{url}: {len(library.files)} names, 0 faults\n"
+
+
+def test_manifest_verify_names_every_fault_and_fails(library: Library, tmp_path: Path) -> None:
+    web = library.merged(tmp_path / "web")
+    names = sorted(library.files)
+    (web / HEADERS).unlink()
+    (web / BODIES).unlink()
+    (web / BODIES).write_bytes(b"short")
+    (web / f"{DOMAIN}.torrent").unlink()
+    (web / f"{DOMAIN}.torrent").write_bytes(library.torrent(HEADERS).read_bytes())
+    (web / "manifest.txt").unlink()
+    listed = [*names, *(f"{name}.torrent" for name in names if name != "erigondb.toml"), "gone.seg.torrent"]
+    (web / "manifest.txt").write_text("".join(f"{name}\n" for name in listed))
+    chain = tmp_path / "chain.toml"
+    chain.write_text(format_chain(load_chain(library.chain) | {"v1-missing.seg": library.content(DOMAIN)}))
+    with nginx(web) as url:
+        first, second = (cachefs("manifest-verify", url, "--chain-toml", chain) for _ in range(2))
+    assert (first.returncode, first.stderr) == (1, "")
+    assert first.stdout == second.stdout
+    length = library.files[BODIES].stat().st_size
+    assert first.stdout.splitlines() == [
+        f"{url}{DOMAIN}: its .torrent is of {HEADERS}",
+        f"{url}erigondb.toml: its .torrent is not listed",
+        f"{url}gone.seg: its .torrent is listed, and it isn't",
+        f"{url}{BODIES}: 5 bytes long, its .torrent says {length}",
+        f"{url}{HEADERS}: HTTP 404",
+        f"{url}v1-missing.seg: is not listed",
+        f"{url}: {len(names)} names, 6 faults",
+    ]
+
+
+def test_manifest_verify_tells_another_hash_than_the_chains(library: Library, tmp_path: Path) -> None:
+    chain = tmp_path / "chain.toml"
+    chain.write_text(format_chain(load_chain(library.chain) | {HEADERS: library.content(DOMAIN)}))
+    with nginx(library.merged(tmp_path / "web")) as url:
+        done = cachefs("manifest-verify", url, "--chain-toml", chain)
+    assert done.returncode == 1
+    hashes = f"info-hash {library.content(HEADERS).hex}, chain.toml says {library.content(DOMAIN).hex}"
+    assert done.stdout.splitlines()[0] == f"{url}{HEADERS}: its .torrent has {hashes}"
+
+
+def test_manifest_verify_checks_every_url_even_if_one_host_is_gone(library: Library, tmp_path: Path) -> None:
+    with nginx(library.merged(tmp_path)) as url:
+        done = cachefs("manifest-verify", "http://127.0.0.1:9/x", url)
+    assert done.returncode == 1
+    assert done.stdout.startswith("http://127.0.0.1:9/x/manifest.txt: ")
+    assert done.stdout.endswith(f"{url}: {len(library.files)} names, 0 faults\n")
+
+
+def test_manifest_verify_gives_up_on_a_host_that_answers_no_more(tmp_path: Path) -> None:
+    names = [f"v1-{number:06}.seg" for number in range(500)]
+    (tmp_path / "manifest.txt").write_text("".join(f"{name}\n{name}.torrent\n" for name in names))
+    with nginx(tmp_path, location="if ($uri != /manifest.txt) { return 444; }") as url:
+        done = cachefs("manifest-verify", url)
+    assert done.returncode == 1
+    assert f"{url}manifest.txt: the host doesn't answer any more; the rest isn't checked" in done.stdout
+    assert len(done.stdout.splitlines()) < 100
