@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -221,6 +222,11 @@ def test_a_playlist_is_fetched_before_it_is_played(site: Path, tmp_path: Path) -
             done = cachefs("play", tmp_path / "party.pls", "--wait", "--data-dir", data)
             assert done.stdout.splitlines() == [f"{mount.mountpoint}/records/{n}" for n in ("b.flac", "Fast Car.ogg")]
             assert mount.status()["store"]["complete"] == 2
+    shutil.rmtree(data / "store")
+    (data / "state.db").unlink()
+    with nginx(site, port=int(url.rstrip("/").rpartition(":")[2])), mounted(tmp_path, settings=OPEN_TOML):
+        done = cachefs("prefetch", tmp_path / "party.pls", "--data-dir", data)
+        assert done.stdout.startswith("2 of 2 files here"), done.stderr
     (tmp_path / "strange.m3u").write_text("none.ogg\n")
     done = cachefs("play", tmp_path / "strange.m3u", "--data-dir", data)
     assert (done.returncode, "names no record" in done.stderr) == (1, True)

@@ -11,9 +11,8 @@ import click
 from cachefs.catalog import records
 from cachefs.cli.records import Target, options, target
 from cachefs.errors import CachefsError
-from cachefs.formats import playlists
 from cachefs.records import MusicCache
-from cachefs.records.lists import made_ready, names_in
+from cachefs.records.lists import made_ready, records_of
 
 
 @click.command("play")
@@ -28,7 +27,8 @@ def command(name: str, wait: bool, player: str | None, config_file: Path | None,
     --wait, the record is fetched first.
     """
     place = target(config_file, data_dir)
-    paths = [str(_path(place, each, wait)) for each in _names(place, name)]
+    names = records_of(name, place.data_dir, place.mountpoint()) or [name]
+    paths = [str(_path(place, each, wait)) for each in names]
     if player is None:
         click.echo("\n".join(paths))
         return
@@ -37,17 +37,6 @@ def command(name: str, wait: bool, player: str | None, config_file: Path | None,
     except (OSError, ValueError) as error:
         raise CachefsError(f"{player}: can't be run: {error}") from None
     raise SystemExit(code)
-
-
-def _names(place: Target, name: str) -> list[str]:
-    """The records that are meant: those of a playlist file, or the one of this name."""
-    path = Path(name)
-    if path.suffix.lower() not in playlists.SUFFIXES or not path.is_file():
-        return [name]
-    names = list(names_in(path, records.load(place.data_dir / records.LOCK_NAME), place.mountpoint()))
-    if not names:
-        raise CachefsError(f"{path}: names no record of {place.data_dir}")
-    return names
 
 
 def _path(place: Target, name: str, wait: bool) -> Path:

@@ -217,6 +217,17 @@ def playlist(lock: RecordsLock, mountpoint: Path) -> str:
     )
 
 
+def records_of(name: str, data_dir: Path, mountpoint: Path | None) -> list[str] | None:
+    """The names of the records in the playlist file `name`; None if it isn't one. CachefsError if it names none."""
+    path = Path(name)
+    if path.suffix.lower() not in playlists.SUFFIXES or not path.is_file():
+        return None
+    names = list(names_in(path, records.load(data_dir / records.LOCK_NAME), mountpoint))
+    if not names:
+        raise CachefsError(f"{path}: names no record of {data_dir}")
+    return names
+
+
 def names_in(path: Path, lock: RecordsLock, mountpoint: Path | None) -> Iterator[str]:
     """The names of the records in a playlist file; entries that are no record of ours are passed over.
 
