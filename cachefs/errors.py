@@ -7,6 +7,7 @@ of them knows an errno: that is decided once, in a table in `filesystem.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -176,6 +177,34 @@ class RecordInconsistent(CachefsError):
 
 class ControlError(CachefsError):
     """The daemon could not be reached, or answered that it could not do what was asked."""
+
+
+class PlayheadInvalid(CachefsError):
+    """Something said about a playhead that can't be meant; the message says which field, and what was expected."""
+
+
+class PlayheadConflict(CachefsError):
+    """A change that was made for another revision of a playhead than the present one, which `present` is."""
+
+    def __init__(self, record: str, expected: int, got: int, present: Mapping[str, object]) -> None:
+        super().__init__(f"{record}: the change was made for revision {expected}, but {got} is the present one")
+        self.record = record
+        self.expected = expected
+        self.got = got
+        self.present = present
+
+
+class PlayheadUnreachable(CachefsError):
+    """The daemon that decides on playheads does not answer, or answers what can't be used."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"{where}: {why}")
+        self.where = where
+        self.why = why
+
+
+class PlayerFailed(CachefsError):
+    """A music player that could not be started or reached, or refused what it was told."""
 
 
 class NoDaemon(ControlError):

@@ -54,6 +54,8 @@ from cachefs.keeper import Keeper
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
 from cachefs.metainfo import Metainfo
+from cachefs.pickup import PickUp
+from cachefs.playhead.service import PlayheadService
 from cachefs.prefetch import Prefetcher
 from cachefs.recheck import recheck
 from cachefs.records import MusicCache
@@ -214,6 +216,8 @@ class Assembly:
             self._outage, view is not None, self._room,
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
+        pick_up = PickUp(RECORDS, self._prefetcher, lambda: self._reloader.shown.tree)
+        self._playheads = PlayheadService(config.playhead, data_dir, pick_up.fetch)
         self._stop = trio.Event()
         self._served = trio.Event()
 
@@ -257,7 +261,7 @@ class Assembly:
                 nursery.start_soon(self._watch_view, self._view)
                 nursery.start_soon(self._view.keep_fresh, self._filesystem.outdated)
             commands: dict[str, control.Command | control.Job] = {
-                "status": self._status.collect,
+                "status": self._tell,
                 "stop": self._stopping,
                 "verify": control.Job(self._upkeep.verify),
                 "scrub": control.Job(self._upkeep.scrub),
@@ -268,6 +272,7 @@ class Assembly:
                 **keeping.commands(self._keeper),
             }
             await nursery.start(control.serve, self._data_dir, commands)
+            await nursery.start(self._playheads.run)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
             nursery.start_soon(self._records.seed_complete)
@@ -317,7 +322,8 @@ class Assembly:
         self._mountpoint.stat()
         entry = mountinfo.mount_at(self._mountpoint)
         if entry is not None:
-            tuning.tune(entry)
+            snapshots = self._reloader.shown.names
+            tuning.tune(entry, tuning.READ_AHEAD_KIB if snapshots else tuning.RECORDS_READ_AHEAD_KIB)
 
     async def _watch_signals(self, nursery: trio.Nursery) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
@@ -340,6 +346,9 @@ class Assembly:
         self._driver.forget(entries)
         if self._view is not None:
             self._view.refresh(self._filesystem.outdated())
+
+    async def _tell(self) -> Mapping[str, Any]:
+        return {**await self._status.collect(), "playhead": self._playheads.report()}
 
     async def _reload(self) -> Mapping[str, Any]:
         difference, remarks = await self._reloader.reload()

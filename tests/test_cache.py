@@ -263,3 +263,16 @@ def test_stop_lets_every_reader_go_and_refuses_new_waits_but_not_cached_reads(tm
         assert not bench.cache.waiting()
 
     run(tmp_path, scenario)
+
+
+def test_a_read_of_several_blocks_that_come_seconds_apart_ends_with_the_last(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.start_read(await bench.open(), 0, 3 * BLOCK)
+        for index in (1, 0, 2):
+            await trio.sleep(2.5)
+            assert not bench.outcomes
+            bench.fetcher.last.land(index)
+        await bench.settled()
+        assert bench.outcomes == [FILE.data[: 3 * BLOCK]]
+
+    run(tmp_path, scenario)

@@ -20,7 +20,16 @@ import click
 
 from cachefs.errors import CachefsError
 from tests.counterparts import CounterpartFailed
-from tools import bench_adopt, bench_content, bench_names, bench_sources, bench_upkeep, benchkit, mounting
+from tools import (
+    bench_adopt,
+    bench_content,
+    bench_names,
+    bench_players,
+    bench_sources,
+    bench_upkeep,
+    benchkit,
+    mounting,
+)
 from tools.bench_stage import Stage, prepare
 from tools.benchkit import Report, say
 from tools.mounting import Failed
@@ -37,6 +46,8 @@ BENCHMARKS: dict[str, Callable[[Stage], Report]] = {
     "verify": bench_upkeep.verify,
     "metadata": bench_names.metadata,
     "catalogue": bench_names.catalogue,
+    "players": bench_players.players,
+    "scan": bench_players.scanned,
     "adopt": bench_adopt.adopt,
     "restart": bench_adopt.restart,
 }

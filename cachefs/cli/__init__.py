@@ -35,8 +35,13 @@ COMMANDS = {
     "mount": LazyCommand("cachefs.cli.mount:mount", "Mount a chain's snapshots; bytes are fetched when first read."),
     "umount": LazyCommand("cachefs.cli.umount:umount", "Take a mount away, also a dead one."),
     "status": LazyCommand("cachefs.cli.status:status", "Show what a running mount holds, fetches and waits for."),
+    "playhead": LazyCommand(
+        "cachefs.cli.playhead:playhead", "Show or change where a record plays, for all who listen."
+    ),
     "etch": LazyCommand("cachefs.cli.etch:command", "Download a URL, keep its bytes by checksum, write a record."),
     "play": LazyCommand("cachefs.cli.play:command", "Print where a record can be read, or hand it to a player."),
+    "import": LazyCommand("cachefs.cli.import_records:command", "Take records from a list, registry or Metalink."),
+    "export": LazyCommand("cachefs.cli.export_records:command", "Print the records as a list or a playlist."),
     "adopt": LazyCommand("cachefs.cli.adopt:adopt", "Take over an existing snapshots directory."),
     "db": LazyCommand("cachefs.cli.db:db", "Show BittorrentInfo, the downloader's database."),
     "lock": LazyCommand("cachefs.cli.lock:lock", "Show, compare, edit and roll back the lock."),

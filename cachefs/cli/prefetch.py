@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,8 +13,12 @@ from typing import Any
 import click
 from rich.filesize import decimal
 
+from cachefs.catalog.records import CATALOGUE
+from cachefs.cli.records import Target
 from cachefs.cli.target import daemon_options, data_dir_of
+from cachefs.config import Config
 from cachefs.control import socket as control
+from cachefs.records.lists import records_of
 
 
 @click.command()
@@ -26,10 +31,12 @@ def prefetch(
 ) -> None:
     """Fetch all of the files that match PATTERNS, behind what readers wait for.
 
-    A pattern is a name or a shell pattern such as 'domain/*'; * stands for anything, / included. Needs a running mount.
+    A pattern is a name or a shell pattern such as 'domain/*'; * stands for anything, / included. A playlist file (m3u,
+    m3u8, pls) stands for its records. Needs a running mount.
     Interrupting it ends the fetching; what is here stays. Ends with 1 if a file can't be had, or there is no room.
     """
     directory = data_dir_of(mountpoint, data_dir)
+    patterns = tuple(each for pattern in patterns for each in _with_playlists(pattern, directory))
     if pin:
         control.ask(directory, "pin", patterns=patterns)
     with _bars() as told:
@@ -42,6 +49,11 @@ def prefetch(
         click.echo(f"{name}: {why}", err=True)
     if result["failed"]:
         sys.exit(1)
+
+
+def _with_playlists(pattern: str, data_dir: Path) -> list[str]:
+    names = records_of(pattern, data_dir, Target(data_dir, Config()).mountpoint())
+    return [pattern] if names is None else [glob.escape(f"{CATALOGUE}/{name}") for name in names]
 
 
 @contextmanager

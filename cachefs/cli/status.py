@@ -49,6 +49,7 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
     yield from _rclone(answer["rclone"])
     yield from _transfers(answer["transfers"])
     yield from _waiting(answer["waiting"])
+    yield from _playheads(answer["playhead"])
     if answer["last_error"]:
         yield f"last error {answer['last_error']}"
 
@@ -105,6 +106,14 @@ def _waiting(waiting: list[Mapping[str, Any]]) -> Iterator[str]:
             yield f"  {wait['name']}  for its metadata"
         else:
             yield f"  {wait['name']}  for blocks {_ranges(wait['blocks'])}, {wait['seconds']:.1f} s"
+
+
+def _playheads(playhead: Mapping[str, Any]) -> Iterator[str]:
+    """Said only where somebody listens together."""
+    if playhead["playing"] or playhead["served"] or playhead["decided"] != "here":
+        lost = "" if playhead["connected"] else f", not connected: {playhead['trouble']}"
+        served = f", served at {playhead['served']}" if playhead["served"] else ""
+        yield f"playheads  {playhead['playing']} playing, decided {playhead['decided']}{served}{lost}"
 
 
 def _ranges(blocks: list[int]) -> str:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import tomli
 
+from cachefs.config.playhead import Playheads
 from cachefs.config.records import Records
 from cachefs.config.values import (
     CHAIN_NAME,
@@ -263,6 +264,7 @@ class Config:
     fetch: Fetch = field(default_factory=Fetch)
     rclone: Rclone = field(default_factory=Rclone)
     read: Read = field(default_factory=Read)
+    playhead: Playheads = field(default_factory=Playheads)
     limits: Limits = field(default_factory=Limits)
     records: Records = field(default_factory=Records)
     scrub: Scrub = field(default_factory=Scrub)

@@ -19,15 +19,19 @@ from cachefs.mountinfo import MountEntry
 log = logging.getLogger(__name__)
 
 READ_AHEAD_KIB = 1024
+RECORDS_READ_AHEAD_KIB = 128
+"""For a mount of records alone. A request is answered whole or not at all: a larger one would keep a piece that is here
+from a player until those that follow are, which on a slow link is longer than what a player holds."""
+
 BACKGROUND = 1024
 
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
-def tune(entry: MountEntry) -> None:
+def tune(entry: MountEntry, read_ahead_kib: int = READ_AHEAD_KIB) -> None:
     """Raise the limits of this mount; what can't be raised is logged and left. Blocks shortly."""
     _mount_fusectl()
-    _write(Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb"), READ_AHEAD_KIB)
+    _write(Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb"), read_ahead_kib)
     connection = _CONNECTIONS / entry.connection
     _write(connection / "max_background", BACKGROUND)
     _write(connection / "congestion_threshold", BACKGROUND * 3 // 4)

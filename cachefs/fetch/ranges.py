@@ -209,6 +209,8 @@ class RangeDownload:
         Nothing is read ahead while something is waited for: it would take its bandwidth.
         """
         urgent = sorted(index for index in self._urgent if self._is_free(index))
+        # What follows on a stretch under way is of the same reader: beside it, it would slow it down.
+        urgent = [first for first in urgent if not any(first == stream.blocks.stop for stream in self._streams)]
         if urgent:
             return self._stretch(urgent[0])
         if self._streams or any(index not in self.job.have for index in self._urgent):
