@@ -1,30 +1,25 @@
-"""Fetching through rclone: ranges of a file from web seeds and the operator's remotes, block by block.
+"""Fetching through rclone: the sources that all files of a mount share, and the one child that asks them.
 
-How it works: what is wanted is cut into runs of neighbouring blocks, and each run is one request to one source;
-a block that somebody waits for begins its run, so it comes first. The blocks of a run are verified and land as
-they arrive. Which source is asked, when a block is late and may be asked for twice, is for policy.py to say. The
-first right answer wins, and the other request is dropped. A wrong block bans its source for this content, an
-unusable answer leaves the source alone for a while, and either way the block is asked for elsewhere at once.
-
-The files of a mount share the sources, so a request that ends lets all of them look for something to ask.
+How it works: each file is a download of its own (rclone_download.py). They share the sources, so a request that
+ends lets all of them look for something to ask, those with readers first. Many times a second downloads that are
+waited for look whether a block is late.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Set
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from cachefs.content import ContentId, Span
-from cachefs.errors import BlockInvalid, CachefsError, NotAtSource, OtherContent, RcloneGone, SourceFailed
+from cachefs.content import ContentId
+from cachefs.errors import CachefsError
 from cachefs.fetch.base import Item, Job, Sink, Transfer
-from cachefs.fetch.diagnosis import Diagnosis, diagnose
 from cachefs.fetch.policy import Hedging, rank
 from cachefs.fetch.rclone_child import RcloneChild
-from cachefs.fetch.rclone_rc import Body
+from cachefs.fetch.rclone_download import RcloneDownload
 from cachefs.fetch.remotes import Remotes, RemoteSource
 from cachefs.fetch.sources import Ledger
 
@@ -33,313 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_RUN_BYTES = 8 * 2**20
-_AHEAD_RUNS = 4
 _LOOK_EVERY = 0.05
 _MEASURE_EVERY = 1.0
-_FORBIDDEN_FOR = 60.0
-
-
-class _Run:
-    """One request: neighbouring blocks of one source, in order."""
-
-    def __init__(self, source: RemoteSource, blocks: range) -> None:
-        self.source = source
-        self.blocks = blocks
-        self.at = blocks.start
-        self.began = trio.current_time()
-        self.received = 0
-        self.dropped = False
-        self.scope = trio.CancelScope()
-
-    def left(self) -> range:
-        """The blocks that are still to come."""
-        return range(self.at, self.blocks.stop)
-
-    def drop(self) -> None:
-        self.dropped = True
-        self.scope.cancel()
-
-    def next(self) -> None:
-        self.at += 1
-        self.began = trio.current_time()
-        self.received = 0
-
-
-class RcloneDownload:
-    """A `Download` by rclone; from `RcloneFetcher.download`."""
-
-    def __init__(self, fetcher: RcloneFetcher, job: Job, sink: Sink) -> None:
-        self.job = job
-        self.opened = True
-        self.landed_bytes = 0
-        self.rate = 0.0
-        self._fetcher = fetcher
-        self._sink = sink
-        self._urgent: dict[int, float] = {}
-        self._ahead: list[int] = []
-        self._runs: set[_Run] = set()
-        self._trouble = ""
-        self._moved_at = float("-inf")
-        self._gave: set[str] = set()
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._urgent or self._ahead or self._runs)
-
-    def askable(self) -> list[RemoteSource]:
-        """The sources that may be asked for it now, best first."""
-        return self._fetcher.usable(self.job.item)
-
-    def flying(self) -> set[int]:
-        """The blocks that a request is under way for."""
-        return {index for run in self._runs for index in run.left()}
-
-    # What the cache asks
-
-    def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
-        now = trio.current_time()
-        have = self.job.have
-        self._urgent = {index: self._urgent.get(index, now) for index in sorted(urgent) if index not in have}
-        self._ahead = sorted(index for index in ahead if index not in have)
-        wanted = self._urgent.keys() | set(self._ahead)
-        for run in self._runs:
-            if wanted.isdisjoint(run.left()):
-                run.drop()
-        self._fetcher.schedule()
-
-    def moved_at(self) -> float:
-        return self._moved_at
-
-    def sources(self) -> list[str]:
-        return sorted(self._gave)
-
-    def trouble(self) -> str:
-        return self._trouble
-
-    def restart(self) -> None:
-        for source in self._fetcher.sources(self.job.item):
-            source.health.forgive(self.job.item.content)
-        self._fetcher.schedule()
-
-    def doubted(self) -> None:
-        """What is here is looked up whenever something is wanted: there is nothing to forget."""
-
-    def open(self) -> None:
-        self.opened = True
-        self._fetcher.remember(self)
-
-    def close(self) -> None:
-        self.opened = False
-        self.demand(frozenset(), frozenset())
-        self._end_if_idle()
-
-    def leave(self) -> None:
-        self.close()
-
-    def _end_if_idle(self) -> None:
-        if not self.opened and not self._runs:
-            self._fetcher.forget(self)
-            self._sink.ended()
-
-    def transfer(self) -> Transfer:
-        sources = len({run.source for run in self._runs})
-        wanted = len(self._urgent) + len(self._ahead)
-        return Transfer(self.job.item.content, self.job.item.name, sources, self.rate, wanted, self._trouble)
-
-    def landed(self, index: int) -> None:
-        """A block is here, by whatever way: whoever is still busy with it has lost."""
-        since = self._urgent.pop(index, None)
-        waited = None if since is None else trio.current_time() - since
-        size = self.job.item.manifest.span(index).length
-        self._fetcher.hedging.landed(size, waited)
-        for run in self._runs:
-            if run.at == index and run.received < size and not run.dropped:
-                self._lost(run)
-
-    def _lost(self, run: _Run) -> None:
-        age = trio.current_time() - run.began
-        if not run.received:
-            self._failed(run.source, f"silent for {age:.1f} s, while another source answered")
-        else:
-            run.source.health.measured(run.received, age)
-            why = f"slow: {run.received / max(age, 1e-3) / 1000:,.0f} kB/s; another source was quicker"
-            self._fetcher.ledger.failed(run.source.name, why)
-        run.drop()
-
-    # Requests
-
-    def start(self, *, urgent: bool) -> None:
-        """Begin the requests that are due and for which a source is free."""
-        flying = self.flying()
-        for index in list(self._urgent) if urgent else self._ahead:
-            if index in flying or index in self.job.have:
-                continue
-            if not urgent and len(self._runs) >= _AHEAD_RUNS:
-                return
-            source = next((s for s in self.askable() if self._fetcher.is_free(s)), None)
-            if source is None:
-                return
-            run = _Run(source, self._neighbours(index, flying, source))
-            flying.update(run.blocks)
-            self._begin(run)
-
-    def _neighbours(self, first: int, flying: Set[int], source: RemoteSource) -> range:
-        """The run of wanted blocks from `first` on; from the very start, if the source can't begin elsewhere."""
-        wanted = (self._urgent.keys() | set(self._ahead)) - flying
-        most = max(1, _RUN_BYTES // self.job.item.manifest.block_length)
-        stop = first + 1
-        while stop in wanted and stop - first < most:
-            stop += 1
-        return range(first, stop) if source.health.ranges else range(stop)
-
-    def _begin(self, run: _Run) -> None:
-        run.source.busy += 1
-        self._runs.add(run)
-        self._fetcher.start(self._run, run)
-
-    def hedge(self, late_after: float) -> None:
-        """Ask a second source for what somebody has waited for too long; a third after twice that."""
-        now = trio.current_time()
-        size = self.job.item.manifest.block_length
-        for index, since in list(self._urgent.items()):
-            runs = [run for run in self._runs if index in run.left()]
-            if not runs or now - since < late_after * len(runs):
-                continue
-            asked = {run.source for run in runs}
-            other = next((s for s in self.askable() if s not in asked and self._fetcher.is_free(s)), None)
-            if other is not None and self._fetcher.hedging.allows(size):
-                self._fetcher.hedging.hedge(size)
-                self._begin(_Run(other, range(index, index + 1) if other.health.ranges else range(index + 1)))
-
-    async def _run(self, run: _Run) -> None:
-        try:
-            with run.scope:
-                await self._request(run)
-            if run.scope.cancelled_caught and not run.dropped:
-                raise SourceFailed(f"silent for {self._fetcher.settings.stall:g} s")
-        except RcloneGone as error:
-            self._fetcher.child.suspect()
-            self._trouble = str(error)
-        except NotAtSource:
-            self._refused(run.source, "does not have it", self._fetcher.memory)
-        except OtherContent as error:
-            self._refused(run.source, str(error), _FORBIDDEN_FOR)
-        except BlockInvalid as error:
-            await self._accuse(run, error)
-        except SourceFailed as error:
-            await self._explain(run, str(error))
-        except CachefsError as error:  # the store's: nothing that another source could mend
-            self._urgent, self._ahead = {}, []
-            self._sink.failed(error)
-        except Exception:  # a fault of ours costs a request, not the mount
-            log.exception("%s: fetching from %s", self.job.item.name, run.source)
-            self._failed(run.source, "a fault of the daemon, told in its log")
-        finally:
-            self._runs.discard(run)
-            run.source.busy -= 1
-            self._fetcher.schedule()
-            self._end_if_idle()
-
-    async def _request(self, run: _Run) -> None:
-        paths = run.source.paths(self.job.item.name)
-        for path in paths:
-            try:
-                await self._read(run, path)
-            except NotAtSource:
-                if path == paths[-1]:
-                    raise
-            else:
-                run.source.learn(self.job.item.name, path)
-                return
-
-    async def _read(self, run: _Run, path: str) -> None:
-        manifest = self.job.item.manifest
-        start = manifest.span(run.blocks.start).offset
-        span = Span(start, manifest.span(run.blocks.stop - 1).end - start)
-        self._be_patient(run)
-        async with self._fetcher.child.open(
-            run.source.remote, path, span if run.source.health.ranges else None
-        ) as body:
-            if body.total != manifest.length:
-                raise OtherContent(f"has {body.total} bytes under this name, the lock's content has {manifest.length}")
-            buffer = memoryview(bytearray(manifest.block_length))
-            for index in run.blocks:
-                view = buffer[: manifest.span(index).length]
-                await self._fill(run, body, view)
-                if index not in self.job.have:
-                    await self._sink.deliver(index, view)
-                self._answered(run, len(view))
-                run.next()
-                if not self._still_wanted(run):
-                    return
-
-    def _still_wanted(self, run: _Run) -> bool:
-        return any(index in self._urgent for index in run.left()) or not set(self._ahead).isdisjoint(run.left())
-
-    async def _fill(self, run: _Run, body: Body, view: memoryview) -> None:
-        while run.received < len(view):
-            count = await body.read_some(view[run.received :])
-            if not count:
-                raise SourceFailed(f"cut short after {run.received} of {len(view)} bytes of a block")
-            run.received += count
-            self._moved_at = trio.current_time()
-            self._fetcher.received(run.source, count)
-            self._be_patient(run)
-
-    def _be_patient(self, run: _Run) -> None:
-        run.scope.deadline = trio.current_time() + self._fetcher.settings.stall
-
-    def _answered(self, run: _Run, size: int) -> None:
-        run.source.health.measured(size, trio.current_time() - run.began)
-        run.source.health.breaker.succeeded()
-        self.landed_bytes += size
-        self._gave.add(run.source.name)
-        self._trouble = ""
-
-    # What went wrong
-
-    async def _accuse(self, run: _Run, error: BlockInvalid) -> None:
-        """A block is wrong: because the source doesn't know ranges, or because it has other bytes."""
-        if not await self._sends_whole_files(run):
-            run.source.health.refuse(self.job.item.content, "sent wrong bytes", float("inf"))
-            self._note(
-                run.source, f"sent wrong bytes for {self.job.item.name}; banned for this file: {error}", lied=True
-            )
-
-    async def _explain(self, run: _Run, why: str) -> None:
-        """An answer was unusable: ask the host itself what the matter is, for rclone tells only half of it."""
-        if why.startswith(("HTTP 401", "HTTP 403", "HTTP 404", "HTTP 410")):
-            self._refused(run.source, why, _FORBIDDEN_FOR)
-        elif why.startswith("HTTP"):
-            found = await self._diagnosis(run.source)
-            self._failed(run.source, why, found.retry_after if found is not None else 0.0)
-        elif not why.startswith("cut short") or not await self._sends_whole_files(run):
-            self._failed(run.source, why)
-
-    async def _sends_whole_files(self, run: _Run) -> bool:
-        """Whether the source ignored that a part was asked for; if so, only whole files are asked for from now on."""
-        found = await self._diagnosis(run.source) if run.source.health.ranges else None
-        if found is None or not found.whole_only:
-            return False
-        run.source.health.ranges = False
-        self._note(run.source, "does not answer ranges: it is asked for whole files only, if nobody else can")
-        return True
-
-    async def _diagnosis(self, source: RemoteSource) -> Diagnosis | None:
-        return await diagnose(source.seed.urls(self.job.item.name)[0]) if source.seed is not None else None
-
-    def _refused(self, source: RemoteSource, why: str, seconds: float) -> None:
-        source.health.refuse(self.job.item.content, why, seconds)
-        self._note(source, f"{why}: {self.job.item.name}")
-
-    def _failed(self, source: RemoteSource, why: str, retry_after: float = 0.0) -> None:
-        source.health.breaker.failed(why, retry_after=retry_after)
-        self._note(source, f"{why}; asked again in {retry_after:g} s, as it wishes" if retry_after else why)
-
-    def _note(self, source: RemoteSource, why: str, *, lied: bool = False) -> None:
-        self._trouble = f"{source.name}: {why}"
-        self._fetcher.ledger.failed(source.name, why, lied=lied)
 
 
 class RcloneFetcher:
@@ -419,10 +109,16 @@ class RcloneFetcher:
         """Whether it may be sent one request more."""
         return source.busy < self.settings.requests
 
-    def start(self, request: Any, run: _Run) -> None:
-        """Have a request made."""
+    def start(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Have a request made, or looked into."""
         assert self._nursery is not None
-        self._nursery.start_soon(request, run)
+        self._nursery.start_soon(self._guarded, task, *arguments)
+
+    async def _guarded(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        try:
+            await task(*arguments)
+        except Exception:  # a fault of ours costs a request, not the mount
+            log.exception("fetching through rclone")
 
     def received(self, source: RemoteSource, size: int) -> None:
         """Count bytes of a source."""

@@ -157,8 +157,8 @@ class TorrentFetcher:
         session.on(lt.add_torrent_alert, self._on_added)
         session.on(lt.torrent_removed_alert, self._on_removed)
         session.on(lt.metadata_received_alert, self._on_metadata)
-        session.on(lt.piece_finished_alert, lambda a: self._with(a, lambda d: d.on_piece_finished(a.piece_index)))
-        session.on(lt.cache_flushed_alert, lambda a: self._with(a, TorrentDownload.on_flushed))
+        session.on(lt.piece_finished_alert, lambda a: self._with(a, lambda d: d.pieces.on_finished(a.piece_index)))
+        session.on(lt.cache_flushed_alert, lambda a: self._with(a, lambda d: d.pieces.on_flushed()))
         session.on(lt.hash_failed_alert, self._on_hash_failed)
         session.on(lt.file_error_alert, self._on_file_error)
         session.on(lt.torrent_error_alert, self._on_torrent_error)
@@ -206,7 +206,7 @@ class TorrentFetcher:
 
     def _on_hash_failed(self, alert: lt.hash_failed_alert) -> None:
         log.warning("%s: piece %d failed its hash; fetched again", alert.torrent_name, alert.piece_index)
-        self._with(alert, lambda download: download.on_hash_failed(alert.piece_index))
+        self._with(alert, lambda download: download.pieces.on_hash_failed(alert.piece_index))
 
     def _on_file_error(self, alert: lt.file_error_alert) -> None:
         full = alert.error.value() in (errno.ENOSPC, errno.EDQUOT)

@@ -5,14 +5,7 @@ order within that; a changed wish is sent as the difference. The torrent is adde
 hold, gets its wishes and its peers, and only then runs: left to itself for a moment it would fetch
 what nobody reads.
 
-When is a piece readable? `piece_finished` says that its hash was right, yet its bytes may still be in
-libtorrent's cache. So finished pieces wait for a flush: one in flight at a time, whatever finishes
-meanwhile goes with the next. The flush's answer has no number and libtorrent posts the same alert on
-other occasions, so it is not trusted alone: the file starts sparse, and a piece counts as landed only when
-its whole span holds data. A piece whose span may hold older bytes (left by a crash, by an attempt that failed its
-hash, or by a torrent that was removed in the middle of it) is *suspect*, and is hashed again from the file before
-it lands. A piece that isn't in the file after a flush, because the disk is full say, is looked for again after a
-growing pause.
+How a finished piece comes to be readable in the file is for torrent_pieces.py.
 """
 
 from __future__ import annotations
@@ -26,21 +19,17 @@ import libtorrent as lt
 import trio
 
 from cachefs.content import ContentId
-from cachefs.errors import BlockInvalid, MetainfoError, StoreFailed
+from cachefs.errors import MetainfoError
 from cachefs.fetch.base import Job, Sink, Transfer
-from cachefs.fetch.extents import Extents
+from cachefs.fetch.torrent_pieces import Pieces
 
 if TYPE_CHECKING:
     from cachefs.fetch.sources import WebSeed
     from cachefs.metainfo import Metainfo
 
 URGENT, AHEAD, UNWANTED = 7, 4, 0
-_LOOK_AGAIN = (0.05, 5.0)
-_CLEARED_AWAY = (0.1, 5.0)
 _GONE_FROM_LIST = 0.05
 _GIVEN_UP = 2.0
-_TAKEN_WITHIN = 5.0
-_ADOPTED_AT_ONCE = 8
 
 
 class Phase(enum.Enum):
@@ -89,22 +78,14 @@ class TorrentDownload:
         self._nursery = nursery
         assert job.item.metainfo is not None
         self._params = _parameters(job.item.metainfo)
-        self._extents = Extents(job.path)
         self._handle: lt.torrent_handle | None = None
         self._have = job.have
-        self._suspect: set[int] = set()
-        self._refuted: set[int] = set()
+        self.pieces = Pieces(job, nursery, self)
         self._wanted: dict[int, int] = {}
         self._sent: dict[int, int] = {}
         self._asked: set[int] = set()
-        self._offers: dict[int, trio.Event] = {}
-        self._foreign: list[int] = []
-        self._finished: list[int] = []
-        self._flushing: list[int] = []
-        self._lives = 0
         self._out = trio.Event()
         self._broken = self._leaving = self._outdated = False
-        self._looks: dict[int, int] = {}
         self._be_patient()
         self._add()
 
@@ -173,12 +154,12 @@ class TorrentDownload:
         Not while bytes come in that may be right: a piece that a slow source has begun would begin anew, and never
         be whole.
         """
-        if not self.arriving or self._refuted:
+        if not self.arriving or self.pieces.refuted:
             self.remove()
 
     def doubted(self) -> None:
         """Remove and add again: there is no other way to tell libtorrent that a piece isn't there any more."""
-        self._extents.reopen()
+        self.pieces.reopen()
         self._outdated = self.phase is Phase.ADDING
         self.remove()
 
@@ -189,17 +170,15 @@ class TorrentDownload:
             self._out = trio.Event()
             self._session.remove_torrent(self._handle)
             self._handle = None
-            self._suspect.update(self._sent)
-            self._refuted.clear()
-            self._lives += 1
-            self._finished, self._flushing, self._sent, self._looks = [], [], {}, {}
+            self.pieces.detach(self._sent)
+            self._sent = {}
             self.peers, self.holders, self.rate, self._measured = 0, 0, 0.0, False
             self._asked.clear()
 
     def _add(self) -> None:
         self.phase = Phase.ADDING
         self._broken = False
-        self._suspect |= self._extents.touched_without(self.job.item.manifest, self._have)
+        self.pieces.look()
         params = self._params
         blocks = self._have.size
         params.save_path = str(self.job.path.parent)
@@ -217,6 +196,7 @@ class TorrentDownload:
     def on_added(self, handle: lt.torrent_handle) -> None:
         """Send the wishes first, then let it run."""
         self._handle = handle
+        self.pieces.attach(handle)
         self.phase = Phase.RUNNING
         if self._outdated:
             self._outdated = False
@@ -231,7 +211,7 @@ class TorrentDownload:
 
     def discard(self) -> None:
         """Let go of the file; this is of no use afterwards."""
-        self._extents.close()
+        self.pieces.close()
 
     def end(self) -> None:
         """Let go of the file and say so: the session goes on without this torrent."""
@@ -271,7 +251,9 @@ class TorrentDownload:
 
     def supervise(self, now: float) -> None:
         """Called about twice a second: try the sources again when what is wanted does not come."""
-        self._adopt()
+        if self.peers and self._handle is not None and not self.pieces.adopt():
+            self.remove()
+            return
         if not (self.busy or self.sought) or self._handle is None or now - self._progress_at < self._patience:
             return
         self._progress_at = now
@@ -282,9 +264,9 @@ class TorrentDownload:
         self._add_web_seeds(self._handle)
         self._connect()
         if not self.arriving:
-            self._ask_again(self._wanted)
+            self.ask_again(self._wanted)
 
-    def _ask_again(self, pieces: Iterable[int]) -> None:
+    def ask_again(self, pieces: Iterable[int]) -> None:
         """Take wishes back and make them anew: that is when libtorrent looks for a peer to ask."""
         wishes = [(index, self._sent[index]) for index in pieces if index in self._sent]
         if self._handle is not None and wishes:
@@ -335,23 +317,11 @@ class TorrentDownload:
         self._counting = False
         await self.measured_peers()
 
-    # Pieces that others fetched
+    # Pieces on their way to the file
 
     def may_write(self, index: int) -> bool:
         """Whether peers may have been asked for a piece in this life, so that libtorrent may write to its span."""
         return index in self._asked and self.phase is Phase.RUNNING
-
-    async def offer(self, index: int, data: bytes) -> bool:
-        """Have libtorrent take a whole piece in place of what it has of it; False if it doesn't land in time."""
-        if self._handle is None:
-            return False
-        landed = self._offers.setdefault(index, trio.Event())
-        self._suspect.add(index)  # blocks of a peer may still be on their way to the disk
-        self._handle.add_piece(index, data, lt.torrent_handle.overwrite_existing)
-        with trio.move_on_after(_TAKEN_WITHIN) as patience:
-            await landed.wait()
-        self._offers.pop(index, None)
-        return not patience.cancelled_caught
 
     async def step_aside(self, index: int) -> None:
         """Return when libtorrent will not write to a piece's span, so that somebody else may."""
@@ -360,62 +330,15 @@ class TorrentDownload:
         self._wanted.pop(index, None)
         self._send_priorities()
 
-    def arrived(self, index: int) -> None:
-        """A piece was written to the file by somebody else; it is given to libtorrent when a peer may want it."""
-        self._foreign.append(index)
-
-    def _adopt(self) -> None:
-        """Tell libtorrent of pieces that others fetched: a few at a time, or all of them by adding the torrent anew."""
-        if not self._foreign or not self.peers or self._handle is None:
-            return
-        if self._have.complete:
-            self._foreign = []
-            self.remove()
-            return
-        batch, self._foreign = self._foreign[:_ADOPTED_AT_ONCE], self._foreign[_ADOPTED_AT_ONCE:]
-        self._nursery.start_soon(self._give, batch, self._lives)
-
-    async def _give(self, pieces: list[int], life: int) -> None:
-        for index in pieces:
-            with suppress(StoreFailed):
-                data = await trio.to_thread.run_sync(self._extents.read, self.job.item.manifest.span(index))
-                if self._lives == life and self._handle is not None and not self._have.complete:
-                    self._handle.add_piece(index, data, 0)
-
-    # Pieces on their way to the file
-
-    def on_piece_finished(self, index: int) -> None:
-        if index in self._have and index not in self._offers:
-            return  # it came from us
-        self._finished.append(index)
-        self._flush()
-
-    def on_hash_failed(self, index: int) -> None:
-        self._suspect.add(index)
-        if index not in self._refuted:
-            self._refuted.add(index)
-            self._nursery.start_soon(self._fetch_anew, index, self._lives)
-
-    async def _fetch_anew(self, index: int, life: int) -> None:
-        # Where nothing else is wanted libtorrent asks nobody for it again until something wakes it, seconds later. It
-        # can't be asked for before its bad blocks are cleared away, of which nothing is told.
-        pause, longest = _CLEARED_AWAY
-        while pause < longest and index in self._refuted and self._lives == life:
-            await trio.sleep(pause)
-            self._ask_again([index])
-            pause *= 2
-
-    def on_flushed(self) -> None:
-        """Land the pieces whose bytes are in the file; the others go with the next flush."""
-        flushed, self._flushing = self._flushing, []
-        for index in flushed:
-            if index in self._suspect:
-                self._nursery.start_soon(self._hash_and_land, index)
-            elif self._extents.written(self.job.item.manifest.span(index)):
-                self._land(index)
-            else:
-                self._look_again(index)
-        self._flush()
+    def landed(self, index: int) -> None:
+        """A piece is in the file."""
+        self.landed_since_measured = True
+        self._wanted.pop(index, None)
+        self._sent.pop(index, None)
+        self.failing = ""
+        self._gave, self._moved_at = True, trio.current_time()
+        self._be_patient()
+        self._sink.landed(index)
 
     def on_file_error(self, error: Exception) -> None:
         """libtorrent stopped the torrent; whoever waits is told, so nothing is wanted until the next read."""
@@ -423,53 +346,6 @@ class TorrentDownload:
         self._broken = True
         self._wanted = {}
         self._sink.failed(error)
-
-    def _land(self, index: int) -> None:
-        self.landed_since_measured = True
-        self._suspect.discard(index)
-        self._refuted.discard(index)
-        self._looks.pop(index, None)
-        self._wanted.pop(index, None)
-        self._sent.pop(index, None)
-        self.failing = ""
-        self._gave, self._moved_at = True, trio.current_time()
-        self._be_patient()
-        self._sink.landed(index)
-        if index in self._offers:
-            self._offers[index].set()
-
-    async def _hash_and_land(self, index: int) -> None:
-        # Lands a suspect piece if the file really holds it; otherwise it is flushed once more.
-        manifest, life = self.job.item.manifest, self._lives
-        try:
-            data = await trio.to_thread.run_sync(self._extents.read, manifest.span(index))
-            await trio.to_thread.run_sync(manifest.verify, index, data)
-        except BlockInvalid:
-            if self._lives == life:
-                self._look_again(index)
-        except StoreFailed as error:
-            if self._lives == life:
-                self.on_file_error(error)
-        else:
-            if self._lives == life:
-                self._land(index)
-
-    def _look_again(self, index: int) -> None:
-        """Have a finished piece that isn't in the file yet flushed once more, after a pause."""
-        shortest, longest = _LOOK_AGAIN
-        looks = self._looks[index] = self._looks.get(index, 0) + 1
-        pause = min(shortest * 2.0 ** min(looks - 1, 16), longest)
-        self._nursery.start_soon(self._finish_later, index, pause, self._lives)
-
-    async def _finish_later(self, index: int, pause: float, life: int) -> None:
-        await trio.sleep(pause)
-        if self._lives == life and index not in self._have:
-            self.on_piece_finished(index)
-
-    def _flush(self) -> None:
-        if self._finished and not self._flushing and self._handle is not None:
-            self._flushing, self._finished = self._finished, []
-            self._handle.flush_cache()
 
 
 def _parameters(info: Metainfo) -> lt.add_torrent_params:
