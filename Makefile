@@ -19,7 +19,7 @@ demo: debian-install .venv/cachefs.stamp ## show it at work: a swarm, a mount an
 	@$(VENV) tools/demo.py
 
 test: debian-test .venv/dev.stamp ## run the tests; ARGS="-k name" goes to pytest
-	@$(VENV) -m pytest $(ARGS)
+	@$(VENV) -m pytest -n 3 --dist loadfile $(ARGS)
 
 check: debian-install .venv/dev.stamp ## lint, format, types and layers
 	@$(VENV) -m ruff check --quiet

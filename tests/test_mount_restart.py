@@ -26,7 +26,7 @@ from tests.mount_kit import (
 )
 
 LENGTH = 32 * 2**20
-SLOW = "limit_rate 8m;"
+SLOW = "limit_rate 1m;"  # for each of several connections
 
 
 @pytest.fixture(scope="module")
