@@ -241,7 +241,7 @@ class Cache:
         while block not in flow.stored.verified:
             if self._stopping:
                 raise Stopping
-            self._start(flow)
+            self._prepare(flow)
             with trio.move_on_after(deadline) as waiting:
                 await flow.wait([block], self._settings.readahead_blocks, patient=True)
             if waiting.cancelled_caught and flow.idle_for() >= deadline:
@@ -280,7 +280,7 @@ class Cache:
 
     async def _fetch(self, reader: Reader, missing: list[int], since: float) -> None:
         flow = reader.flow
-        self._start(flow)
+        self._prepare(flow)
         anew = since + self._settings.deadline
         while (until := self._patience(flow, since)) > trio.current_time():
             with trio.move_on_at(min(until, trio.current_time() + _LOOK_AT_CALLER)) as slice_of_it:
@@ -327,10 +327,15 @@ class Cache:
 
     def _start(self, flow: Flow) -> None:
         """Have the flow's demand fetched, from the first time something is missing."""
+        self._prepare(flow)
+        flow.demand(self._settings.readahead_blocks)
+
+    def _prepare(self, flow: Flow) -> None:
+        """Have a download to tell demands to, and tell none: whoever is about to wait does that, with its blocks."""
+        # Without them, what is on its way as readahead would be ended just when its reader comes to it.
         if flow.download is None:
             job = Job(flow.item, flow.stored.bytes_path, flow.stored.verified)
             flow.download = self._fetcher.download(job, flow)
-        flow.demand(self._settings.readahead_blocks)
 
     async def stop(self) -> None:
         """Let every waiting read go, with Stopping, refuse new waits, and return when nobody waits."""

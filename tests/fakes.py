@@ -76,6 +76,7 @@ class FakeDownload:
         self.sink = sink
         self.urgent: frozenset[int] = frozenset()
         self.ahead: frozenset[int] = frozenset()
+        self.demands: list[frozenset[int]] = []
         self.opened = True
         self.ended = False
         self.restarts = 0
@@ -86,6 +87,7 @@ class FakeDownload:
 
     def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
         self.urgent, self.ahead = frozenset(urgent), frozenset(ahead)
+        self.demands.append(self.urgent | self.ahead)
 
     def moved_at(self) -> float:
         return self.moved

@@ -276,3 +276,23 @@ def test_a_read_of_several_blocks_that_come_seconds_apart_ends_with_the_last(tmp
         assert bench.outcomes == [FILE.data[: 3 * BLOCK]]
 
     run(tmp_path, scenario)
+
+
+def test_a_block_on_its_way_as_readahead_stays_wanted_when_its_reader_comes_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window, "START", 2 * BLOCK)
+
+    async def scenario(bench: Bench) -> None:
+        reader = await bench.open()
+        for index in range(4):
+            await bench.start_read(reader, index * BLOCK, BLOCK)
+            bench.fetcher.last.land(index)
+            await bench.settled()
+        assert 4 in bench.fetcher.last.ahead
+        bench.fetcher.last.demands.clear()
+        await bench.start_read(reader, 4 * BLOCK, BLOCK)
+        assert 4 in bench.fetcher.last.urgent
+        assert all(4 in wanted for wanted in bench.fetcher.last.demands)
+
+    run(tmp_path, scenario)
