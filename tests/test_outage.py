@@ -90,9 +90,9 @@ def test_readers_that_give_up_one_after_the_other_are_counted_together(watched: 
     async def scenario(sources: Sources, outage: Outage) -> None:
         for reader in range(3):
             sources.waiting = [f"{reader}.seg"]
-            await trio.sleep(2)
+            await trio.sleep(2.2)  # never at the moment of a look
             sources.waiting = []
-            await trio.sleep(30)
+            await trio.sleep(30.1)
 
     assert [line.partition(" waited")[0] for line in watched(scenario)] == ["nothing comes from any source; 2.seg"]
 

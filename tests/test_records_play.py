@@ -267,7 +267,9 @@ def test_a_break_in_the_middle_costs_the_rest_only(stage: Stage) -> None:
     page.cut, page.cuts = 2 * PIECE + 1000, 2
     before = received_in(stage.mount.status())
     assert path.read_bytes() == body
-    assert received_in(stage.mount.status()) - before < len(body) + 2 * PIECE
+    # Readahead gives up a stretch now and then, three pieces in all; starting over would cost four more.
+    assert received_in(stage.mount.status()) - before < len(body) + 5 * PIECE
+    assert page.cuts == 0
 
 
 def test_a_record_whose_pieces_are_right_and_whose_whole_is_not_is_thrown_away_and_says_so(stage: Stage) -> None:
