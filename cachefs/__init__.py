@@ -3,13 +3,16 @@
 The packages, from the ground up (imports go down only; `make check` holds it):
 
     errors, content, metainfo, config    words and formats; no I/O beyond reading a configuration file
-    catalog/                             names: chain.toml, snapshot-lock.json, the tree of the mount
-    store/                               bytes at rest: sparse files, durable bitmaps, SQLite
-    fetch/                               bytes in flight: libtorrent, metadata
+    catalog/                             names: chain.toml, snapshot-lock.json, records-lock.toml, the tree of the mount
+    store/                               bytes at rest: sparse files, durable bitmaps, limits, SQLite
+    fetch/                               bytes in flight: libtorrent, rclone, HTTP, the policy, metadata
     window, flow, cache, manifests       reads through: joins the store and the fetchers
-    records/                             the record cache: etching, playing, piece lists
+    locks, reload, adoption/             the operator's day: locks that change, files that are here already
+    keeper, prefetch, upkeep             … pins, eviction, garbage; verifying and mending
+    records/, formats/, playhead/        the record cache: etching, playing, lists, play time in sync
     shelf, filesystem, drivers/          the mount's operations, and the kernel's side of them
-    control/, mount, origin, cli/        the running daemon and the commands
+    sourcing, mount, control/            the running daemon, put together
+    origin/, cli/                        the seed box, and the commands
 """
 
 __version__ = "0.1.0"

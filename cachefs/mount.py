@@ -31,7 +31,7 @@ from cachefs.adoption.takeover import MEMORY_NAME, Takeover
 from cachefs.cache import Cache
 from cachefs.catalog.records import CATALOGUE as RECORDS
 from cachefs.catalog.tree import File
-from cachefs.config import Config, load_webseed_toml
+from cachefs.config import Config
 from cachefs.content import ContentId, Span
 from cachefs.control import keeping
 from cachefs.control import socket as control
@@ -40,20 +40,11 @@ from cachefs.drivers import overlay, tuning
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
 from cachefs.errors import CachefsError, ConfigError, StoreFull
 from cachefs.fetch.base import Item
-from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.outage import Outage
-from cachefs.fetch.policy import Hedging
-from cachefs.fetch.rclone import RcloneFetcher
-from cachefs.fetch.rebuild import RcloneMetadata
-from cachefs.fetch.remotes import Remotes
-from cachefs.fetch.router import Router
-from cachefs.fetch.sources import Ledger, WebSeed
-from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.filesystem import Filesystem
 from cachefs.keeper import Keeper
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
-from cachefs.metainfo import Metainfo
 from cachefs.pickup import PickUp
 from cachefs.playhead.service import PlayheadService
 from cachefs.prefetch import Prefetcher
@@ -62,6 +53,7 @@ from cachefs.records import MusicCache
 from cachefs.records.mounting import RecordParts
 from cachefs.reload import Parts, Reloader, Shown, mtimes
 from cachefs.shelf import Shelf, SnapshotShelf
+from cachefs.sourcing import Sourcing
 from cachefs.store.eviction import Limits
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
@@ -156,32 +148,12 @@ class Assembly:
         self._store = ObjectStore(data_dir / "store", state)
         self._room = Room(self._store, state, Limits.of_settings(config.limits))
         self._manifests = Manifests(self._store, state, shown.names)
-        web_seeds = [WebSeed(url) for url in (*config.sources.webseeds, *_webseed_toml(data_dir))]
-        sources = config.sources
-        self._ledger = Ledger([*map(str, sources.peers), *map(str, web_seeds), *sources.rclone_remotes])
-        self._fetcher = TorrentFetcher(
-            config.torrent, self._ledger, peers=sources.peers, web_seeds=web_seeds, trackers=sources.trackers
-        )
-        hedging = Hedging(config.fetch)
-        remotes = Remotes(web_seeds, sources.rclone_remotes, sources.carried_webseeds)
-        self._rclone = RcloneFetcher(
-            config.rclone, self._ledger, hedging, remotes, data_dir / "rclone", memory=config.read.failure_memory
-        )
-        self._metadata = MetadataService(
-            config.read,
-            self._ledger,
-            self._manifests.found,
-            directory=sources.torrent_dir,
-            web_seeds=web_seeds,
-            peers=self._fetcher,
-            last_resort=self._last_resort(config, data_dir) if web_seeds or sources.rclone_remotes else None,
-        )
-        self._router = Router(config.fetch, self._fetcher, self._rclone, hedging, self._metadata.came_from_web)
-        self._record_parts = RecordParts(config, music, self._ledger, self._router)
+        self._sources = sources = Sourcing(config, data_dir, self._store, self._room, self._manifests.found)
+        self._record_parts = RecordParts(config, music, sources.ledger, sources.router)
         fetcher = self._record_parts.fetcher
-        self._cache = Cache(self._store, fetcher, config.read, self._evidence, self._room)
+        self._cache = Cache(self._store, fetcher, config.read, sources.evidence, self._room)
         self._records = self._record_parts.shelf(shown.records, self._cache)
-        shelf = SnapshotShelf(self._manifests, self._metadata, mtimes(state))
+        shelf = SnapshotShelf(self._manifests, sources.metadata, mtimes(state))
         shelves: dict[str, Shelf] = {CATALOGUE: shelf, RECORDS: self._records}
         self._keeper = Keeper(self._store, state, self._room, lambda: self._reloader.shown.contents())
         self._prefetcher = Prefetcher(self._cache, self._room, shelves)
@@ -190,10 +162,10 @@ class Assembly:
         allow_other = config.mount.allow_other or (view is not None and view.foreign)
         owner = view.owner if view else None
         self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner)
-        self._outage = Outage(self._waited_for, self._progress, self._evidence)
+        self._outage = Outage(self._waited_for, self._progress, sources.evidence)
         followers = (self._keeper.refresh,)
         parts = Parts(
-            state, self._manifests, self._metadata, shelf, filesystem, self._forget, followers, records=self._records
+            state, self._manifests, sources.metadata, shelf, filesystem, self._forget, followers, records=self._records
         )
         takeover = Takeover(self._store, self._manifests.recall, self._manifests.found, Memory(data_dir / MEMORY_NAME))
         overrides = Overrides(lock_file.path.parent, takeover, state.complete_hashes)
@@ -212,8 +184,8 @@ class Assembly:
         )  # fmt: skip
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
-            self._metadata, self._cache, fetcher, self._router, self._rclone, self._ledger, self._upkeep, time.time(),
-            self._outage, view is not None, self._room,
+            sources.metadata, self._cache, fetcher, sources.router, sources.rclone, sources.ledger, self._upkeep,
+            time.time(), self._outage, view is not None, self._room,
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
         pick_up = PickUp(RECORDS, self._prefetcher, lambda: self._reloader.shown.tree)
@@ -221,24 +193,11 @@ class Assembly:
         self._stop = trio.Event()
         self._served = trio.Event()
 
-    def _last_resort(self, config: Config, data_dir: Path) -> RcloneMetadata | None:
-        if not config.rclone.enabled:
-            return None
-        last_resort = RcloneMetadata(self._rclone, data_dir / "rclone", self._keep, self._room.holding)
-        last_resort.clear()
-        return last_resort
-
-    async def _keep(self, info: Metainfo, path: Path) -> None:
-        await self._store.take(info.manifest, path)
-
-    def _evidence(self) -> str:
-        return "; ".join(self._ledger.recent(60.0)[:3])
-
     def _waited_for(self) -> list[str]:
-        return [*(wait.name for wait in self._cache.waiting()), *self._metadata.waiting()]
+        return [*(wait.name for wait in self._cache.waiting()), *self._sources.metadata.waiting()]
 
     def _progress(self) -> int:
-        return sum(report.received for report in self._ledger.report()) + self._manifests.known()
+        return sum(report.received for report in self._sources.ledger.report()) + self._manifests.known()
 
     async def run(self, ready: Callable[[Mounted], None]) -> None:
         """Bring everything up, wait for a reason to stop, take everything down."""
@@ -289,15 +248,13 @@ class Assembly:
         async with trio.open_nursery() as nursery:
             try:
                 await nursery.start(self._store.run)
-                await nursery.start(self._fetcher.run)
-                await nursery.start(self._rclone.run)
-                await nursery.start(self._router.run)
+                await self._sources.start(nursery)
                 await nursery.start(self._record_parts.run)
                 await nursery.start(self._records.run)
                 await nursery.start(self._cache.run)
                 await nursery.start(self._room.run, self._cache)
-                await nursery.start(self._metadata.run)
-                await nursery.start(self._manifests.run, self._metadata)
+                await nursery.start(self._sources.metadata.run)
+                await nursery.start(self._manifests.run, self._sources.metadata)
                 yield
             finally:
                 nursery.cancel_scope.cancel()
@@ -370,7 +327,7 @@ class Assembly:
     async def _let_go(self) -> None:
         """Answer everybody who waits, before the kernel's side goes."""
         with trio.move_on_after(_GRACE):
-            await self._metadata.stop()
+            await self._sources.metadata.stop()
             await self._cache.stop()
         if self._view is not None:  # it goes first, while what is below it still answers
             await trio.to_thread.run_sync(self._view.unmount)
@@ -385,11 +342,6 @@ class Assembly:
         if entry is not None and entry.data_dir == self._data_dir:
             with contextlib.suppress(CachefsError):  # somebody was quicker
                 mountinfo.unmount_lazily(self._mountpoint)
-
-
-def _webseed_toml(data_dir: Path) -> tuple[str, ...]:
-    path = data_dir / "webseed.toml"
-    return load_webseed_toml(path) if path.exists() else ()
 
 
 def _complete(state: State, names: Mapping[str, ContentId], most: int) -> dict[str, ContentId]:

@@ -167,7 +167,9 @@ def test_taking_either_mount_away_by_hand_ends_the_daemon_and_both_mounts(
 ) -> None:
     with writable(tmp_path, library) as mount:
         *words, place = command
-        subprocess.run([*words, mount.mountpoint / place], check=True)
+        done = subprocess.run([*words, mount.mountpoint / place], capture_output=True, text=True, check=False)
+        # With one of the two gone the daemon takes the other away: `umount -R` may find that it is too late.
+        assert done.returncode == 0 or "not mounted" in done.stderr
         assert mount.ended() == 0
         assert _below(mount) == []
 

@@ -64,7 +64,7 @@ def test_a_second_outage_is_told_again(watched: Watched) -> None:
         for _ in range(2):
             await trio.sleep(PATIENCE + 1)
             sources.received += 1
-            await trio.sleep(1)
+            await trio.sleep(1.5)  # past the next look, whoever of the two is woken first
 
     assert len(watched(scenario)) == 4
 
@@ -90,9 +90,9 @@ def test_readers_that_give_up_one_after_the_other_are_counted_together(watched: 
     async def scenario(sources: Sources, outage: Outage) -> None:
         for reader in range(3):
             sources.waiting = [f"{reader}.seg"]
-            await trio.sleep(2)
+            await trio.sleep(2.2)  # never at the moment of a look
             sources.waiting = []
-            await trio.sleep(30)
+            await trio.sleep(30.1)
 
     assert [line.partition(" waited")[0] for line in watched(scenario)] == ["nothing comes from any source; 2.seg"]
 
@@ -104,6 +104,6 @@ def test_an_outage_ends_with_the_first_byte_also_when_nobody_waits_any_more(watc
         sources.waiting = []
         await trio.sleep(10)
         sources.received += 1
-        await trio.sleep(1)
+        await trio.sleep(1.5)
 
     assert len(watched(scenario)) == 2
