@@ -82,7 +82,7 @@ def test_a_torrent_that_only_a_web_seed_told_of_is_fetched_by_rclone_with_no_wai
 
 
 def test_a_torrent_that_stalls_is_handed_over_to_rclone(library: Library, large: str, tmp_path: Path) -> None:
-    settings = "[fetch]\nhedging = false\nstalled_after = 1\n[read]\nreadahead_blocks = 0\n"
+    settings = "[fetch]\nhedging = false\nstalled_after = 1\npeer_grace = 600\n[read]\nreadahead_blocks = 0\n"
     with ExitStack() as stack:
         box, web = stack.enter_context(seeding(library)), stack.enter_context(nginx(library.root))
         mount = stack.enter_context(
@@ -100,7 +100,7 @@ def test_a_torrent_that_stalls_is_handed_over_to_rclone(library: Library, large:
 
 
 def test_a_torrent_that_is_slow_is_handed_over_to_rclone(library: Library, large: str, tmp_path: Path) -> None:
-    settings = "[fetch]\nhedging = false\nstalled_after = 4\nslow_below = 1000000000\n"
+    settings = "[fetch]\nhedging = false\nstalled_after = 4\nslow_below = 1000000000\npeer_grace = 600\n"
     with aria2_seeder(library.torrent(large), library.root, limit="30K") as peer, nginx(library.root) as web:
         with mounted(
             tmp_path, library.chain, *torrents(library), peers=[peer], webseeds=[web], settings=settings
@@ -115,7 +115,7 @@ def test_a_torrent_that_is_slow_is_handed_over_to_rclone(library: Library, large
 def test_a_late_block_of_a_slow_peer_is_asked_from_a_web_seed_as_well(
     library: Library, large: str, tmp_path: Path
 ) -> None:
-    settings = "[fetch]\nstalled_after = 600\nslow_below = 0\n"
+    settings = "[fetch]\nstalled_after = 600\nslow_below = 0\npeer_grace = 600\n"
     with aria2_seeder(library.torrent(large), library.root, limit="30K") as peer, nginx(library.root) as web:
         with mounted(
             tmp_path, library.chain, *torrents(library), peers=[peer], webseeds=[web], settings=settings
