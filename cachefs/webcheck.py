@@ -18,6 +18,7 @@ import trio
 from cachefs import metainfo
 from cachefs.content import ContentId
 from cachefs.errors import MetainfoError
+from cachefs.fetch.body import read_body
 from cachefs.fetch.sources import WebSeed
 from cachefs.metainfo import MAX_METAINFO, Metainfo
 
@@ -158,12 +159,7 @@ async def _body(response: httpx.Response, most: int) -> bytes:
     """The body, if it is at most `most` bytes; nothing of it with 0."""
     if not most:
         return b""
-    body = bytearray()
-    with trio.CancelScope() as enough:  # leaving the loop would leave httpx's generators to the garbage collector
-        async for part in response.aiter_bytes():
-            body += part
-            if len(body) > most:
-                enough.cancel()
-    if len(body) > most:
+    body = await read_body(response, most)
+    if body is None:
         raise _Wrong(f"more than {most} bytes")
-    return bytes(body)
+    return body

@@ -13,6 +13,7 @@ import trio
 
 from cachefs.content import ContentId
 from cachefs.errors import ContentMismatch, MetadataUnavailable, MetainfoError
+from cachefs.fetch.body import read_body
 from cachefs.fetch.diagnosis import retry_after
 from cachefs.fetch.health import Breaker
 from cachefs.fetch.sources import Ledger, WebSeed
@@ -111,15 +112,10 @@ async def _body(response: httpx.Response, most: int) -> bytes | None:
         raise HostFailed(f"{response.url}: HTTP {response.status_code}", retry_after(response))
     if response.status_code != 200:
         return None
-    body = bytearray()
-    with trio.CancelScope() as enough:  # leaving the loop would leave httpx's generators to the garbage collector
-        async for part in response.aiter_bytes():
-            body += part
-            if len(body) > most:
-                enough.cancel()
-    if len(body) > most:
+    body = await read_body(response, most)
+    if body is None:
         raise HostFailed(f"{response.url}: more than {most} bytes")
-    return bytes(body)
+    return body
 
 
 def _checked(raw: bytes, content: ContentId, source: str) -> Metainfo:
