@@ -111,12 +111,13 @@ class StatusSource:
 
     def _hedging(self) -> Mapping[str, Any]:
         hedging = self.router.hedging
+        late_after = hedging.late_after()
         return {
             "requests": hedging.hedged,
             "won": hedging.won,
             "extra_bytes": hedging.extra,
             "received_bytes": hedging.received,
-            "late_after": hedging.late_after() if hedging.late_after() < float("inf") else None,
+            "late_after": late_after if late_after < float("inf") else None,
         }
 
     def _transfers(self) -> list[Mapping[str, Any]]:

@@ -99,7 +99,8 @@ class RcloneDownload:
         for run in self._runs:
             if wanted.isdisjoint(run.left()):
                 run.drop()
-        self._fetcher.schedule()
+        if self.busy:  # else there is nothing to begin: the router says so of every torrent, many times a second
+            self._fetcher.schedule()
 
     def moved_at(self) -> float:
         return self._moved_at

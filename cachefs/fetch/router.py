@@ -122,19 +122,20 @@ class RoutedDownload:
             self.torrent.open()
 
     def close(self) -> None:
+        self.opened = False
         self._forget_wishes()
         if self.torrent is not None:
             self.torrent.close()
         self.rclone.close()
 
     def leave(self) -> None:
+        self.opened = False
         self._forget_wishes()
         if self.torrent is not None:
             self.torrent.leave()
         self.rclone.leave()
 
     def _forget_wishes(self) -> None:
-        self.opened = False
         self._urgent, self._ahead, self._hedged = {}, frozenset(), set()
         if self.torrent is not None:
             self.torrent.sought = False
@@ -182,7 +183,7 @@ class RoutedDownload:
         await self._sink.deliver(index, data)
 
     def failed(self, error: Exception) -> None:
-        self._urgent, self._ahead, self._hedged = {}, frozenset(), set()
+        self._forget_wishes()
         self._sink.failed(error)
 
     def ended(self) -> None:
