@@ -44,9 +44,14 @@ def directory_of(root: Path, content: ContentId) -> Path:
 
 def make_directory(path: Path) -> None:
     """Make an object's directory and those above it, each 0700 (`mkdir(parents=True)` does that for the last only)."""
-    for part in (*reversed(path.parents[:3]), path):
-        with contextlib.suppress(FileExistsError):
-            part.mkdir(mode=0o700)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        for part in (*reversed(path.parents[:3]), path):
+            with contextlib.suppress(FileExistsError):
+                part.mkdir(mode=0o700)
 
 
 def open_sealed(path: Path) -> int | None:

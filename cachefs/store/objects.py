@@ -28,7 +28,7 @@ from cachefs.errors import CachefsError, Stopping, StoreFailed
 from cachefs.store import disk, places, recovery, space
 from cachefs.store.places import How
 from cachefs.store.recovery import Found
-from cachefs.store.state import Seal, State
+from cachefs.store.state import ObjectRow, Seal, State
 from cachefs.store.stored import StoredObject, Tools
 
 COMMIT_SECONDS = 1.0
@@ -136,9 +136,10 @@ class ObjectStore:
             present = self._objects.get(content)
             if present is not None and not present.complete:
                 raise StoreFailed(f"{source}: {content} is being fetched and read; close it, or try again later")
-            if present is not None or await trio.to_thread.run_sync(recovery.is_whole, data, manifest, row):
+            taken = None if present else await trio.to_thread.run_sync(_take_over, manifest, row, source, data, seal)
+            if taken is None:
                 return How.HELD
-            how, now = await trio.to_thread.run_sync(places.take, source, data, seal)
+            how, now = taken
             self.brought.add(content)
             self._tools.state.save_object(content, recovery.whole(manifest, now, self._tools.clock()))
             self.brought.add(content)
@@ -336,3 +337,10 @@ class ObjectStore:
             if content in self._failing and not stored.frozen:
                 self._failing.discard(content)
                 _log.info("%s: committed after failures", stored.path)
+
+
+def _take_over(
+    manifest: Manifest, row: ObjectRow | None, source: Path, data: Path, seal: Seal
+) -> tuple[How, Seal] | None:
+    """Make a file an object's, and say how; None if all of the object is there already. Blocking."""
+    return None if recovery.is_whole(data, manifest, row) else places.take(source, data, seal)
