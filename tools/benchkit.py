@@ -8,6 +8,7 @@ untimed, so that no side pays for what another wrote.
 
 from __future__ import annotations
 
+import mmap
 import os
 import platform
 import statistics
@@ -23,6 +24,7 @@ from tools.mounting import output
 
 MB = 1e6
 _LEFT_FREE = 2**31  # bytes; the kernel keeps some memory free in any case
+_TOUCHED = 6 * 2**30
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
@@ -112,6 +114,12 @@ def settle(folder: Path) -> None:
         chunk = bytearray(2**26)
         while _free_memory() > _LEFT_FREE and file.readinto(chunk):
             pass
+    _touch(_TOUCHED)
+
+
+def _touch(size: int) -> None:
+    """Take that much memory, every page of it, and give it back."""
+    mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
 
 
 def _free_memory() -> int:
