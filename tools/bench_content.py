@@ -13,6 +13,7 @@ from tools.bench_stage import (
     Stage,
     aria2,
     bare,
+    bare_beside,
     curl_sha1,
     dropped,
     first_bytes,
@@ -25,6 +26,7 @@ from tools.bench_stage import (
 from tools.benchkit import Report, filesystem, interleaved, is_root
 from tools.mounting import output
 
+BESIDE = "bare libtorrent (pread), beside it a mount that serves as much"
 MOUNT, ARIA2, CURL = "through the mount, dd bs=1M", "aria2c", "curl | openssl sha1"
 DISKS = {"bare libtorrent, default disk back end": "default", "bare libtorrent, pread disk back end": "pread"}
 _COLD_READS, _HOT_READS = 8_192, 200_000
@@ -64,9 +66,13 @@ def _cold(
     kind, whole = ("--peer", address) if option == "--peer" else ("--url", f"{address}{NAME}")
     plain = {name: _plainly(stage, disk, kind, whole) for name, disk in DISKS.items()}
     report = Report(f"Cold sequential read {source}")
-    report.add(interleaved(stage.runs, {MOUNT: through_the_mount, **plain, **extra}), "MB/s")
+    with stage.cold_mount(option, address) as held:
+        read_through(shown(held))
+        plain[BESIDE] = lambda: stage.rate(bare_beside(stage, held, "pread", kind, whole))
+        report.add(interleaved(stage.runs, {MOUNT: through_the_mount, **plain, **extra}), "MB/s")
     best = report.faster(*DISKS)
     report.compare(f"mount over {best} (the faster)", MOUNT, best, goal)
+    report.compare("mount over what the processors allow who download and serve", MOUNT, BESIDE)
     for other in extra:
         report.compare(f"mount over {other}", MOUNT, other)
     report.add(memory, "MB")

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,12 +139,35 @@ def heated(path: Path) -> Path:
     return path
 
 
+def forgotten(path: Path) -> Path:
+    """The same path in a mount, with nothing of it in the page cache; what the daemon reads it from stays there."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+    return path
+
+
 def bare(stage: Stage, disk: str, kind: str, source: str, piece: int | None = None) -> float:
     """Seconds of a bare libtorrent download (see bench_reference.py)."""
     with stage.fresh_folder() as folder:
         settle(stage.folder)
         only = [] if piece is None else [str(piece)]
         return float(output(sys.executable, _REFERENCE, stage.torrent, folder, disk, kind, source, *only))
+
+
+def bare_beside(stage: Stage, held: Mount, disk: str, kind: str, source: str) -> float:
+    """Seconds of a bare download while as many bytes are read that `held` has, or of that reading if it takes longer.
+
+    Nothing that downloads and serves on this machine can be faster than these two that don't wait for each other.
+    """
+    heated(next((held.data_dir / "store").glob("btih/*/*/data")))
+    with stage.fresh_folder() as folder, ThreadPoolExecutor() as threads:
+        settle(stage.folder)
+        reading = threads.submit(read_through, forgotten(shown(held)))
+        seconds = float(output(sys.executable, _REFERENCE, stage.torrent, folder, disk, kind, source))
+        return max(seconds, reading.result())
 
 
 ARIA2_OPTIONS = (

@@ -3,7 +3,9 @@
 How it works: commands are `POST /group/name` with a JSON body. Files are `GET /[remote:path]/name`, which
 answers ranges; what stands between the brackets is ours or the operator's, and a name from a catalogue is only
 ever the path behind it, percent-encoded whole. A body is received straight into the buffer in which it is
-going to be verified: after the head of an answer nothing of HTTP is left but a number of bytes.
+going to be verified: after the head of an answer nothing of HTTP is left but a number of bytes. A thread
+receives it, a whole buffer in one call: rclone writes 32 KiB at a time, and to wake the event loop for each of
+those took as long as to hash them.
 
 Each request has a connection of its own: on a Unix socket that costs less than keeping a pool in order.
 """
@@ -14,6 +16,7 @@ import contextlib
 import json
 import re
 import socket
+import struct
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeAlias
@@ -29,6 +32,8 @@ _MOST_JSON = 16 * 2**20
 _ANSWER_WITHIN = 10.0
 _HEAD_WITHIN = 75.0
 """Seconds after which rclone itself has given a host up: its --contimeout and --timeout."""
+_MOMENT = struct.pack("@ll", 0, 100_000)  # a struct timeval
+_receivers = trio.CapacityLimiter(64)
 _Headers: TypeAlias = "list[tuple[str, str]] | tuple[()]"
 _Exchange: TypeAlias = "tuple[h11.Response, trio.socket.SocketType, h11.Connection]"
 _HTTP_ERROR = re.compile(r"HTTP Error: (\d{3}[^\"\\]*)")
@@ -37,23 +42,32 @@ _HTTP_ERROR = re.compile(r"HTTP Error: (\d{3}[^\"\\]*)")
 class Body:
     """The bytes of an answer: `length` of them come, of a file of `total`."""
 
-    def __init__(self, connection: trio.socket.SocketType, head: bytes, length: int, total: int) -> None:
+    def __init__(self, connection: socket.socket, head: bytes, length: int, total: int) -> None:
         self.length = length
         self.total = total
         self._socket = connection
         self._head = memoryview(head)
 
     async def read_some(self, buffer: memoryview) -> int:
-        """Receive into the start of `buffer`; 0 when nothing more comes."""
+        """Receive into `buffer` until it is full, or what a moment brings, at least a byte; 0 when nothing more comes.
+
+        Cancelled, it returns after that moment at the latest.
+        """
         if self._head:
             count = min(len(self._head), len(buffer))
             buffer[:count] = self._head[:count]
             self._head = self._head[count:]
             return count
-        try:
-            return await self._socket.recv_into(buffer)
-        except OSError:  # the child was killed
-            return 0
+        while True:
+            try:
+                return await trio.to_thread.run_sync(self._receive, buffer, limiter=_receivers)
+            except BlockingIOError:  # nothing came in this moment
+                continue
+            except OSError:  # the child was killed
+                return 0
+
+    def _receive(self, buffer: memoryview) -> int:
+        return self._socket.recv_into(buffer, len(buffer), socket.MSG_WAITALL)
 
 
 class RemoteControl:
@@ -91,7 +105,8 @@ class RemoteControl:
         target = quote(f"/[{remote}]/", safe="/[]:,='\"@") + quote(path, safe="/")
         async with self._exchange("GET", target, headers, b"") as (response, connection, http):
             if response.status_code in (200, 206):
-                yield _body(connection, http, response)
+                with _blocking(connection) as stream:
+                    yield _body(stream, http, response)
                 return
             raw = await _rest(connection, http)
         reason = _reason(raw, response.status_code)
@@ -152,7 +167,15 @@ async def _rest(connection: trio.socket.SocketType, http: h11.Connection) -> byt
     return bytes(raw)
 
 
-def _body(connection: trio.socket.SocketType, http: h11.Connection, response: h11.Response) -> Body:
+def _blocking(connection: trio.socket.SocketType) -> socket.socket:
+    """The same connection for threads, whose calls take no longer than a moment."""
+    stream = socket.socket(fileno=connection.detach())
+    stream.setblocking(True)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _MOMENT)
+    return stream
+
+
+def _body(connection: socket.socket, http: h11.Connection, response: h11.Response) -> Body:
     headers = {bytes(name): bytes(value) for name, value in response.headers}
     length = int(headers.get(b"content-length", b"-1"))
     _, _, total = headers.get(b"content-range", b"").partition(b"/")
