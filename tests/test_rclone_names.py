@@ -66,7 +66,7 @@ def attacks(mark: Path) -> list[str]:
 def test_the_attack_works_where_it_is_let_in(tmp_path: Path, number: int) -> None:
     attack = attacks(tmp_path / "made")[number]
     command = [str(RCLONE), "--config=/dev/null", "--retries=1", "--low-level-retries=1", "lsf", attack]
-    subprocess.run(command, capture_output=True, check=False)
+    subprocess.run(command, capture_output=True, check=False, cwd=tmp_path)
     assert (tmp_path / "made").exists()
 
 
