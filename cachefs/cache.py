@@ -217,7 +217,7 @@ class Cache:
         """
         flow = reader.flow
         if not flow.stored.complete:
-            reader.window.saw(offset, size)
+            reader.saw(offset, size)
             if flow.stored.verified.missing(flow.stored.manifest.covering(offset, size)):
                 return None
             if reader.window_moved():
@@ -243,7 +243,7 @@ class Cache:
                 raise Stopping
             self._prepare(flow)
             with trio.move_on_after(deadline) as waiting:
-                await flow.wait([block], self._settings.readahead_blocks, patient=True)
+                await flow.wait([block], self._settings.readahead_blocks)
             if waiting.cancelled_caught and flow.idle_for() >= deadline:
                 raise self._unavailable(flow, deadline)
 
@@ -284,7 +284,7 @@ class Cache:
         anew = since + self._settings.deadline
         while (until := self._patience(flow, since)) > trio.current_time():
             with trio.move_on_at(min(until, trio.current_time() + _LOOK_AT_CALLER)) as slice_of_it:
-                await flow.wait(missing, self._settings.readahead_blocks)
+                await flow.wait(missing, self._settings.readahead_blocks, reader)
             if not slice_of_it.cancelled_caught:
                 self._errors.pop(flow.item.content, None)
                 return

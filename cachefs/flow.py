@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from itertools import product
 from typing import Protocol
 
 import trio
@@ -23,6 +24,7 @@ from cachefs.store.objects import ObjectStore
 from cachefs.store.stored import StoredObject
 
 _METER_SPAN = 2.0
+_LEFT_FOR = 2.0
 _ECHO = 0.5
 """For how many seconds after a read in vain the kernel's second try is expected."""
 
@@ -35,7 +37,11 @@ class _Flight:
     def __init__(self) -> None:
         self.done = trio.Event()
         self.error: Exception | None = None
-        self.waiters = 0
+        self.waiters: list[Reader] = []
+
+    def urgent(self, index: int) -> bool:
+        """Whether somebody needs block `index`, which this is the flight of, before what is only read ahead."""
+        return any(not reader.has_left(index) for reader in self.waiters)
 
 
 class _Meter:
@@ -157,16 +163,17 @@ class Flow:
         windows = [index for reader in self.readers for index in reader.ahead(limit)]
         ahead = [index for index in dict.fromkeys(windows) if index not in verified and index not in flights]
         granted = self._room.admit(self, flights.keys(), ahead)
-        urgent = {index for index, flight in flights.items() if flight.waiters and index in granted}
+        urgent = {index for index, flight in flights.items() if index in granted and flight.urgent(index)}
         self.download.demand(urgent, granted - urgent)
 
-    async def wait(self, missing: list[int], most: int, *, patient: bool = False) -> None:
-        """Return when all of `missing` have landed; raise what made one fail. `patient`: others go first."""
+    async def wait(self, missing: list[int], most: int, waiter: Reader | None = None) -> None:
+        """Return when all of `missing` have landed; raise what made one fail. Without a `waiter`, others go first."""
         # Some may have landed since the caller looked: nobody would ever end a flight of theirs.
         missing = self.stored.verified.missing(missing)
         flights = [self._flights.setdefault(index, _Flight()) for index in missing]
+        waiters = [] if waiter is None else [waiter]
         for flight in flights:
-            flight.waiters += not patient
+            flight.waiters += waiters
         self.demand(most)
         try:
             for flight in flights:
@@ -174,8 +181,8 @@ class Flow:
                 if flight.error is not None:
                     raise flight.error
         finally:
-            for flight in flights:
-                flight.waiters -= not patient
+            for flight, gone in product(flights, waiters):
+                flight.waiters.remove(gone)
 
 
 class Opening:
@@ -228,6 +235,20 @@ class Reader:
         self._ahead = range(0)
         self.window = window.Window(flow.stored.manifest.block_length, flow.stored.manifest.blocks)
         self._window_sent = range(0)
+        self._left, self._left_until = range(0), 0.0
+
+    def saw(self, offset: int, size: int) -> None:
+        """Take note of a read."""
+        if left := self.window.saw(offset, size):
+            self._left, self._left_until = left, trio.current_time() + _LEFT_FOR
+
+    def has_left(self, index: int) -> bool:
+        """Whether it read in order up to this block and then jumped elsewhere, a moment ago.
+
+        What waits there is most likely the kernel's readahead, whose requests look like any others: the jump goes
+        before it. If it is another thread after all, a moment is all that it loses.
+        """
+        return index in self._left and trio.current_time() < self._left_until
 
     def ahead(self, limit: int) -> range:
         """The blocks to read ahead now, at most `limit`, fewer if its process has read much ahead in vain."""

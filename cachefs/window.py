@@ -31,14 +31,20 @@ class Window:
         self._position = -1
         self._run = 0
 
-    def saw(self, offset: int, size: int) -> None:
-        """Take note of a read."""
+    def saw(self, offset: int, size: int) -> range:
+        """Take note of a read. If it ends a sequential run by a jump: the blocks that the run was about to reach."""
         end = offset + size
+        left = range(0)
         if self._position >= 0 and abs(offset - self._position) <= max(SLACK, size):
             self._run += min(size, max(0, end - self._position))
             self._position = max(self._position, end)
         else:
+            if self._run >= START:
+                left = range(
+                    max(0, self._position - SLACK) // self._block_length, -(-self._position // self._block_length)
+                )
             self._position, self._run = end, 0
+        return left
 
     def ahead(self, limit: int) -> range:
         """The blocks to read ahead now, at most `limit` of them: those after the one last read."""

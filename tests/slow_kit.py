@@ -7,6 +7,7 @@ that lags behind has stopped for a while, whatever mpv says of it, and mpv's own
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from tests.records_kit import OPEN_TOML, PIECE
 RATE = 500_000
 """Bytes a second: 4 Mbit/s."""
 
+_READ = 2**17
+
 PIECE_TIME = PIECE / RATE
 """Seconds in which one piece crosses the link."""
 
@@ -34,7 +37,8 @@ class Heard:
 
     start: from mpv's start to the first sound; lag: by how much the song fell behind the clock, at worst; underruns:
     how often mpv's log says that it had nothing to play; seek: from the seek's order to the sound, for which
-    `seek_bytes` crossed the link; jump: how long a lone read far from everything took while mpv filled its cache.
+    `seek_bytes` crossed the link; jump: how long a lone read far from everything took while mpv filled its cache;
+    own_jump: how long the first read at another place takes a reader who read in order until then.
     """
 
     size: int
@@ -44,21 +48,35 @@ class Heard:
     seek: float
     seek_bytes: int
     jump: float
+    own_jump: float
 
 
 def hear(place: Path, length: float, playing: float) -> Heard:
     """Play `playing` seconds of a song of `length` seconds, seek to three quarters of it, and play on."""
     (place / "site").mkdir()
     song = make_music(place / "site" / "song.flac", length, noise=True)
+    other = place / "site" / "other.bin"
+    other.write_bytes(os.urandom(32 * PIECE))
     with nginx(place / "site") as url, slow_link(url, RATE) as link:
-        lock = cold(place, {song.name: url + song.name}) / "records-lock.toml"
+        lock = cold(place, {file.name: url + file.name for file in (song, other)}) / "records-lock.toml"
         lock.write_text(lock.read_text().replace(url, link.url))
         with mounted(place, settings=OPEN_TOML) as mount:
             shown = mount.mountpoint / "records" / song.name
             size = shown.stat().st_size
             heard = trio.run(_hear, place, shown, size, link, length, playing)
+            own_jump = _own_jump(shown.with_name(other.name))
     underruns = (place / "mpv.log").read_text().count("underrun detected")
-    return replace(heard, underruns=underruns)
+    return replace(heard, underruns=underruns, own_jump=own_jump)
+
+
+def _own_jump(path: Path) -> float:
+    """Read a little in order, then a page elsewhere: how long that takes."""
+    with path.open("rb", buffering=0) as file:
+        for at in range(0, 6 * PIECE, _READ):
+            os.pread(file.fileno(), _READ, at)
+        jumping = time.monotonic()
+        os.pread(file.fileno(), 4096, 20 * PIECE)
+        return time.monotonic() - jumping
 
 
 async def _hear(place: Path, song: Path, size: int, link: SlowLink, length: float, playing: float) -> Heard:
@@ -80,7 +98,7 @@ async def _hear(place: Path, song: Path, size: int, link: SlowLink, length: floa
             seek, seek_bytes = time.monotonic() - sought, link.carried - carried
             lag = max(lag, await _lag(mpv, 2.0))
         nursery.cancel_scope.cancel()
-    return Heard(size, start, lag, 0, seek, seek_bytes, jump)
+    return Heard(size, start, lag, 0, seek, seek_bytes, jump, 0.0)
 
 
 async def _sounding(mpv: Mpv, position: float) -> None:

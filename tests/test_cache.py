@@ -14,7 +14,7 @@ from cachefs.config import Read
 from cachefs.errors import Stopping, StoreFailed, StoreFull, TooManyWaiting, Unavailable
 from cachefs.filesystem import errno_of
 from tests.cache_kit import DEADLINE, FILE, OTHER, Bench, run
-from tests.fakes import BLOCK
+from tests.fakes import BLOCK, content
 
 
 def test_fifty_readers_of_one_missing_block_make_one_demand_and_its_landing_wakes_them_all(tmp_path: Path) -> None:
@@ -105,10 +105,33 @@ def test_a_wait_for_a_block_that_landed_since_it_was_found_missing_ends_at_once(
         await bench.start_read(reader, 0, 10)
         bench.fetcher.last.land(0)
         with trio.fail_after(1):
-            await reader.flow.wait([0], 4)
+            await reader.flow.wait([0], 4, reader)
         assert not bench.fetcher.last.urgent
 
     run(tmp_path, scenario)
+
+
+def test_a_jump_goes_before_what_the_kernel_read_ahead_of_the_same_file_for_a_moment(tmp_path: Path) -> None:
+    long = content(3, 80 * BLOCK)
+
+    async def scenario(bench: Bench) -> None:
+        reader, other = await bench.open(long), await bench.open(long)
+        for index in range(20):
+            await bench.start_read(reader, index * BLOCK, BLOCK)
+            bench.fetcher.last.land(index)
+            await bench.settled()
+        await bench.start_read(reader, 20 * BLOCK, BLOCK)
+        await bench.start_read(reader, 70 * BLOCK, 10)
+        assert bench.fetcher.last.urgent == {70}
+        assert 20 in bench.fetcher.last.ahead
+        await bench.start_read(other, 20 * BLOCK, 10)
+        assert bench.fetcher.last.urgent == {20, 70}, "somebody else waits for it"
+        bench.fetcher.last.land(20)
+        await bench.start_read(reader, 21 * BLOCK, 10)
+        await trio.sleep(3)
+        assert bench.fetcher.last.urgent == {21, 70}, "it was a thread's, and waits no longer"
+
+    run(tmp_path, scenario, contents=(long,))
 
 
 def test_a_block_that_was_given_up_on_is_still_fetched_behind_those_that_are_waited_for(tmp_path: Path) -> None:

@@ -88,6 +88,14 @@ def test_a_jump_ends_readahead(offset: int, size: int) -> None:
     assert bool(window.ahead(64)) != jumped
 
 
+def test_a_jump_tells_the_blocks_that_the_run_had_come_to() -> None:
+    window = Window(BLOCK, BLOCKS)
+    at = read_in_order(window, 4 * BLOCK + READ, 500 * BLOCK)
+    assert not window.saw(at, READ)
+    assert window.saw(3 * BLOCK, READ) == range(503, 505)
+    assert not window.saw(700 * BLOCK, READ), "one read is no run"
+
+
 @given(st.permutations(range(8)), st.integers(2, 20))
 def test_requests_out_of_order_within_the_slack_do_not_end_readahead(order: list[int], groups: int) -> None:
     window = Window(BLOCK, BLOCKS)

@@ -32,7 +32,8 @@ def _figures(heard: Heard) -> dict[str, float]:
     return {
         "from mpv's start to the first sound": heard.start,
         "the most that it fell behind the clock": heard.lag,
-        "a lone read elsewhere, meanwhile": heard.jump,
+        "a reader's first read at another place": heard.own_jump,
+        "another's read elsewhere, while mpv fills its cache": heard.jump,
         "seek, to the sound": heard.seek,
     }
 

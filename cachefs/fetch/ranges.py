@@ -30,6 +30,9 @@ from cachefs.fetch.web import Interrupted, WebClient
 _STREAMS = 2
 """The most requests of one download at a time: two readers of one record may be at different places."""
 
+_LONG = 0.2
+"""Seconds for one block. From there on, one that is only read ahead is broken off for one that is waited for."""
+
 _TRIES = 3
 _FIRST_PAUSE = 0.25
 _METER_SECONDS = 3.0
@@ -143,9 +146,18 @@ class RangeDownload:
     def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
         self._urgent, self._ahead = urgent, ahead
         for stream in self._streams:
-            if stream.at not in urgent and stream.at not in ahead:
+            if stream.at not in urgent and (stream.at not in ahead or (self._is_slow() and self._waits_beside(stream))):
                 stream.scope.cancel()
         self._start()
+
+    def _is_slow(self) -> bool:
+        """Whether a block takes so long that to finish one that is read ahead would keep a reader waiting."""
+        rate = self._rate()
+        return 0 < rate < self.job.item.manifest.block_length / _LONG
+
+    def _waits_beside(self, stream: Stream) -> bool:
+        """Whether somebody waits for what neither this request nor another brings."""
+        return any(i not in self.job.have and not stream.covers(i) and self._is_free(i) for i in self._urgent)
 
     def trouble(self) -> str:
         return self._trouble
@@ -169,10 +181,13 @@ class RangeDownload:
         self.close()
 
     def transfer(self) -> Transfer:
+        wanted, streams = len(self._urgent) + len(self._ahead), len(self._streams)
+        return Transfer(self.job.item.content, self.job.item.name, streams, self._rate(), wanted, self._trouble)
+
+    def _rate(self) -> float:
+        """Bytes a second, lately."""
         since = trio.current_time() - _METER_SECONDS
-        rate = sum(size for when, size in self._recent if when >= since) / _METER_SECONDS
-        wanted = len(self._urgent) + len(self._ahead)
-        return Transfer(self.job.item.content, self.job.item.name, len(self._streams), rate, wanted, self._trouble)
+        return sum(size for when, size in self._recent if when >= since) / _METER_SECONDS
 
     def sources(self) -> list[str]:
         return sorted(self._gave)
@@ -231,9 +246,7 @@ class RangeDownload:
         """Whether the stretch is still worth its bandwidth, at a block's beginning."""
         if stream.at in self._urgent:
             return True
-        # Is anybody waiting for what no other request brings?
-        waiting = any(i not in self.job.have and not stream.covers(i) and self._is_free(i) for i in self._urgent)
-        return stream.at in self._ahead and not waiting
+        return stream.at in self._ahead and not self._waits_beside(stream)
 
     def received(self, url: str, size: int) -> None:
         """Take note of bytes that came."""
