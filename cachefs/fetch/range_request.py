@@ -34,6 +34,11 @@ class Stream:
         """Whether the block comes with this stretch."""
         return self.at <= index < self.blocks.stop
 
+    def leave(self, index: int) -> None:
+        """Leave the block, and what follows, to another request, if they come with this stretch."""
+        if self.covers(index):
+            self.blocks = range(self.blocks.start, index)
+
 
 class Download(Protocol):
     """Whom a request works for."""

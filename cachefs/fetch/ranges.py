@@ -33,6 +33,9 @@ _STREAMS = 2
 _LONG = 0.2
 """Seconds for one block. From there on, one that is only read ahead is broken off for one that is waited for."""
 
+_NEAR = 2
+"""Blocks: what is nearer than that to where a request is comes with it soon enough."""
+
 _TRIES = 3
 _FIRST_PAUSE = 0.25
 _METER_SECONDS = 3.0
@@ -223,10 +226,12 @@ class RangeDownload:
 
         Nothing is read ahead while something is waited for: it would take its bandwidth.
         """
-        urgent = sorted(index for index in self._urgent if self._is_free(index))
+        urgent = sorted(index for index in self._urgent if self._is_free(index) or self._comes_late(index))
         # What follows on a stretch under way is of the same reader: beside it, it would slow it down.
         urgent = [first for first in urgent if not any(first == stream.blocks.stop for stream in self._streams)]
         if urgent:
+            for stream in self._streams:
+                stream.leave(urgent[0])
             return self._stretch(urgent[0])
         if self._streams or any(index not in self.job.have for index in self._urgent):
             return range(0)
@@ -235,6 +240,11 @@ class RangeDownload:
 
     def _is_free(self, index: int) -> bool:
         return index not in self.job.have and not any(stream.covers(index) for stream in self._streams)
+
+    def _comes_late(self, index: int) -> bool:
+        """Whether a block is on its way, but behind others that take long."""
+        near = [index - stream.at < _NEAR for stream in self._streams if stream.covers(index)]
+        return self._is_slow() and index not in self.job.have and bool(near) and not any(near)
 
     def _stretch(self, first: int) -> range:
         last = first
