@@ -91,7 +91,9 @@ def test_prefetch_draws_bars_on_a_terminal_and_ends_with_it(library: Library, tm
     with mounted(tmp_path, library.chain, "--torrent-dir", library.products) as mount:  # from which nothing comes
         ours, its = pty.openpty()
         command = [sys.executable, "-m", "cachefs", "prefetch", HISTORY, *at(mount)]
-        running = subprocess.Popen(command, stderr=its, stdout=subprocess.DEVNULL, env=os.environ | {"COLUMNS": "150"})
+        running = subprocess.Popen(
+            command, stderr=its, stdout=subprocess.DEVNULL, env=os.environ | {"COLUMNS": "150", "TERM": "xterm"}
+        )
         os.close(its)
         shown = b""
         with suppress(OSError):  # EIO: it has ended

@@ -40,6 +40,7 @@ BENCHMARKS: dict[str, Callable[[Stage], Report]] = {
     "cold-web": bench_content.cold_web,
     "rclone": bench_sources.cold_rclone,
     "hedging": bench_sources.hedged,
+    "jumping": bench_sources.jumping,
     "warm": bench_content.warm,
     "random": bench_content.random_4k,
     "first-byte": bench_content.first_byte,

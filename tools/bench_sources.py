@@ -8,16 +8,26 @@ share of the reads, and what was sent to the slow one is late unless the other i
 from __future__ import annotations
 
 import random
+import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import quantiles
 
 from cachefs.metainfo import ERIGON_PIECE_LENGTH
-from tests.counterparts import nginx
+from tests.counterparts import cachefs_seed, nginx
+from tests.player_kit import slow_link
 from tools.bench_stage import NAME, Stage, first_bytes, heated, read_through, shown
-from tools.benchkit import Report, interleaved, settle, timed
+from tools.benchkit import MB, Report, interleaved, settle, timed
 
 _READERS, _READS = 8, 25
+_LINK = 12_500_000
+"""Bytes a second: 100 Mbit/s."""
+
+_JUMPS = 10
+_UNDER_WAY = 4.0
+"""Seconds after which the reader in order reads ahead as far as it will."""
+
 _CRAWLING = "limit_rate 100k;"
 
 
@@ -62,6 +72,38 @@ def hedged(stage: Stage) -> Report:
     report.compare("hedged over not hedged (less is better)", "hedged", "not hedged")
     report.notes.append(f"{_READERS * _READS} reads, each in a piece of its own; the crawling seed sends 100 kB/s.")
     return report
+
+
+def jumping(stage: Stage) -> Report:
+    """Lone reads far from everything on a slow link, alone and beside a reader in order, by web seed and by peer."""
+    with nginx(stage.origin) as url, cachefs_seed(stage.origin, http=False) as box:
+        assert box.peer is not None
+        addresses = {"--webseed": url, "--peer": f"http://{box.peer}/"}
+        figures: dict[str, list[float]] = {}
+        for option, address in addresses.items():
+            with slow_link(address, _LINK) as link:
+                given = link.url if option == "--webseed" else link.url.removeprefix("http://").rstrip("/")
+                with stage.cold_mount(option, given) as mount:
+                    alone, beside = _jumps(stage, shown(mount))
+                figures[f"{option}, alone"] = alone
+                figures[f"{option}, beside a reader in order"] = beside
+    report = Report(f"A lone read of 4 KiB over a link of {_LINK * 8 / MB:.0f} Mbit/s")
+    report.add(figures, "s")
+    report.notes.append(f"A piece takes {ERIGON_PIECE_LENGTH / _LINK:.2f} s on this link.")
+    return report
+
+
+def _jumps(stage: Stage, path: Path) -> tuple[list[float], list[float]]:
+    """Seconds of reads in pieces of their own from the file's second half: by themselves, then beside dd."""
+    pieces = list(range(stage.size // ERIGON_PIECE_LENGTH // 2, stage.size // ERIGON_PIECE_LENGTH))
+    places = [piece * ERIGON_PIECE_LENGTH for piece in random.Random(2).sample(pieces, 2 * _JUMPS)]
+    alone = [first_bytes(path, place) / 1000 for place in places[:_JUMPS]]
+    with subprocess.Popen(["dd", f"if={path}", "of=/dev/null", "bs=1M", "status=none"]) as reader:
+        try:
+            time.sleep(_UNDER_WAY)
+            return alone, [first_bytes(path, place) / 1000 for place in places[_JUMPS:]]
+        finally:
+            reader.kill()
 
 
 def _random_reads(path: Path, size: int) -> list[float]:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _RUN_BYTES = 8 * 2**20
 _AHEAD_RUNS = 4
+_GIVE_WAY = 0.005
 _FORBIDDEN = ("HTTP 401", "HTTP 403", "HTTP 404", "HTTP 410")
 _FORBIDDEN_FOR = 60.0
 
@@ -43,6 +44,8 @@ class _Run:
         self.began = trio.current_time()
         self.received = 0
         self.dropped = False
+        self.jump = False
+        """Whether it is for one block alone, which somebody waits for."""
         self.scope = trio.CancelScope()
 
     def left(self) -> range:
@@ -188,7 +191,9 @@ class RcloneDownload:
         return range(first, stop) if source.health.ranges else range(stop)
 
     def _begin(self, run: _Run) -> None:
+        run.jump = len(run.blocks) == 1 and run.at in self._urgent
         run.source.busy += 1
+        run.source.jumps += run.jump
         self._runs.add(run)
         self._fetcher.start(self._run, run)
 
@@ -220,6 +225,7 @@ class RcloneDownload:
         finally:
             self._runs.discard(run)
             run.source.busy -= 1
+            run.source.jumps -= run.jump
             self._fetcher.schedule()
             self._end_if_idle()
 
@@ -261,6 +267,7 @@ class RcloneDownload:
 
     async def _fill(self, run: _Run, body: Body, view: memoryview) -> None:
         while run.received < len(view):
+            await self._make_way(run)
             count = await body.read_some(view[run.received :])
             if not count:
                 raise SourceFailed(f"cut short after {run.received} of {len(view)} bytes of a block")
@@ -268,6 +275,14 @@ class RcloneDownload:
             self._moved_at = trio.current_time()
             self._fetcher.received(run.source, count)
             self._be_patient(run)
+
+    async def _make_way(self, run: _Run) -> None:
+        """Leave the link to readers that jumped, while nobody waits for what this request brings."""
+        paused_at = trio.current_time()
+        while run.source.jumps and not run.jump and self._urgent.keys().isdisjoint(run.left()):
+            self._be_patient(run)
+            await trio.sleep(_GIVE_WAY)
+        run.began += trio.current_time() - paused_at
 
     def _be_patient(self, run: _Run) -> None:
         run.scope.deadline = trio.current_time() + self._fetcher.settings.stall

@@ -39,6 +39,7 @@ class RemoteSource:
         self.variables = variables
         self.health = SourceHealth()
         self.busy = 0
+        self.jumps = 0
 
     def __str__(self) -> str:
         return self.name

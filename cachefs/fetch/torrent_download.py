@@ -11,7 +11,7 @@ How a finished piece comes to be readable in the file is for torrent_pieces.py.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from cachefs.metainfo import Metainfo
 
 URGENT, AHEAD, UNWANTED = 7, 4, 0
+_LONG = 0.25
+"""Seconds."""
+
 _GONE_FROM_LIST = 0.05
 _GIVEN_UP = 2.0
 
@@ -278,10 +281,24 @@ class TorrentDownload:
             return
         changes = {i: p for i, p in self._wanted.items() if self._sent.get(i) != p}
         changes |= {i: UNWANTED for i in self._sent if i not in self._wanted and i not in self._have}
+        jumps = self._jumps(changes)
         if changes:
             self._handle.prioritize_pieces(list(changes.items()))
+        for index in jumps:
+            self._handle.set_piece_deadline(index, 0)
         self._sent = dict(self._wanted)
         self._asked.update(self._sent)
+
+    def _jumps(self, changes: Mapping[int, int]) -> list[int]:
+        """Pieces newly waited for, far from all else, where what is asked for already would take long to come.
+
+        libtorrent takes its other requests back for a piece that has a deadline, and makes them again after it.
+        """
+        asked = len(self._sent) * self.job.item.manifest.block_length
+        if not 0 < self.rate < asked / _LONG:
+            return []
+        urgent = [index for index, priority in changes.items() if priority == URGENT and index not in self._sent]
+        return [index for index in urgent if not {index - 1, index + 1} & self._wanted.keys()]
 
     async def measured_peers(self) -> list[lt.peer_info]:
         """Who is connected, and take note of their number and speed.
