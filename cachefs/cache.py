@@ -334,7 +334,7 @@ class Cache:
         """Have a download to tell demands to, and tell none: whoever is about to wait does that, with its blocks."""
         # Without them, what is on its way as readahead would be ended just when its reader comes to it.
         if flow.download is None:
-            job = Job(flow.item, flow.stored.bytes_path, flow.stored.verified)
+            job = Job(flow.item, lambda: flow.stored.bytes_path, flow.stored.verified)
             flow.download = self._fetcher.download(job, flow)
 
     async def stop(self) -> None:

@@ -290,9 +290,11 @@ def source_in(status: dict[str, Any], name: object) -> dict[str, Any]:
 
 
 def same(mount: Mount, library: Library, names: Iterable[str] | None = None) -> bool:
-    """Whether `cmp` finds no difference between each name in the mount and its original."""
+    """Whether `cmp` finds no difference between each name in the mount and its original; prints what it finds."""
     wanted = library.files if names is None else names
-    return all(not differs(library.files[name], mount.snapshots / name) for name in wanted)
+    said = next(filter(None, (differs(library.files[name], mount.snapshots / name) for name in wanted)), "")
+    print(said, end="")
+    return not said
 
 
 def differs(original: Path, shown: Path) -> str:

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -185,22 +185,25 @@ def test_a_reader_that_waits_for_another_block_keeps_no_bad_bytes_alive(library:
         assert [waiting.result(), second.result()] == ["EIO", "EIO"]
 
 
+@pytest.mark.parametrize("kept_open", [False, True], ids=["closed", "open"])
 @pytest.mark.parametrize("how", ["hard link", "in place"])
 def test_of_an_adopted_directory_the_wrong_piece_alone_is_fetched_and_no_file_of_it_changes(
-    library: Library, tmp_path: Path, how: str
+    library: Library, tmp_path: Path, how: str, kept_open: bool
 ) -> None:
     mine = Path(shutil.copytree(library.root, tmp_path / "mine"))
     done = cachefs("adopt", mine, "--data-dir", tmp_path / "data", "--chain-toml", library.chain)
     assert done.returncode == 0
+    if how == "in place":  # as from another file system
+        for data in (tmp_path / "data" / "store").glob("btih/*/*/data"):
+            original = next(name for name in library.files if (mine / name).samefile(data))
+            data.unlink()
+            data.symlink_to(mine / original)
     with seeding(library) as box, mounted(tmp_path, peers=[str(box.peer)]) as mount:
-        if how == "in place":  # as from another file system
-            for name in library.files:
-                data_of(mount, library, name).unlink()
-                data_of(mount, library, name).symlink_to(mine / name)
         assert same(mount, library)
         rot(mine / HISTORY, 3 * PIECE)
         rotten = (mine / HISTORY).read_bytes()
-        done = cachefs("verify", "--repair", "--data-dir", mount.data_dir)
+        with (mount.snapshots / HISTORY).open("rb") if kept_open else nullcontext():
+            done = cachefs("verify", "--repair", "--data-dir", mount.data_dir)
         assert done.stdout.splitlines()[0] == f"{HISTORY}: 1 of 6 blocks wrong (3); fetched again"
         assert len(done.stdout.splitlines()) == 2
         assert same(mount, library)

@@ -150,7 +150,7 @@ class Bench:
         return Receiver(item, path)
 
     def fetch(self, receiver: Receiver) -> TorrentDownload:
-        job = Job(receiver.item.item, receiver.path, receiver.have)
+        job = Job(receiver.item.item, lambda: receiver.path, receiver.have)
         receiver.download = self.fetcher.download(job, receiver)
         return receiver.download
 

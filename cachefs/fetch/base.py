@@ -10,7 +10,7 @@ mount's event loop and never blocks.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -44,9 +44,14 @@ class Job:
     """What to fetch, into which existing sparse file, and what is there already."""
 
     item: Item
-    path: Path
+    where: Callable[[], Path]
     have: Bitmap
     """Which blocks are there: the object's own bitmap, which grows as `Sink.landed` is called."""
+
+    @property
+    def path(self) -> Path:
+        """The file as of now: an object that was in its user's own file gets one of its own to be mended in."""
+        return self.where()
 
 
 class Sink(Protocol):

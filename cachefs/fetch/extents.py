@@ -27,8 +27,9 @@ class Extents:
         except OSError as error:
             raise StoreFailed(f"{self._path}: {error.strerror}") from error
 
-    def reopen(self) -> None:
-        """Look at the file that has the path now: another may have been put there."""
+    def reopen(self, path: Path) -> None:
+        """Look at the file that has this path now: another may have been put there, or the path is another."""
+        self._path = path
         fd = self._open()
         os.dup2(fd, self._fd, inheritable=False)
         os.close(fd)

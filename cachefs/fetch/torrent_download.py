@@ -184,8 +184,8 @@ class TorrentDownload:
         self.pieces.look()
         params = self._params
         blocks = self._have.size
-        params.save_path = str(self.job.path.parent)
-        params.renamed_files = {0: self.job.path.name}
+        path = self.job.path
+        params.save_path, params.renamed_files = str(path.parent), {0: path.name}
         params.have_pieces = [index in self._have for index in range(blocks)]
         params.piece_priorities = [UNWANTED] * blocks
         params.trackers = list(self._swarm.trackers)

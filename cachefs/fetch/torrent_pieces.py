@@ -51,6 +51,7 @@ class Pieces:
     def __init__(self, job: Job, nursery: trio.Nursery, owner: Owner) -> None:
         self.refuted: set[int] = set()
         """Those whose hash was wrong when they last came."""
+        self._job = job
         self._manifest = job.item.manifest
         self._have = job.have
         self._nursery = nursery
@@ -83,7 +84,7 @@ class Pieces:
 
     def reopen(self) -> None:
         """The file may be another one now."""
-        self._extents.reopen()
+        self._extents.reopen(self._job.path)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -68,7 +68,7 @@ class WholeTorrents:
         with path.open("xb") as file:
             file.truncate(info.manifest.length)
         landing = _Landing(info.manifest.blocks)
-        job = Job(Item(info.name, info.manifest, info, catalogue=""), path, landing.have)
+        job = Job(Item(info.name, info.manifest, info, catalogue=""), lambda: path, landing.have)
         download = self._fetcher.download(job, landing)
         try:
             download.demand(frozenset(range(info.manifest.blocks)), frozenset())
