@@ -59,6 +59,25 @@ def test_what_a_reader_waits_for_comes_before_what_is_read_ahead(tmp_path: Path)
     fetch_from(tmp_path, scenario)
 
 
+def test_a_jump_overtakes_what_was_asked_for_already_where_that_takes_long(tmp_path: Path) -> None:
+    long = content(8, 160 * PIECE, PIECE)
+
+    async def scenario(bench: Bench, seeder: Seeder) -> None:
+        seeder.slow_down(16 * PIECE)
+        receiver = bench.receiver(long)
+        download = bench.fetch(receiver)
+        ahead = frozenset(range(128))
+        receiver.wants(0, ahead=ahead)
+        await until(lambda: download.rate > 4 * PIECE)
+        before = len(receiver.landed_order)
+        receiver.wants(150, ahead=ahead)
+        await receiver.lands(150)
+        assert len(receiver.landed_order) - before < 12
+        await receiver.lands(*range(before + 16))
+
+    fetch_from(tmp_path, scenario, long)
+
+
 def test_a_withdrawn_wish_is_not_fetched(tmp_path: Path) -> None:
     async def scenario(bench: Bench, seeder: Seeder) -> None:
         seeder.slow_down(16 * PIECE)
