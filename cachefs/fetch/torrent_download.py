@@ -290,11 +290,11 @@ class TorrentDownload:
         self._asked.update(self._sent)
 
     def _jumps(self, changes: Mapping[int, int]) -> list[int]:
-        """Pieces newly waited for, far from all else, where what is asked for already would take long to come.
+        """Pieces newly waited for, far from all else, where what is being read ahead would take long to come.
 
         libtorrent takes its other requests back for a piece that has a deadline, and makes them again after it.
         """
-        asked = len(self._sent) * self.job.item.manifest.block_length
+        asked = sum(priority == AHEAD for priority in self._sent.values()) * self.job.item.manifest.block_length
         if not 0 < self.rate < asked / _LONG:
             return []
         urgent = [index for index, priority in changes.items() if priority == URGENT and index not in self._sent]
