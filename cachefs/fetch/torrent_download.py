@@ -1,17 +1,16 @@
 """One torrent in the session, fed with what readers want.
 
-How it works: wanted pieces have priority 7, readahead 4, everything else 0, and libtorrent picks in
-order within that; a changed wish is sent as the difference. The torrent is added paused with what we
-hold, gets its wishes and its peers, and only then runs: left to itself for a moment it would fetch
-what nobody reads.
+How it works: the torrent is added paused with what we hold, gets its wishes and its peers, and only then
+runs: left to itself for a moment it would fetch what nobody reads.
 
-How a finished piece comes to be readable in the file is for torrent_pieces.py.
+What is wished for, and how libtorrent is told, is for torrent_wishes.py; how a finished piece comes to be readable in
+the file, for torrent_pieces.py.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -22,14 +21,11 @@ from cachefs.content import ContentId
 from cachefs.errors import MetainfoError
 from cachefs.fetch.base import Job, Sink, Transfer
 from cachefs.fetch.torrent_pieces import Pieces
+from cachefs.fetch.torrent_wishes import UNWANTED, Wishes
 
 if TYPE_CHECKING:
     from cachefs.fetch.sources import WebSeed
     from cachefs.metainfo import Metainfo
-
-URGENT, AHEAD, UNWANTED = 7, 4, 0
-_LONG = 0.25
-"""Seconds."""
 
 _GONE_FROM_LIST = 0.05
 _GIVEN_UP = 2.0
@@ -84,9 +80,7 @@ class TorrentDownload:
         self._handle: lt.torrent_handle | None = None
         self._have = job.have
         self.pieces = Pieces(job, nursery, self)
-        self._wanted: dict[int, int] = {}
-        self._sent: dict[int, int] = {}
-        self._asked: set[int] = set()
+        self._wishes = Wishes(job.have, job.item.manifest.block_length)
         self._out = trio.Event()
         self._broken = self._leaving = self._outdated = False
         self._be_patient()
@@ -105,18 +99,17 @@ class TorrentDownload:
     @property
     def busy(self) -> bool:
         """Whether anything wanted is still missing."""
-        return bool(self._wanted)
+        return bool(self._wishes.wanted)
 
     # What the cache asks
 
     def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
         was_busy = self.busy
-        wanted = dict.fromkeys(ahead, AHEAD) | dict.fromkeys(urgent, URGENT)
-        self._wanted = {index: priority for index, priority in wanted.items() if index not in self._have}
+        self._wishes.want(urgent, ahead)
         if self.busy and not was_busy:
             self._be_patient()
             self._revive()
-        self._send_priorities()
+        self._send_wishes()
         if self.busy and not self.peers:
             self._connect()
 
@@ -146,7 +139,7 @@ class TorrentDownload:
 
     def transfer(self) -> Transfer:
         return Transfer(
-            self.job.item.content, self.job.item.name, self.peers, self.rate, len(self._wanted), self.trouble()
+            self.job.item.content, self.job.item.name, self.peers, self.rate, len(self._wishes.wanted), self.trouble()
         )
 
     # Life in the session
@@ -173,10 +166,8 @@ class TorrentDownload:
             self._out = trio.Event()
             self._session.remove_torrent(self._handle)
             self._handle = None
-            self.pieces.detach(self._sent)
-            self._sent = {}
+            self.pieces.detach(self._wishes.forget_sent())
             self.peers, self.holders, self.rate, self._measured = 0, 0, 0.0, False
-            self._asked.clear()
 
     def _add(self) -> None:
         self.phase = Phase.ADDING
@@ -205,7 +196,7 @@ class TorrentDownload:
             self._outdated = False
             self.remove()
             return
-        self._send_priorities()
+        self._send_wishes()
         self._add_web_seeds(handle)
         self._connect()
         handle.resume()
@@ -267,38 +258,16 @@ class TorrentDownload:
         self._add_web_seeds(self._handle)
         self._connect()
         if not self.arriving:
-            self.ask_again(self._wanted)
+            self.ask_again(self._wishes.wanted)
 
     def ask_again(self, pieces: Iterable[int]) -> None:
-        """Take wishes back and make them anew: that is when libtorrent looks for a peer to ask."""
-        wishes = [(index, self._sent[index]) for index in pieces if index in self._sent]
-        if self._handle is not None and wishes:
-            self._handle.prioritize_pieces([(index, UNWANTED) for index, _ in wishes])
-            self._handle.prioritize_pieces(wishes)
+        """Make the wishes for these anew."""
+        if self._handle is not None:
+            self._wishes.send_again(self._handle, pieces)
 
-    def _send_priorities(self) -> None:
-        if self._handle is None:
-            return
-        changes = {i: p for i, p in self._wanted.items() if self._sent.get(i) != p}
-        changes |= {i: UNWANTED for i in self._sent if i not in self._wanted and i not in self._have}
-        jumps = self._jumps(changes)
-        if changes:
-            self._handle.prioritize_pieces(list(changes.items()))
-        for index in jumps:
-            self._handle.set_piece_deadline(index, 0)
-        self._sent = dict(self._wanted)
-        self._asked.update(self._sent)
-
-    def _jumps(self, changes: Mapping[int, int]) -> list[int]:
-        """Pieces newly waited for, far from all else, where what is being read ahead would take long to come.
-
-        libtorrent takes its other requests back for a piece that has a deadline, and makes them again after it.
-        """
-        asked = sum(priority == AHEAD for priority in self._sent.values()) * self.job.item.manifest.block_length
-        if not 0 < self.rate < asked / _LONG:
-            return []
-        urgent = [index for index, priority in changes.items() if priority == URGENT and index not in self._sent]
-        return [index for index in urgent if not {index - 1, index + 1} & self._wanted.keys()]
+    def _send_wishes(self) -> None:
+        if self._handle is not None:
+            self._wishes.send(self._handle, self.rate)
 
     async def measured_peers(self) -> list[lt.peer_info]:
         """Who is connected, and take note of their number and speed.
@@ -338,20 +307,19 @@ class TorrentDownload:
 
     def may_write(self, index: int) -> bool:
         """Whether peers may have been asked for a piece in this life, so that libtorrent may write to its span."""
-        return index in self._asked and self.phase is Phase.RUNNING
+        return self._wishes.was_asked(index) and self.phase is Phase.RUNNING
 
     async def step_aside(self, index: int) -> None:
         """Return when libtorrent will not write to a piece's span, so that somebody else may."""
         while self.phase is Phase.REMOVING:
             await self._out.wait()
-        self._wanted.pop(index, None)
-        self._send_priorities()
+        self._wishes.drop(index)
+        self._send_wishes()
 
     def landed(self, index: int) -> None:
         """A piece is in the file."""
         self.landed_since_measured = True
-        self._wanted.pop(index, None)
-        self._sent.pop(index, None)
+        self._wishes.landed(index)
         self.failing = ""
         self._gave, self._moved_at = True, trio.current_time()
         self._be_patient()
@@ -361,7 +329,7 @@ class TorrentDownload:
         """libtorrent stopped the torrent; whoever waits is told, so nothing is wanted until the next read."""
         self.failing = str(error)
         self._broken = True
-        self._wanted = {}
+        self._wishes.drop_all()
         self._sink.failed(error)
 
 
