@@ -25,6 +25,8 @@ from cachefs.store.stored import StoredObject
 
 _METER_SPAN = 2.0
 _LEFT_FOR = 2.0
+"""For how many seconds a reader's jump goes before what it left behind."""
+
 _ECHO = 0.5
 """For how many seconds after a read in vain the kernel's second try is expected."""
 

@@ -136,7 +136,9 @@ class ObjectStore:
             present = self._objects.get(content)
             if present is not None and not present.complete:
                 raise StoreFailed(f"{source}: {content} is being fetched and read; close it, or try again later")
-            taken = None if present else await trio.to_thread.run_sync(_take_over, manifest, row, source, data, seal)
+            taken = None
+            if present is None:
+                taken = await trio.to_thread.run_sync(_take_over, manifest, row, source, data, seal)
             if taken is None:
                 return How.HELD
             how, now = taken
