@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SUPERVISE_EVERY = 0.5
+_REMOVED_WITHIN = 2.0
 _RESOLVE_EVERY = 60.0
 _RESOLVE_FIRST = 2.0
 """Seconds that the start waits for names to be resolved; a dead name server must not hold up the mount."""
@@ -189,7 +190,11 @@ class TorrentFetcher:
 
     def _on_removed(self, alert: lt.torrent_removed_alert) -> None:
         download = self._downloads.get(alert.info_hashes.v1.to_bytes())
-        if download is not None and download.phase is Phase.REMOVING and not download.on_removed():
+        if download is not None and download.phase is Phase.REMOVING:
+            self._removed(download)
+
+    def _removed(self, download: TorrentDownload) -> None:
+        if not download.on_removed():
             self._forget(download)
 
     def _forget(self, download: TorrentDownload) -> None:
@@ -264,10 +269,19 @@ class TorrentFetcher:
             now = trio.current_time()
             for download in list(self._downloads.values()):
                 download.supervise(now)
+                if download.phase is Phase.REMOVING and now - download.removing_since > _REMOVED_WITHIN:
+                    self._look_for(download)
             if tick % 2 == 0:
                 await self._measure()
                 self._remove_idle(now)
                 self._dial_for_magnets()
+
+    def _look_for(self, download: TorrentDownload) -> None:
+        """Take note that a torrent is gone, though libtorrent didn't say so: in a storm of file errors it may not."""
+        assert self._session is not None
+        handle = self._session.lt.find_torrent(lt.sha1_hash(download.content.digest))
+        if not handle.is_valid():
+            self._removed(download)
 
     async def _measure(self) -> None:
         """Ask who gives what; it is asked once more after the last bytes, to count them too."""

@@ -61,7 +61,7 @@ class TorrentDownload:
         self.opened = True
         self.sought = False
         """Whether peers are looked for although nothing is wanted of them yet: somebody else fetches meanwhile."""
-        self.idle_since = trio.current_time()
+        self.idle_since = self.removing_since = trio.current_time()
         self.peers = 0
         self.holders = 0
         """How many connected peers, web seeds not counted, have something of it."""
@@ -162,7 +162,7 @@ class TorrentDownload:
     def remove(self) -> None:
         """Take the torrent out of the session; its file and what landed stay."""
         if self.phase is Phase.RUNNING and self._handle is not None:
-            self.phase = Phase.REMOVING
+            self.phase, self.removing_since = Phase.REMOVING, trio.current_time()
             self._out = trio.Event()
             self._session.remove_torrent(self._handle)
             self._handle = None
