@@ -149,7 +149,7 @@ class RangeDownload:
     def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
         self._urgent, self._ahead = urgent, ahead
         for stream in self._streams:
-            if stream.at not in urgent and (stream.at not in ahead or (self._is_slow() and self._waits_beside(stream))):
+            if stream.at not in urgent and (stream.at not in ahead or (self._is_slow() and self._waits_beside())):
                 stream.scope.cancel()
         self._start()
 
@@ -158,9 +158,9 @@ class RangeDownload:
         rate = self._rate()
         return 0 < rate < self.job.item.manifest.block_length / _LONG
 
-    def _waits_beside(self, stream: Stream) -> bool:
-        """Whether somebody waits for what neither this request nor another brings."""
-        return any(i not in self.job.have and not stream.covers(i) and self._is_free(i) for i in self._urgent)
+    def _waits_beside(self) -> bool:
+        """Whether somebody waits for what no request brings."""
+        return any(self._is_free(index) for index in self._urgent)
 
     def trouble(self) -> str:
         return self._trouble
@@ -244,7 +244,7 @@ class RangeDownload:
     def _comes_late(self, index: int) -> bool:
         """Whether a block is on its way, but behind others that take long."""
         near = [index - stream.at < _NEAR for stream in self._streams if stream.covers(index)]
-        return self._is_slow() and index not in self.job.have and bool(near) and not any(near)
+        return bool(near) and not any(near) and index not in self.job.have and self._is_slow()
 
     def _stretch(self, first: int) -> range:
         last = first
@@ -256,7 +256,7 @@ class RangeDownload:
         """Whether the stretch is still worth its bandwidth, at a block's beginning."""
         if stream.at in self._urgent:
             return True
-        return stream.at in self._ahead and not self._waits_beside(stream)
+        return stream.at in self._ahead and not self._waits_beside()
 
     def received(self, url: str, size: int) -> None:
         """Take note of bytes that came."""
