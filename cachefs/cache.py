@@ -281,18 +281,17 @@ class Cache:
     async def _fetch(self, reader: Reader, missing: list[int], since: float) -> None:
         flow = reader.flow
         self._prepare(flow)
-        anew = since + self._settings.deadline
         while (until := self._patience(flow, since)) > trio.current_time():
-            with trio.move_on_at(min(until, trio.current_time() + _LOOK_AT_CALLER)) as slice_of_it:
+            anew = max(since, flow.tried_anew_at) + self._settings.deadline / 2
+            with trio.move_on_at(min(until, anew, trio.current_time() + _LOOK_AT_CALLER)) as slice_of_it:
                 await flow.wait(missing, self._settings.readahead_blocks, reader)
             if not slice_of_it.cancelled_caught:
                 self._errors.pop(flow.item.content, None)
                 return
             if reader.abandoned(since):
                 raise Abandoned(f"{flow.item.name}: who waited was killed")
-            if trio.current_time() >= anew:  # who waits for ever: sources that lied or died may be mended by now
+            if trio.current_time() >= anew:  # sources that lied or died may be mended by now
                 self._try_anew(flow)
-                anew += self._settings.deadline
         error = self._unavailable(flow, trio.current_time() - since)
         flow.refuse(missing, error)
         raise error
@@ -320,10 +319,11 @@ class Cache:
     def _try_anew(self, flow: Flow) -> None:
         """Have sources that were given up tried again, if nothing has come for a deadline; once for many readers."""
         now, deadline = trio.current_time(), self._settings.deadline
-        if flow.download is None or flow.idle_for() < deadline or now - flow.tried_anew_at < deadline / 2:
+        if now - flow.tried_anew_at < deadline / 4:
             return
         flow.tried_anew_at = now
-        flow.download.restart()
+        if flow.download is not None and flow.idle_for() >= deadline:
+            flow.download.restart()
 
     def _start(self, flow: Flow) -> None:
         """Have the flow's demand fetched, from the first time something is missing."""

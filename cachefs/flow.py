@@ -96,7 +96,7 @@ class Flow:
         self._ended = ended
         self._flights: dict[int, _Flight] = {}
         self._meter = _Meter()
-        self._landed_at = float("-inf")
+        self._landed_at = trio.current_time()
         self._refusals: dict[int, list[tuple[float, Exception]]] = {}
 
     def landed(self, index: int) -> None:
@@ -148,7 +148,7 @@ class Flow:
         self._flights.clear()
 
     def idle_for(self) -> float:
-        """Seconds since a block last landed; infinite if none did."""
+        """Seconds since a block last landed, or since this began if none did."""
         return trio.current_time() - self._landed_at
 
     def ended(self) -> None:

@@ -83,6 +83,22 @@ def test_a_read_that_nobody_serves_fails_at_its_deadline_and_says_why(tmp_path: 
     run(tmp_path, scenario)
 
 
+def test_a_read_that_begins_when_all_was_tried_anew_in_vain_a_moment_ago_has_it_tried_once_more(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        first, second = await bench.open(), await bench.open()
+        await bench.start_read(first, 0, 10)
+        await trio.sleep(DEADLINE + 0.1)
+        assert bench.fetcher.last.restarts == 1
+        await bench.start_read(second, BLOCK, 10)
+        await trio.sleep(DEADLINE / 2 + 0.1)
+        assert bench.fetcher.last.restarts == 2
+        bench.fetcher.last.land(1)
+        await bench.settled()
+        assert bench.outcomes[-1] == FILE.data[BLOCK : BLOCK + 10]
+
+    run(tmp_path, scenario)
+
+
 def test_one_readers_timeout_ends_no_fetch(tmp_path: Path) -> None:
     async def scenario(bench: Bench) -> None:
         first, second = await bench.open(), await bench.open()
