@@ -145,6 +145,28 @@ def test_a_torrent_reopened_while_or_after_it_is_removed_goes_on(tmp_path: Path)
     fetch_from(tmp_path, scenario)
 
 
+def test_a_piece_that_is_offered_while_the_torrent_is_taken_out_is_refused_at_once(tmp_path: Path) -> None:
+    answers: list[bool] = []
+
+    async def scenario(bench: Bench, seeder: Seeder) -> None:
+        download = bench.fetch(receiver := bench.receiver())
+        await until(lambda: download.phase is Phase.RUNNING)
+
+        async def offer() -> None:
+            answers.append(await download.pieces.offer(0, FILE.piece(0)))
+
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(offer)
+            for _ in range(2):  # the first may be scheduled before the offer
+                await trio.lowlevel.checkpoint()
+            download.remove()
+        assert answers == [0 in receiver.have]
+        assert trio.current_time() - began < 4, "libtorrent is given five seconds to take it"
+
+    fetch_from(tmp_path, scenario)
+
+
 def test_complete_torrents_are_kept_for_seeding_up_to_the_limit_the_latest_ones(tmp_path: Path) -> None:
     items = [content(number, PIECE, PIECE, name=f"{number}.seg") for number in range(5)]
 

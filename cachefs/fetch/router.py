@@ -176,9 +176,10 @@ class RoutedDownload:
     async def _hand_to(self, torrent: TorrentDownload, index: int, data: memoryview) -> None:
         await trio.to_thread.run_sync(self.job.item.manifest.verify, index, data)
         self._offered.add(index)
-        if await torrent.pieces.offer(index, bytes(data)) or index in self.job.have:
+        if await torrent.pieces.offer(index, bytes(data)):
             return
-        torrent.remove()  # it doesn't take it: without it in the session the file is ours to write
+        if torrent.may_write(index):
+            torrent.remove()  # it doesn't take it: without it in the session the file is ours to write
         await torrent.step_aside(index)
         await self._sink.deliver(index, data)
 

@@ -77,6 +77,8 @@ class Pieces:
         self._suspect.update(asked)
         self.refuted.clear()
         self._finished, self._flushing, self._looks = [], [], {}
+        for answered in self._offers.values():
+            answered.set()  # what was offered went with it
 
     def look(self) -> None:
         """Find out which pieces the file holds something of that we don't have."""
@@ -167,16 +169,19 @@ class Pieces:
     # Pieces that others fetched
 
     async def offer(self, index: int, data: bytes) -> bool:
-        """Have libtorrent take a whole piece in place of what it has of it; False if it doesn't land in time."""
+        """Have libtorrent take a whole piece in place of what it has of it; False if it doesn't land in time.
+
+        Nor does it land if the torrent is taken out of the session meanwhile.
+        """
         if self._handle is None:
             return False
-        landed = self._offers.setdefault(index, trio.Event())
+        answered = self._offers.setdefault(index, trio.Event())
         self._suspect.add(index)  # blocks of a peer may still be on their way to the disk
         self._handle.add_piece(index, data, lt.torrent_handle.overwrite_existing)
-        with trio.move_on_after(_TAKEN_WITHIN) as patience:
-            await landed.wait()
+        with trio.move_on_after(_TAKEN_WITHIN):
+            await answered.wait()
         self._offers.pop(index, None)
-        return not patience.cancelled_caught
+        return index in self._have
 
     def arrived(self, index: int) -> None:
         """A piece was written to the file by somebody else; it is given to libtorrent when a peer may want it."""
