@@ -252,8 +252,10 @@ class TorrentDownload:
             return
         self._progress_at = now
         self._patience = min(self._patience * 2, 15.0)
-        if not self.peers and self._patience > _GIVEN_UP:
-            self.remove()  # libtorrent dials an address three times and then never again
+        # libtorrent dials an address three times and then never again, and who sent right bytes of a piece that
+        # failed its hash may never be asked for the rest of it.
+        if self._patience > _GIVEN_UP and (not self.peers or (self.pieces.refuted and not self.arriving)):
+            self.remove()
             return
         self._add_web_seeds(self._handle)
         self._connect()
