@@ -25,7 +25,6 @@ from cachefs.records.lists import (
     guess_format,
     made_ready,
     make_all_ready,
-    names_in,
     playlist,
     take_in,
 )
@@ -174,17 +173,6 @@ def test_a_list_with_one_entry_that_cannot_be_changes_nothing(tmp_path: Path, te
     with pytest.raises(CatalogError, match="--base-url"):
         imported(tmp_path / "data", f"{digits}  ok.ogg\n", "SHA256SUMS")
     assert lock(tmp_path / "data") == {}
-
-
-def test_a_playlist_names_records_by_mounted_path_by_url_and_by_name(tmp_path: Path) -> None:
-    text = "".join(f"{hashlib.sha256(name.encode()).hexdigest()}  {name}\n" for name in ("a.ogg", "sub/b.ogg", "c.ogg"))
-    imported(tmp_path / "data", text, "SHA256SUMS", base_url="https://e.org")
-    known = records.load(tmp_path / "data" / "records-lock.toml")
-    mountpoint = tmp_path / "mnt"
-    (tmp_path / "list.m3u").write_text(f"{mountpoint}/records/sub/b.ogg\nhttps://e.org/a.ogg\nc.ogg\nmissing.ogg\n")
-    assert list(names_in(tmp_path / "list.m3u", known, mountpoint)) == ["sub/b.ogg", "a.ogg", "c.ogg"]
-    (tmp_path / "mnt.pls").write_text("[playlist]\nFile1=mnt/records/a.ogg\nFile2=/etc/passwd\n")
-    assert list(names_in(tmp_path / "mnt.pls", known, mountpoint)) == ["a.ogg"]
 
 
 def test_an_exported_playlist_has_what_the_mount_shows() -> None:

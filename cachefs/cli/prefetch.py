@@ -14,11 +14,11 @@ import click
 from rich.filesize import decimal
 
 from cachefs.catalog.records import CATALOGUE
-from cachefs.cli.records import Target
+from cachefs.cli.records import Target, tell_strange
 from cachefs.cli.target import daemon_options, data_dir_of
 from cachefs.config import Config
 from cachefs.control import socket as control
-from cachefs.records.lists import records_of
+from cachefs.records.naming import in_playlist
 
 
 @click.command()
@@ -52,8 +52,11 @@ def prefetch(
 
 
 def _with_playlists(pattern: str, data_dir: Path) -> list[str]:
-    names = records_of(pattern, data_dir, Target(data_dir, Config()).mountpoint())
-    return [pattern] if names is None else [glob.escape(f"{CATALOGUE}/{name}") for name in names]
+    listed = in_playlist(pattern, data_dir, Target(data_dir, Config()).mountpoint())
+    if listed is None:
+        return [pattern]
+    tell_strange(pattern, listed)
+    return [glob.escape(f"{CATALOGUE}/{name}") for name in listed.names]
 
 
 @contextmanager
