@@ -79,7 +79,8 @@ def _make_ready(place: Target, name: str) -> None:
 
 async def _stored(cache: MusicCache, name: str) -> Path:
     """The file of a record's content in the store, fetched if it isn't there."""
-    return cache.vault.path(await cache.request(cache.record(name))).absolute()
+    with bytes_bar(name) as progress:
+        return cache.vault.path(await cache.request(cache.record(name), progress)).absolute()
 
 
 def _opened(path: Path) -> None:

@@ -14,6 +14,7 @@ import click
 from rich.filesize import decimal
 
 from cachefs.catalog.records import CATALOGUE
+from cachefs.cli.progress import bars
 from cachefs.cli.records import Target, tell_strange
 from cachefs.cli.target import daemon_options, data_dir_of
 from cachefs.config import Config
@@ -65,24 +66,20 @@ def _bars() -> Iterator[Callable[[Any], None]]:
     if not sys.stderr.isatty():
         yield lambda progress: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks = {"": bars.add_task("all", total=None)}
+    with bars() as shown:
+        tasks = {"": shown.add_task("all", total=None)}
 
         def told(progress: Mapping[str, Any] | None) -> None:
             if progress is None:
                 return
             description = f"{progress['done']:,} of {progress['files']:,} files"
-            bars.update(tasks[""], description=description, completed=progress["have"], total=progress["length"])
+            shown.update(tasks[""], description=description, completed=progress["have"], total=progress["length"])
             active = {part["name"]: part for part in progress["active"]}
             for name in tasks.keys() - active.keys() - {""}:
-                bars.remove_task(tasks.pop(name))
+                shown.remove_task(tasks.pop(name))
             for name, part in active.items():
                 if name not in tasks:
-                    tasks[name] = bars.add_task(name)
-                bars.update(tasks[name], completed=part["have"], total=part["length"])
+                    tasks[name] = shown.add_task(name)
+                shown.update(tasks[name], completed=part["have"], total=part["length"])
 
         yield told
