@@ -226,9 +226,11 @@ def test_the_commands_import_fetch_and_export(site: Path, tmp_path: Path) -> Non
     (data / "cachefs.toml").write_text(OPEN_TOML)
     with nginx(site) as url:
         (tmp_path / "list.json").write_text(old_list(site, url))
+        first = cachefs("import", tmp_path / "list.json", "--format", "columns", "--data-dir", data)
+        assert first.stdout == "2 taken, 0 known already, 2 to be fetched first\n", first.stderr
         done = cachefs("import", tmp_path / "list.json", "--format", "columns", "--fetch", "--data-dir", data)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == "2 taken, 0 known already, 2 to be fetched first"
+    assert done.stdout.splitlines()[0] == "0 taken, 2 known already, 2 to be fetched first"
     sums = cachefs("export", "sums", "--data-dir", data).stdout
     assert (
         sums.splitlines()

@@ -51,10 +51,14 @@ _AT_A_TIME = 4
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import did: the records that are new or have learnt something, and how many were there already."""
+    """What an import did: the records that are new or have learnt something, and how many were there already.
+
+    `unready` are those of the list, new or not, that were never fetched.
+    """
 
     taken: tuple[Record, ...]
     known: int
+    unready: tuple[Record, ...] = ()
 
 
 def guess_format(path: Path) -> str:
@@ -87,8 +91,9 @@ def take_in(cache: MusicCache, path: Path, form: str, *, base_url: str = "", kee
         old = [replaced.pop(record.name, record) for record in lock]
         return lock_of([*old, *replaced.values()])
 
-    records.update(cache.lock_path, change)
-    return Imported(tuple(taken), len(wanted) - len(taken))
+    lock = records.update(cache.lock_path, change)
+    of_list = (lock.records[record.name] for record in wanted)
+    return Imported(tuple(taken), len(wanted) - len(taken), tuple(each for each in of_list if not each.ready))
 
 
 def _refuse_clashes(wanted: Iterable[Record], path: Path) -> None:
