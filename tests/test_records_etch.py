@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -158,6 +159,13 @@ def test_8_an_endless_body_ends_at_the_largest_size_that_is_taken(tmp_path: Path
         assert host.sent < 2**24
         assert "max_size" in refused(data, host.put("long.mp3", song(1, 1_000_001)))
     assert leftovers(data) == stored(data) == []
+
+
+def test_15_a_host_that_does_not_answer_is_said_in_the_systems_words(tmp_path: Path) -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}/song.mp3"
+        assert refused(data_dir(tmp_path), url) == f"cachefs: {url}: Connection refused"
 
 
 def test_plain_http_and_private_addresses_need_leave_at_every_redirect(tmp_path: Path) -> None:

@@ -107,6 +107,16 @@ def test_12_play_tells_why_whether_it_waits_or_runs_a_player(tmp_path: Path) -> 
     assert not (tmp_path / "played").exists()
 
 
+def test_12_a_player_that_keeps_to_a_playhead_is_not_started_on_what_cannot_be_played(tmp_path: Path) -> None:
+    with web() as host:
+        data = listener(tmp_path, host)
+        with mounted(tmp_path, settings=OPEN_TOML):
+            for name, why in (("gone.mp3", "gone.mp3: HTTP 404"), ("none.mp3", "the mount doesn't show it")):
+                done = cachefs("playhead", name, "mpv", "--data-dir", data)
+                assert (done.returncode, done.stdout) == (1, "")
+                assert why in done.stderr
+
+
 def test_play_on_a_mount_whose_daemon_died_says_so(tmp_path: Path) -> None:
     with web() as host:
         data = listener(tmp_path, host)

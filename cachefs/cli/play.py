@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -14,14 +12,11 @@ import click
 from cachefs.catalog import records
 from cachefs.catalog.records import CATALOGUE
 from cachefs.cli.progress import bytes_bar
-from cachefs.cli.records import Target, options, target, tell_strange
+from cachefs.cli.records import Target, failing, opened, options, target, tell_strange
 from cachefs.errors import CachefsError
 from cachefs.records import MusicCache
 from cachefs.records.lists import made_ready
 from cachefs.records.naming import meant
-
-ERROR = "user.cachefs.error"
-"""The extended attribute in which the mount says why a file can't be read."""
 
 
 @click.command("play")
@@ -44,7 +39,7 @@ def command(name: str, wait: bool, player: str | None, config_file: Path | None,
         click.echo("\n".join(map(str, paths)))
         return
     if len(paths) == 1 and not wait:
-        _opened(paths[0])
+        opened(paths[0])
     raise SystemExit(_played(player, paths))
 
 
@@ -62,7 +57,7 @@ def _path(place: Target, mountpoint: Path | None, name: str, wait: bool) -> Path
     if mountpoint is None:
         return place.run(lambda cache: _stored(cache, name))
     path = mountpoint / CATALOGUE / name
-    with _failing(path):
+    with failing(path):
         path.stat()
     if wait:
         _read_through(path)
@@ -83,30 +78,10 @@ async def _stored(cache: MusicCache, name: str) -> Path:
         return cache.vault.path(await cache.request(cache.record(name), progress)).absolute()
 
 
-def _opened(path: Path) -> None:
-    """Let a failure be told here: a player would only say that it can't open the file."""
-    with _failing(path), path.open("rb", buffering=0):
-        pass
-
-
 def _read_through(path: Path) -> None:
-    with bytes_bar(path.name) as report, _failing(path), path.open("rb", buffering=0) as file:
+    with bytes_bar(path.name) as report, failing(path), path.open("rb", buffering=0) as file:
         done, size = 0, path.stat().st_size
         while data := file.read(2**20):
             done += len(data)
             if report is not None:
                 report(done, size)
-
-
-@contextmanager
-def _failing(path: Path) -> Iterator[None]:
-    """CachefsError for what goes wrong with a file in the mount, with the mount's own reason."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise CachefsError(f"{path}: the mount doesn't show it; if the lock was edited: cachefs reload") from None
-    except OSError as error:
-        why = ""
-        with suppress(OSError):
-            why = os.getxattr(path, ERROR).decode()
-        raise CachefsError(f"{path}: {error.strerror}{f': {why}' if why else ''}") from None

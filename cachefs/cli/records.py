@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +21,9 @@ from cachefs.records import MusicCache
 from cachefs.records.naming import Meant
 
 T = TypeVar("T")
+
+_ERROR = "user.cachefs.error"
+"""The extended attribute in which the mount says why a file can't be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +83,23 @@ def tell_strange(playlist: str, found: Meant) -> None:
     """Say which entries of a playlist are passed over."""
     for entry in found.strange:
         click.echo(f"{playlist}: {entry}: no record here, passed over", err=True)
+
+
+@contextmanager
+def failing(path: Path) -> Iterator[None]:
+    """CachefsError for what goes wrong with a file in the mount, with the mount's own reason."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CachefsError(f"{path}: the mount doesn't show it; if the lock was edited: cachefs reload") from None
+    except OSError as error:
+        why = ""
+        with suppress(OSError):
+            why = os.getxattr(path, _ERROR).decode()
+        raise CachefsError(f"{path}: {error.strerror}{f': {why}' if why else ''}") from None
+
+
+def opened(path: Path) -> None:
+    """Let a failure be told here: a player would only say that it can't open the file."""
+    with failing(path), path.open("rb", buffering=0):
+        pass

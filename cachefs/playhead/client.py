@@ -160,7 +160,8 @@ class EventStream:
 
 
 def _told(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    words = str(error) or type(error).__name__
+    return f"no daemon answers: {words}; is it mounted?" if isinstance(error, httpx.ConnectError) else words
 
 
 def _path(record: str) -> str:
