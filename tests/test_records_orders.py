@@ -93,6 +93,12 @@ def test_a_local_file_needs_a_url_and_has_to_be_a_file(tmp_path: Path) -> None:
     assert stored(data) == leftovers(data) == []
 
 
+def test_a_data_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    error = refused(tmp_path / "file" / "data", "https://example.org/song.mp3")
+    assert error == f"cachefs: {tmp_path}/file/data/state.db: Not a directory"
+
+
 def test_a_url_without_a_name_needs_one(tmp_path: Path) -> None:
     assert "the URL has no name in it; give one: --name NAME" in refused(tmp_path / "data", "https://example.org/")
 
