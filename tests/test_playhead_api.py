@@ -189,7 +189,7 @@ def test_a_slow_watcher_gets_what_is_and_not_what_was() -> None:
     run(test)
 
 
-def test_a_record_that_is_picked_up_anywhere_is_fetched_here_once(tmp_path: Path) -> None:
+def test_18_a_record_that_is_picked_up_anywhere_is_fetched_here_once(tmp_path: Path) -> None:
     """Promise 18: prefetch when the record is picked up."""
 
     async def test() -> None:

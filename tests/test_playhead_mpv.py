@@ -75,7 +75,7 @@ async def _hears(client: PlayheadClient, state: str, after: Playhead) -> Playhea
     raise AssertionError("the event stream ended")
 
 
-def test_two_players_stay_within_50_ms_through_play_seek_pause_and_what_a_user_does(
+def test_19_two_players_stay_within_50_ms_through_play_seek_pause_and_what_a_user_does(
     music: Path, tmp_path: Path
 ) -> None:
     """Promise 19: play time in sync between users."""

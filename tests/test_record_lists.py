@@ -200,8 +200,8 @@ def test_an_imported_record_is_played_by_its_name_with_and_without_a_mount(site:
             assert sorted(cachefs("play", tmp_path / "all.m3u", "--data-dir", data).stdout.splitlines()) == paths
 
 
-def test_a_playlist_is_fetched_before_it_is_played(site: Path, tmp_path: Path) -> None:
-    """Promise 18: what is picked up together is prefetched together."""
+def test_18_a_playlist_is_fetched_before_it_is_played(site: Path, tmp_path: Path) -> None:
+    """What is picked up together is prefetched together."""
     (tmp_path / "party.pls").write_text("[playlist]\nFile1=b.flac\nFile2=Fast Car.ogg\nFile3=/none.ogg\n")
     with nginx(site) as url:
         data = cold(tmp_path, {name: url + name.replace(" ", "%20") for name in ("Fast Car.ogg", "b.flac")})
