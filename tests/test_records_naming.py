@@ -107,6 +107,12 @@ def test_12_play_tells_why_whether_it_waits_or_runs_a_player(tmp_path: Path) -> 
     assert not (tmp_path / "played").exists()
 
 
+def test_a_pattern_that_forgets_the_folder_is_told_what_could_be_meant(data: Path) -> None:
+    missed = cachefs("pin", "a.ogg", "--data-dir", data)
+    assert (missed.returncode, missed.stderr) == (1, "cachefs: no name matches a.ogg; did you mean records/a.ogg?\n")
+    assert cachefs("pin", "records/a.ogg", "--data-dir", data).returncode == 0
+
+
 def test_12_a_player_that_keeps_to_a_playhead_is_not_started_on_what_cannot_be_played(tmp_path: Path) -> None:
     with web() as host:
         data = listener(tmp_path, host)
