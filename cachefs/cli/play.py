@@ -9,8 +9,7 @@ from pathlib import Path
 
 import click
 
-from cachefs.catalog import records
-from cachefs.catalog.records import CATALOGUE
+from cachefs.catalog.records import CATALOGUE, Record
 from cachefs.cli.progress import bytes_bar
 from cachefs.cli.records import Target, failing, opened, options, target, tell_strange
 from cachefs.errors import CachefsError
@@ -34,7 +33,7 @@ def command(name: str, wait: bool, player: str | None, config_file: Path | None,
     mountpoint = place.mountpoint()
     found = meant(name, place.data_dir, mountpoint)
     tell_strange(name, found)
-    paths = [_path(place, mountpoint, each, wait) for each in found.names]
+    paths = [_path(place, mountpoint, each, wait) for each in found.records]
     if player is None:
         click.echo("\n".join(map(str, paths)))
         return
@@ -52,11 +51,12 @@ def _played(player: str, paths: Sequence[Path]) -> int:
         raise CachefsError(f"{player}: can't be run: {error}") from None
 
 
-def _path(place: Target, mountpoint: Path | None, name: str, wait: bool) -> Path:
-    _make_ready(place, name)
+def _path(place: Target, mountpoint: Path | None, record: Record, wait: bool) -> Path:
+    if not record.ready:
+        record = _made_ready(place, record)
     if mountpoint is None:
-        return place.run(lambda cache: _stored(cache, name))
-    path = mountpoint / CATALOGUE / name
+        return place.run(lambda cache: _stored(cache, record))
+    path = mountpoint / CATALOGUE / record.name
     with failing(path):
         path.stat()
     if wait:
@@ -64,18 +64,17 @@ def _path(place: Target, mountpoint: Path | None, name: str, wait: bool) -> Path
     return path
 
 
-def _make_ready(place: Target, name: str) -> None:
-    """Fetch a record that came from a list and was never fetched: only then is it known what the mount is to show."""
-    record = records.load(place.data_dir / records.LOCK_NAME).records.get(name)
-    if record is not None and not record.ready:
-        place.run(lambda cache: made_ready(cache, record))
-        place.tell_daemon()
+def _made_ready(place: Target, record: Record) -> Record:
+    """A record that came from a list, fetched for the first time: only then is it known what the mount is to show."""
+    record = place.run(lambda cache: made_ready(cache, record))
+    place.tell_daemon()
+    return record
 
 
-async def _stored(cache: MusicCache, name: str) -> Path:
+async def _stored(cache: MusicCache, record: Record) -> Path:
     """The file of a record's content in the store, fetched if it isn't there."""
-    with bytes_bar(name) as progress:
-        return cache.vault.path(await cache.request(cache.record(name), progress)).absolute()
+    with bytes_bar(record.name) as progress:
+        return cache.vault.path(await cache.request(record, progress)).absolute()
 
 
 def _read_through(path: Path) -> None:

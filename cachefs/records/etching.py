@@ -73,7 +73,7 @@ class Etched:
 
 async def etch(cache: MusicCache, order: Order, progress: Progress | None = None) -> Etched:
     """Etch; EtchRefused, UrlFailed and its kinds, CatalogError, StoreFull, StoreFailed: nothing is changed then."""
-    order = _checked(order, records.load(cache.lock_path))
+    order = _checked(order, cache.lock_path)
     async with cache.incoming.flight(f"etch {order.url}") as flight:
         shared(flight, order.url)
         lock = records.load(cache.lock_path)
@@ -110,7 +110,7 @@ def _record(order: Order, before: Record | None, fetched: Fetched, pieces: Piece
     )
 
 
-def _checked(order: Order, lock: RecordsLock) -> Order:
+def _checked(order: Order, lock_path: Path) -> Order:
     """The order with a name, or EtchRefused if its name or a URL of it can't be."""
     try:
         for url in (order.url, *order.mirrors):
@@ -119,7 +119,7 @@ def _checked(order: Order, lock: RecordsLock) -> Order:
         meant = order.source is None and _is_file(order.url)
         why = "it is a local file; say which URL it stands for: --url URL" if meant else str(error)
         raise EtchRefused(order.url, why) from None
-    name = order.name or _name(order, lock)
+    name = order.name or _name(order, lock_path)
     if not name:
         raise EtchRefused(order.url, "the URL has no name in it; give one: --name NAME")
     try:
@@ -135,10 +135,12 @@ def _is_file(text: str) -> bool:
     return False
 
 
-def _name(order: Order, lock: RecordsLock) -> str:
+def _name(order: Order, lock_path: Path) -> str:
     """The URL's last part; to etch a URL `again`, the name that its record has."""
     usual = PurePosixPath(unquote(urlsplit(order.url).path)).name
-    known = [record.name for record in lock if record.url == order.url] if order.again else []
+    if not order.again:
+        return usual
+    known = [record.name for record in records.load(lock_path) if record.url == order.url]
     if not known or usual in known:
         return usual
     if len(known) > 1:
