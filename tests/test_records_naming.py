@@ -101,8 +101,10 @@ def test_12_play_tells_why_whether_it_waits_or_runs_a_player(tmp_path: Path) -> 
             assert "gone.mp3: HTTP 404" in said(mount, "gone.mp3", "--wait")
             assert "gone.mp3: HTTP 404" in said(mount, "gone.mp3", "--player", f"touch {tmp_path}/played")
             assert "no-such-player: can't be run: No such file" in said(mount, "good.mp3", "--player", "no-such-player")
-            (tmp_path / "all.m3u").write_text("good.mp3\nother.mp3\n")
-            played = cachefs("play", tmp_path / "all.m3u", "--player", "sha256sum", "--data-dir", data)
+            (tmp_path / "all.m3u").write_text("gone.mp3\ngood.mp3\nother.mp3\n")
+            played = cachefs("play", tmp_path / "all.m3u", "--wait", "--player", "sha256sum", "--data-dir", data)
+    assert played.returncode == 1
+    assert "gone.mp3: HTTP 404" in played.stderr, "and what can be had is played"
     assert played.stdout.split()[0] == sha256(SONG)
     assert "other.mp3: no record here, passed over" in played.stderr
     assert not (tmp_path / "played").exists()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from cachefs.catalog.records import CATALOGUE, Record
+from cachefs.cli import intended
 from cachefs.cli.progress import bytes_bar
 from cachefs.cli.records import Target, failing, opened, options, target, tell_strange
 from cachefs.errors import CachefsError
@@ -33,13 +34,25 @@ def command(name: str, wait: bool, player: str | None, config_file: Path | None,
     mountpoint = place.mountpoint()
     found = meant(name, place.data_dir, mountpoint)
     tell_strange(name, found)
-    paths = [_path(place, mountpoint, each, wait) for each in found.records]
+    paths = list(_paths(place, mountpoint, found.records, wait))
     if player is None:
-        click.echo("\n".join(map(str, paths)))
-        return
-    if len(paths) == 1 and not wait:
+        click.echo("".join(f"{path}\n" for path in paths), nl=False)
+    elif len(found.records) == 1 and not wait:
         opened(paths[0])
-    raise SystemExit(_played(player, paths))
+    code = _played(player, paths) if player is not None and paths else 0
+    raise SystemExit(code or int(len(paths) < len(found.records)))
+
+
+def _paths(place: Target, mountpoint: Path | None, records: Sequence[Record], wait: bool) -> Iterator[Path]:
+    """Where each can be read. Of several, one that can't be had is told, and the others are played all the same."""
+    for record in records:
+        try:
+            yield _path(place, mountpoint, record, wait)
+        except (CachefsError, BaseExceptionGroup) as error:
+            expected = intended(error)
+            if expected is None or len(records) == 1:
+                raise
+            click.echo(f"cachefs: {expected}", err=True)
 
 
 def _played(player: str, paths: Sequence[Path]) -> int:
