@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import trio
 
@@ -35,6 +35,9 @@ from cachefs.records import media
 from cachefs.records.incoming import Incoming
 from cachefs.records.music_cache import MusicCache, shared
 from cachefs.records.pieces import list_pieces
+
+_IN_A_URL = "".join(map(chr, range(0x21, 0x7F)))
+"""What stands in a URL as it is; what may not is refused with a word, not encoded."""
 
 
 class EtchRefused(CachefsError):
@@ -112,6 +115,7 @@ def _record(order: Order, before: Record | None, fetched: Fetched, pieces: Piece
 
 def _checked(order: Order, lock_path: Path) -> Order:
     """The order with a name, or EtchRefused if its name or a URL of it can't be."""
+    order = replace(order, url=_encoded(order.url), mirrors=tuple(map(_encoded, order.mirrors)))
     try:
         for url in (order.url, *order.mirrors):
             as_url(url)
@@ -127,6 +131,13 @@ def _checked(order: Order, lock_path: Path) -> Order:
     except BadName as error:
         raise EtchRefused(order.url, f"as a name, {name!r} {error.why}; give another: --name NAME") from None
     return replace(order, name=name)
+
+
+def _encoded(url: str) -> str:
+    """The URL as it is sent: one that a person wrote may have spaces in its path, and letters beyond ASCII."""
+    scheme, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host}{slash}{quote(path, safe=_IN_A_URL)}" if separator and path.isprintable() else url
 
 
 def _is_file(text: str) -> bool:
