@@ -184,7 +184,7 @@ class Assembly:
         )  # fmt: skip
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
-            sources.metadata, self._cache, fetcher, sources.router, sources.rclone, sources.ledger, self._upkeep,
+            sources.metadata, self._cache, fetcher, sources.router, sources.remote, sources.ledger, self._upkeep,
             time.time(), self._outage, view is not None, self._room,
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}

@@ -37,7 +37,7 @@ LOG_NAME = "cachefs.log"
 @click.option(
     "--rclone-remote", "rclone_remotes", multiple=True, metavar="REMOTE:PATH", help="A remote of your rclone.conf."
 )
-@click.option("--no-rclone", is_flag=True, help="Never run rclone; torrents ask web seeds themselves.")
+@click.option("--no-rclone", is_flag=True, help="Never run rclone: your own remotes are not asked.")
 @click.option("--torrent-dir", type=click.Path(path_type=Path), help="A directory of .torrent files.")
 @click.option("--listen", metavar="HOST:PORT", help="Where peers may connect; port 0 for any.")
 @click.option("--offline-discovery", is_flag=True, help="No DHT, local discovery or port mapping: given sources only.")

@@ -1,4 +1,4 @@
-"""One file fetched through rclone: ranges of it from web seeds and the operator's remotes, block by block.
+"""One file fetched by ranges, from web seeds and the operator's remotes, block by block.
 
 How it works: what is wanted is cut into runs of neighbouring blocks, and each run is one request to one source;
 a block that somebody waits for begins its run, so it comes first. The blocks of a run are verified and land as
@@ -16,14 +16,23 @@ from typing import TYPE_CHECKING
 import trio
 
 from cachefs.content import Span
-from cachefs.errors import BlockInvalid, CachefsError, NotAtSource, OtherContent, RcloneGone, SourceFailed
+from cachefs.errors import (
+    BlockInvalid,
+    CachefsError,
+    IgnoresRanges,
+    NotAtSource,
+    OtherContent,
+    RcloneGone,
+    SourceBusy,
+    SourceFailed,
+)
 from cachefs.fetch.base import Job, Sink, Transfer
 from cachefs.fetch.diagnosis import diagnose
-from cachefs.fetch.rclone_rc import Body
 from cachefs.fetch.remotes import RemoteSource
+from cachefs.fetch.wire import Body
 
 if TYPE_CHECKING:
-    from cachefs.fetch.rclone import RcloneFetcher
+    from cachefs.fetch.remote import RemoteFetcher
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +71,10 @@ class _Run:
         self.received = 0
 
 
-class RcloneDownload:
-    """A `Download` by rclone; from `RcloneFetcher.download`."""
+class RemoteDownload:
+    """A `Download` by ranges; from `RemoteFetcher.download`."""
 
-    def __init__(self, fetcher: RcloneFetcher, job: Job, sink: Sink) -> None:
+    def __init__(self, fetcher: RemoteFetcher, job: Job, sink: Sink) -> None:
         self.job = job
         self.opened = True
         self.landed_bytes = 0
@@ -246,10 +255,8 @@ class RcloneDownload:
         start = manifest.span(run.blocks.start).offset
         span = Span(start, manifest.span(run.blocks.stop - 1).end - start)
         self._be_patient(run)
-        async with self._fetcher.child.open(
-            run.source.remote, path, span if run.source.health.ranges else None
-        ) as body:
-            if body.total != manifest.length:
+        async with self._fetcher.open(run.source, path, span if run.source.health.ranges else None) as body:
+            if body.total not in (-1, manifest.length):
                 raise OtherContent(f"has {body.total} bytes under this name, the lock's content has {manifest.length}")
             buffer = memoryview(bytearray(manifest.block_length))
             for index in run.blocks:
@@ -309,12 +316,17 @@ class RcloneDownload:
             case BlockInvalid():
                 why = f"sent wrong bytes for {self.job.item.name}; banned for this file: {error}"
                 run.source.health.refuse(self.job.item.content, "sent wrong bytes", float("inf"))
-                self._fetcher.start(self._look_into, run, why)
+                if run.source.direct:
+                    self._note(run.source, why, lied=True)
+                else:
+                    self._fetcher.start(self._look_into, run, why)
+            case IgnoresRanges():
+                self._give_whole_files(run.source)
             case SourceFailed() if str(error).startswith(_FORBIDDEN):
                 self._refused(run.source, str(error), _FORBIDDEN_FOR)
             case SourceFailed():
-                self._failed(run.source, str(error))
-                if str(error).startswith(("HTTP", "cut short")):
+                self._failed(run.source, str(error), error.retry_after if isinstance(error, SourceBusy) else 0.0)
+                if not run.source.direct and str(error).startswith(("HTTP", "cut short")):
                     self._fetcher.start(self._look_into, run, str(error))
             case _:  # the store's: nothing that another source could mend
                 self._urgent, self._ahead = {}, []
@@ -325,14 +337,17 @@ class RcloneDownload:
         source, content = run.source, self.job.item.content
         found = await diagnose(source.seed.urls(self.job.item.name)[0]) if source.seed is not None else None
         if found is not None and found.whole_only and source.health.ranges:
-            source.health.ranges = False
             source.health.forgive(content)
-            self._note(source, "does not answer ranges: it is asked for whole files only, if nobody else can")
+            self._give_whole_files(source)
         elif found is not None and found.retry_after:
             self._failed(source, why, found.retry_after)
         elif "wrong bytes" in why:
             self._note(source, why, lied=True)
         self._fetcher.schedule()
+
+    def _give_whole_files(self, source: RemoteSource) -> None:
+        source.health.ranges = False
+        self._note(source, "does not answer ranges: it is asked for whole files only, if nobody else can")
 
     def _refused(self, source: RemoteSource, why: str, seconds: float) -> None:
         source.health.refuse(self.job.item.content, why, seconds)
