@@ -224,13 +224,17 @@ class Cache:
                 self._start(flow)
         return flow.stored.read_now(offset, size)
 
-    async def read(self, reader: Reader, offset: int, size: int) -> bytes:
-        """The bytes at `offset`, less only what lies past the end. Unavailable after the deadline."""
+    async def read(self, reader: Reader, offset: int, size: int) -> bytes | memoryview:
+        """The bytes at `offset`, less only what lies past the end. Unavailable after the deadline.
+
+        A view is valid until the next call on any reader: answer before the next await.
+        """
         flow = reader.flow
         missing = flow.stored.verified.missing(flow.stored.manifest.covering(offset, size))
         if missing:
             await self._arrival(reader, missing)
-        return await flow.stored.read(offset, size)
+        ready = flow.stored.read_now(offset, size)
+        return ready if ready is not None else await flow.stored.read(offset, size)
 
     async def fetch(self, reader: Reader, block: int) -> None:
         """Return when a block is here; what readers wait for goes first.
