@@ -233,8 +233,10 @@ class Cache:
         missing = flow.stored.verified.missing(flow.stored.manifest.covering(offset, size))
         if missing:
             await self._arrival(reader, missing)
-        ready = flow.stored.read_now(offset, size)
-        return ready if ready is not None else await flow.stored.read(offset, size)
+            ready = flow.stored.read_now(offset, size)
+            if ready is not None:
+                return ready
+        return await flow.stored.read(offset, size)
 
     async def fetch(self, reader: Reader, block: int) -> None:
         """Return when a block is here; what readers wait for goes first.
