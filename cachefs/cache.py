@@ -217,21 +217,25 @@ class Cache:
         """
         flow = reader.flow
         if not flow.stored.complete:
+            missing = flow.stored.verified.missing(flow.stored.manifest.covering(offset, size))
+            if missing and reader.guesses.has(offset, size):
+                return None
             reader.saw(offset, size)
-            if flow.stored.verified.missing(flow.stored.manifest.covering(offset, size)):
+            if missing:
                 return None
             if reader.window_moved():
                 self._start(flow)
         return flow.stored.read_now(offset, size)
 
     async def read(self, reader: Reader, offset: int, size: int) -> bytes | memoryview:
-        """The bytes at `offset`, less only what lies past the end. Unavailable after the deadline.
+        """The bytes at `offset`, less only what lies past the end. Unavailable after the deadline; NobodyAsked.
 
         A view is valid until the next call on any reader: answer before the next await.
         """
         flow = reader.flow
         missing = flow.stored.verified.missing(flow.stored.manifest.covering(offset, size))
         if missing:
+            reader.guesses.refuse(offset, size)
             await self._arrival(reader, missing)
             ready = flow.stored.read_now(offset, size)
             if ready is not None:

@@ -19,10 +19,11 @@ _KILLED = 1 << (signal.SIGKILL - 1)
 
 
 class Caller:
-    """The process of thread `thread`; 0 for nobody in particular."""
+    """The process of thread `thread`, 0 for nobody in particular; `direct` if it reads past the kernel's page cache."""
 
-    def __init__(self, thread: int = 0) -> None:
+    def __init__(self, thread: int = 0, *, direct: bool = False) -> None:
         self._thread = thread
+        self.direct = direct
         # Now, while the thread waits for its open: it may end long before its process does.
         self.process = int(_status(Path(f"/proc/{thread}")).get("Tgid", thread)) if thread else 0
         """Its process id; the thread's own if the process can't be told."""

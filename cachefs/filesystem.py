@@ -126,15 +126,18 @@ class Filesystem:
             "user.cachefs.error": known.error or self._shelves[node.catalogue].trouble(node),
         }
 
-    async def open(self, inode: int, thread: int = 0) -> int:
-        """A handle for reading, opened by this thread; NoSuchEntry, MetadataUnavailable, StoreFull, StoreFailed."""
+    async def open(self, inode: int, thread: int = 0, *, direct: bool = False) -> int:
+        """A handle for reading, opened by this thread, `direct` past the kernel's page cache.
+
+        NoSuchEntry, MetadataUnavailable, StoreFull, StoreFailed.
+        """
         node = self._node(inode)
         if not isinstance(node, File):
             raise NoSuchEntry(f"inode {inode} is not a file")
         with self._unless_switched(node):
             item = await self._shelves[node.catalogue].item(node)
         attributes = self._listed(node)
-        reader = await self._cache.open(item, Caller(thread))
+        reader = await self._cache.open(item, Caller(thread, direct=direct))
         if item.fails_early:
             await self._cache.begin(reader)
         handle = next(self._handles)

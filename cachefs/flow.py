@@ -19,6 +19,7 @@ from cachefs import window
 from cachefs.callers import Caller
 from cachefs.content import Manifest
 from cachefs.fetch.base import Download, Item
+from cachefs.guesses import Guesses
 from cachefs.speculation import Account, Accounts
 from cachefs.store.objects import ObjectStore
 from cachefs.store.stored import StoredObject
@@ -236,6 +237,7 @@ class Reader:
         self._flushed_at = float("-inf")
         self._ahead = range(0)
         self.window = window.Window(flow.stored.manifest.block_length, flow.stored.manifest.blocks)
+        self.guesses = Guesses(self.window, self._may_guess)
         self._window_sent = range(0)
         self._left, self._left_until = range(0), 0.0
 
@@ -269,6 +271,11 @@ class Reader:
     def flushed(self) -> None:
         """A descriptor of this file was closed, maybe one of several."""
         self._flushed_at = trio.current_time()
+
+    def _may_guess(self) -> bool:
+        """Whether the kernel asks for a process that reads through its page cache, and is there."""
+        handed_on = self._flushed_at > float("-inf") and self.caller.gone()
+        return self.flow.item.frugal and not self.caller.direct and not handed_on
 
     def abandoned(self, since: float) -> bool:
         """Whether nobody waits any more for a read that began at `since`."""

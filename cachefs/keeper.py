@@ -25,7 +25,7 @@ from cachefs.catalog import records, snapshots
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError
 from cachefs.store import space
-from cachefs.store.eviction import Limits
+from cachefs.store.eviction import Limits, catalogue_of
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.room import Room
@@ -186,7 +186,7 @@ def idle(data_dir: Path, limits: Limits | None = None) -> Iterator[Keeper]:
         state = State.open(data_dir / "state.db")
         try:
             store = ObjectStore(data_dir / "store", state)
-            keeper = Keeper(store, state, Room(store, state, limits), lambda: names)
+            keeper = Keeper(store, state, Room(store, state, limits, catalogue_of=catalogue_of), lambda: names)
             keeper.refresh()
             yield keeper
         finally:

@@ -54,7 +54,7 @@ from cachefs.records.mounting import RecordParts
 from cachefs.reload import Parts, Reloader, Shown, mtimes
 from cachefs.shelf import Shelf, SnapshotShelf
 from cachefs.sourcing import Sourcing
-from cachefs.store.eviction import Limits
+from cachefs.store.eviction import Limits, catalogue_of
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.room import Room
@@ -146,7 +146,7 @@ class Assembly:
         self._data_dir = data_dir
         state.sync_names(shown.lock.downloads, shown.created)
         self._store = ObjectStore(data_dir / "store", state)
-        self._room = Room(self._store, state, Limits.of_settings(config.limits))
+        self._room = Room(self._store, state, Limits.of_settings(config.limits), catalogue_of=catalogue_of)
         self._manifests = Manifests(self._store, state, shown.names)
         self._sources = sources = Sourcing(config, data_dir, self._store, self._room, self._manifests.found)
         self._record_parts = RecordParts(config, music, sources.ledger, sources.router)

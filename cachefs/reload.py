@@ -69,6 +69,11 @@ class Shown:
         recorded = {name: record.content for name, record in self.records.items() if record.content is not None}
         return {CATALOGUE: self.lock.downloads, records.CATALOGUE: recorded}
 
+    def named(self) -> dict[str, ContentId]:
+        """The same in one: the snapshots' names as they are, those of records with their folder."""
+        recorded = self.contents()[records.CATALOGUE]
+        return {**self.lock.downloads, **{f"{records.CATALOGUE}/{name}": each for name, each in recorded.items()}}
+
     @classmethod
     async def load(cls, config: Config, lock_file: LockFile, chain: str | None) -> Shown:
         """What the files say now; the snapshots' lock is made if there is none, unless records are all there is."""
@@ -125,7 +130,7 @@ class Reloader:
             before = self.shown
             new = await Shown.load(self._config, self._lock_file, before.lock.chain or None)
             remarks = await self.prepare(new.lock.downloads)
-            difference = Difference.of(before.lock.downloads, new.lock.downloads)
+            difference = Difference.of(before.named(), new.named())
             if difference or new.records != before.records:
                 self._switch(new)
                 await self._spread(before)

@@ -31,6 +31,16 @@ class Window:
         self._position = -1
         self._run = 0
 
+    @property
+    def position(self) -> int:
+        """Up to where the reader has read, in bytes; -1 before its first read."""
+        return self._position
+
+    @property
+    def begun(self) -> bool:
+        """Whether enough was read in order for readahead to begin."""
+        return self._run >= START
+
     def saw(self, offset: int, size: int) -> range:
         """Take note of a read. If it ends a sequential run by a jump: the blocks that the run was about to reach."""
         end = offset + size
@@ -39,7 +49,7 @@ class Window:
             self._run += min(size, max(0, end - self._position))
             self._position = max(self._position, end)
         else:
-            if self._run >= START:
+            if self.begun:
                 left = range(
                     max(0, self._position - SLACK) // self._block_length, -(-self._position // self._block_length)
                 )
@@ -48,7 +58,7 @@ class Window:
 
     def ahead(self, limit: int) -> range:
         """The blocks to read ahead now, at most `limit` of them: those after the one last read."""
-        if self._run < START:
+        if not self.begun:
             return range(0)
         size = min(limit, FIRST << min(self._run // self._block_length, 14))
         first = max(self._position - 1, 0) // self._block_length + 1

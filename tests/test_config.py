@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachefs.config import Config, Limits, Peer, Version, load_config, load_webseed_toml, web_seed
+from cachefs.config.sections import CatalogueLimits
 from cachefs.errors import ConfigError
 
 WHOLE = """
@@ -301,6 +302,11 @@ def test_a_wrong_webseed_toml_is_refused_by_name(tmp_path: Path, line: str) -> N
         ('size = "1.5 TiB"\nage = 60', Limits(3 * 2**39, 0, 60.0)),
         ('size = "20kB"\nfree_space = "0B"\nage = "2w"', Limits(20_000, 0, 14 * 86_400.0)),
         ('size = ""\nage = ""', Limits()),
+        (
+            'count = 7\n[limits.records]\nsize = "20GB"\nage = "30d"\ncount = 1000',
+            Limits(count=7, records=CatalogueLimits(20 * 10**9, 30 * 86_400.0, 1000)),
+        ),
+        ('snapshots = { size = "1TB" }', Limits(snapshots=CatalogueLimits(10**12))),
     ],
 )
 def test_limits_are_written_as_people_write_them(tmp_path: Path, text: str, limits: Limits) -> None:
@@ -312,6 +318,22 @@ def test_limits_are_written_as_people_write_them(tmp_path: Path, text: str, limi
 def test_a_size_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
     (tmp_path / "cachefs.toml").write_text(f"[limits]\n{value}\n")
     with pytest.raises(ConfigError, match=r"\[limits\] size: expected a size like"):
+        load_config(tmp_path / "cachefs.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("records = 5", "records: expected a table of size, age, count, got 5"),
+        ("[limits.records]\nfree_space = 5", "records: expected a table of size, age, count"),
+        ('[limits.records]\nsize = "5"', "records: size: expected a size like"),
+        ("[limits.snapshots]\ncount = -1", "snapshots: count: expected 0 to"),
+        ("[limits.music]\ncount = 1", "music: unknown key"),
+    ],
+)
+def test_limits_of_a_catalogue_that_cannot_be_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "cachefs.toml").write_text(f"[limits]\n{text}\n")
+    with pytest.raises(ConfigError, match=rf"\[limits\] {said}"):
         load_config(tmp_path / "cachefs.toml")
 
 

@@ -45,7 +45,7 @@ def listening(mount: Mount, ipc: Path) -> Iterator[None]:
             yield
 
 
-def test_two_mpv_on_two_mounts_stay_within_50_ms(tmp_path: Path) -> None:
+def test_19_two_mpv_on_two_mounts_stay_within_50_ms(tmp_path: Path) -> None:
     """Promise 19, with promise 18: what is started on one machine is fetched on the other, too."""
     (tmp_path / "one").mkdir()
     song = make_music(tmp_path / "site.flac", 60)
@@ -71,7 +71,7 @@ def _say(mount: Mount, *words: str) -> str:
     return done.stdout
 
 
-def test_a_record_that_is_started_anywhere_is_fetched_by_every_daemon_that_follows(tmp_path: Path) -> None:
+def test_18_a_record_that_is_started_anywhere_is_fetched_by_every_daemon_that_follows(tmp_path: Path) -> None:
     """Promise 18: prefetch when the record is picked up. Nobody reads it here."""
     (tmp_path / "one").mkdir()
     (tmp_path / "site").mkdir()

@@ -75,7 +75,7 @@ async def _hears(client: PlayheadClient, state: str, after: Playhead) -> Playhea
     raise AssertionError("the event stream ended")
 
 
-def test_two_players_stay_within_50_ms_through_play_seek_pause_and_what_a_user_does(
+def test_19_two_players_stay_within_50_ms_through_play_seek_pause_and_what_a_user_does(
     music: Path, tmp_path: Path
 ) -> None:
     """Promise 19: play time in sync between users."""
@@ -196,6 +196,12 @@ def test_a_file_that_mpv_cannot_open_or_an_mpv_that_is_not_there_is_said_so(tmp_
             nobody = Listener(tmp_path, "", SONG)
             with pytest.raises(PlayerFailed, match="nothing to play"):
                 await trio.to_thread.run_sync(listen, nobody)
+            command = [sys.executable, "-m", "cachefs", "playhead", SONG, "mpv", "--data-dir", str(tmp_path)]
+            command += ["--file", f"{tmp_path}/none.flac", "--", *QUIET]
+            with trio.fail_after(30):
+                done = await trio.run_process(command, capture_stderr=True, check=False)
+            assert done.returncode == 1
+            assert b"mpv could not play" in done.stderr or b"before it could be driven" in done.stderr
             nursery.cancel_scope.cancel()
 
     trio.run(main)

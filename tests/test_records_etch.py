@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -108,32 +109,12 @@ def test_content_that_changed_needs_again_and_replaces_the_checksum(tmp_path: Pa
     assert stored(data) == sorted([sha256(SONG), sha256(other)])
 
 
-def test_a_name_that_is_another_records_is_refused(tmp_path: Path) -> None:
-    data = data_dir(tmp_path)
-    with web() as host:
-        records_kit.etch(data, host.put("song.mp3", SONG))
-        url = host.put("new/song.mp3", song(2, 1000))
-        assert "is the name of another record" in refused(data, url)
-        assert host.asked_for("new/song.mp3") == []
-        records_kit.etch(data, url, "--name", "new song.mp3")
-    assert list(lock_of(data)) == ["song.mp3", "new song.mp3"]
-
-
 def test_a_mirror_is_asked_when_the_url_fails_and_is_in_the_record(tmp_path: Path) -> None:
     data = data_dir(tmp_path)
     with web() as host:
         mirror = host.put("mirror.mp3", SONG)
         records_kit.etch(data, f"{host.url}gone.mp3", "--name", "song.mp3", "--mirror", mirror)
     assert lock_of(data)["song.mp3"].mirrors == (mirror,)
-
-
-def test_a_local_file_is_etched_under_its_url_without_a_download(tmp_path: Path) -> None:
-    data = data_dir(tmp_path)
-    (tmp_path / "mine.flac").write_bytes(b"fLaC" + SONG)
-    printed = records_kit.etch(data, str(tmp_path / "mine.flac"), "--url", "https://example.org/music/Fast%20Car.flac")
-    assert 'name = "Fast Car.flac"' in printed
-    assert lock_of(data)["Fast Car.flac"].media == "audio/flac"
-    assert stored(data) == [sha256(b"fLaC" + SONG)]
 
 
 INVALID: dict[str, tuple[dict[str, Any], str]] = {
@@ -178,6 +159,13 @@ def test_8_an_endless_body_ends_at_the_largest_size_that_is_taken(tmp_path: Path
         assert host.sent < 2**24
         assert "max_size" in refused(data, host.put("long.mp3", song(1, 1_000_001)))
     assert leftovers(data) == stored(data) == []
+
+
+def test_15_a_host_that_does_not_answer_is_said_in_the_systems_words(tmp_path: Path) -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}/song.mp3"
+        assert refused(data_dir(tmp_path), url) == f"cachefs: {url}: Connection refused"
 
 
 def test_plain_http_and_private_addresses_need_leave_at_every_redirect(tmp_path: Path) -> None:
@@ -362,9 +350,3 @@ def test_etching_through_the_api_reports_progress(tmp_path: Path) -> None:
     with web() as host:
         trio.run(main, host)
     assert told[-1] == (len(SONG), len(SONG))
-
-
-def test_a_name_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    assert "give another: --name NAME" in refused(
-        tmp_path / "data", "https://example.org/song.mp3", "--name", "../song"
-    )

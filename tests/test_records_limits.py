@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.counterparts import nginx
-from tests.mount_kit import Mount, mounted, read_error
+from tests.mount_kit import Mount, cachefs, mounted, read_error
 from tests.player_kit import cold
 from tests.records_kit import OPEN_TOML, PIECE, song
 
@@ -32,7 +32,7 @@ def taken(mount: Mount) -> int:
     return sum(path.stat().st_blocks * 512 for path in mount.data_dir.glob("store/sha256/*/*/data"))
 
 
-def test_a_size_limit_holds_while_all_records_are_played_and_the_last_one_stays(site: Path, tmp_path: Path) -> None:
+def test_20_a_size_limit_holds_while_all_records_are_played_and_the_last_one_stays(site: Path, tmp_path: Path) -> None:
     limit = 2 * LENGTH + 2 * PIECE
     with nginx(site) as url:
         etched(tmp_path, url)
@@ -46,7 +46,7 @@ def test_a_size_limit_holds_while_all_records_are_played_and_the_last_one_stays(
         assert len(kept) <= 2
 
 
-def test_what_nobody_played_for_the_age_expires(site: Path, tmp_path: Path) -> None:
+def test_20_what_nobody_played_for_the_age_expires(site: Path, tmp_path: Path) -> None:
     with nginx(site) as url:
         etched(tmp_path, url)
         with mounted(tmp_path, settings=OPEN_TOML) as mount:
@@ -58,3 +58,21 @@ def test_what_nobody_played_for_the_age_expires(site: Path, tmp_path: Path) -> N
         with mounted(tmp_path, settings=f"{OPEN_TOML}[limits]\nage = 0.1\n") as mount:
             mount.wait_for("expired", lambda now: taken(mount) == 0)
             assert (mount.mountpoint / "records" / NAMES[0]).read_bytes() == (site / NAMES[0]).read_bytes()
+
+
+@pytest.mark.parametrize("limits", ["count = 2", f"size = {2 * LENGTH + PIECE}", "age = 0.1"])
+def test_20_records_keep_to_limits_of_their_own(site: Path, tmp_path: Path, limits: str) -> None:
+    with nginx(site) as url:
+        etched(tmp_path, url)
+        with mounted(tmp_path, settings=OPEN_TOML) as mount:
+            for name in NAMES:
+                (mount.mountpoint / "records" / name).read_bytes()
+            mount.wait_for("complete", lambda now: now["store"]["complete"] == len(NAMES))
+        others = "[limits.snapshots]\ncount = 1\nsize = 1\nage = 0.1\n"
+        with mounted(tmp_path, settings=f"{OPEN_TOML}{others}") as mount:
+            assert cachefs("gc", "--mountpoint", mount.mountpoint).stdout.endswith("0 bytes freed\n")
+            assert taken(mount) >= len(NAMES) * LENGTH
+        with mounted(tmp_path, settings=f"{OPEN_TOML}[limits.records]\n{limits}\n") as mount:
+            kept = 0 if "age" in limits else 2
+            mount.wait_for("evicted", lambda now: now["store"]["objects"] == kept)
+            assert kept * LENGTH <= taken(mount) <= kept * LENGTH + PIECE

@@ -401,6 +401,17 @@ def test_a_record_whose_url_was_edited_by_hand_keeps_its_checksum(tmp_path: Path
             assert shown(mount).read_bytes() == SONG
 
 
+def test_a_reload_tells_which_records_came_and_went(tmp_path: Path) -> None:
+    with web() as host:
+        etcher = etched(tmp_path, host)
+        with playing(tmp_path / "etcher") as mount:
+            assert "no difference in 1 names" in cachefs("reload", mount.mountpoint).stdout
+            records.update(etcher / LOCK_NAME, lambda lock: lock.without("song.mp3"))
+            told = cachefs("reload", mount.mountpoint).stdout
+            assert told == f"- records/song.mp3  {sha256(SONG)}\n0 added, 1 removed, 0 changed, 0 unchanged\n"
+            assert names(mount) == []
+
+
 def test_a_lock_that_is_broken_while_mounted_changes_nothing(tmp_path: Path) -> None:
     with web() as host:
         etcher = etched(tmp_path, host)

@@ -35,6 +35,8 @@ class Overrides:
 
     async def apply(self, entries: Mapping[str, ContentId]) -> list[str]:
         """Take over what is the lock's; lines for people about what isn't. Raises nothing: a mount comes up without."""
+        if not entries:  # a data directory of records alone need not even have the folder
+            return []
         try:
             files = await trio.to_thread.run_sync(local_files, self.folder, entries)
         except OSError as error:

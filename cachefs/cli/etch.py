@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bar
 
 from cachefs.catalog.record import dump
+from cachefs.cli.progress import bytes_bar
 from cachefs.cli.records import options, target
-from cachefs.fetch.receiver import Progress
 from cachefs.records import Order, etch
 
 
@@ -47,27 +41,9 @@ def command(
     """
     place = target(config_file, data_dir)
     order = Order(url or what, name, mirrors, Path(what) if url else None, again, swarm)
-    with _progress(order.url) as progress:
+    with bytes_bar(order.url) as progress:
         etched = place.run(lambda cache: etch(cache, order, progress))
     place.tell_daemon()
     if not etched.downloaded and order.source is None:
         click.echo("etched already; --again downloads it anew", err=True)
     click.echo(dump(etched.record), nl=False)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Progress | None]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what if len(what) <= 60 else f"…{what[-59:]}", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -26,6 +26,9 @@ def command(form: str, config_file: Path | None, data_dir: Path | None) -> None:
     m3u       a playlist of the files in the mount
     """
     place = target(config_file, data_dir)
+    lock_path = place.data_dir / records.LOCK_NAME
+    if not lock_path.exists():
+        raise CachefsError(f"{lock_path}: there are no records")
 
     async def work(cache: MusicCache) -> str:
         if form != "m3u":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -45,13 +46,13 @@ def command(
 
     imported = place.run(work)
     place.tell_daemon()
-    unready = [record for record in imported.taken if not record.ready]
-    click.echo(f"{len(imported.taken)} taken, {imported.known} known already, {len(unready)} to be fetched first")
+    unready = len(imported.unready)
+    click.echo(f"{len(imported.taken)} taken, {imported.known} known already, {unready} to be fetched first")
     if fetch and unready:
-        _fetch(place, unready)
+        _fetch(place, imported.unready)
 
 
-def _fetch(place: Target, unready: list[Record]) -> None:
+def _fetch(place: Target, unready: Sequence[Record]) -> None:
     failed = place.run(lambda cache: make_all_ready(cache, unready, _tell))
     place.tell_daemon()
     if failed:

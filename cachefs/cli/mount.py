@@ -7,19 +7,21 @@ process that has threads, and what goes wrong at the start is printed where the 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from cachefs.config import Config, load_config, settings_file
 from cachefs.control import systemd
-from cachefs.errors import CachefsError, ConfigError
+from cachefs.errors import CachefsError, ConfigError, StoreFailed
 from cachefs.mount import Mounted, run
 
 LOG_NAME = "cachefs.log"
@@ -96,11 +98,10 @@ def _start_daemon(config: Config) -> None:
     data_dir = config.mount.data_dir
     if data_dir is None:
         raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     arguments = [argument for argument in sys.argv[1:] if argument != "--daemon"]
     reading, writing = os.pipe()
-    with (data_dir / LOG_NAME).open("ab") as log_file:
-        start = log_file.tell()
+    with _log_file(data_dir) as log_file:
+        start = log_file.seek(0, os.SEEK_END)
         process = subprocess.Popen(
             [sys.executable, "-m", "cachefs", *arguments, "--ready-fd", str(writing)],
             stdin=subprocess.DEVNULL,
@@ -109,19 +110,29 @@ def _start_daemon(config: Config) -> None:
             pass_fds=[writing],
             start_new_session=True,
         )
-    os.close(writing)
-    with os.fdopen(reading, "rb") as answers:
-        answer = answers.read()
-    if not answer:
-        process.wait()
-        raise CachefsError(_last_words(data_dir / LOG_NAME, start))
+        os.close(writing)
+        with os.fdopen(reading, "rb") as answers:
+            answer = answers.read()
+        if not answer:
+            process.wait()
+            raise CachefsError(_last_words(log_file, start, data_dir / LOG_NAME))
     click.echo(json.loads(answer)["ready"])
 
 
-def _last_words(log_file: Path, start: int) -> str:
+def _log_file(data_dir: Path) -> IO[bytes]:
+    """Where the daemon's words go: nowhere for long if the file system is read-only, for there a mount works, too."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return (data_dir / LOG_NAME).open("a+b")
+    except OSError as error:
+        if error.errno == errno.EROFS and data_dir.is_dir():
+            return tempfile.TemporaryFile()
+        raise StoreFailed(f"{data_dir}: can't be used as data directory: {error.strerror}") from None
+
+
+def _last_words(log_file: IO[bytes], start: int, path: Path) -> str:
     """Why the daemon ended, from what it wrote."""
-    with log_file.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    log_file.seek(start)
+    lines = log_file.read().decode("utf-8", "replace").strip().splitlines()
     told = next((line for line in reversed(lines) if line.startswith("cachefs: ")), "")
-    return told.removeprefix("cachefs: ") or f"the daemon ended before the mount was usable; see {log_file}"
+    return told.removeprefix("cachefs: ") or f"the daemon ended before the mount was usable; see {path}"

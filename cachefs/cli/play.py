@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from cachefs.catalog import records
-from cachefs.cli.records import Target, options, target
+from cachefs.catalog.records import CATALOGUE
+from cachefs.cli.progress import bytes_bar
+from cachefs.cli.records import Target, failing, opened, options, target, tell_strange
 from cachefs.errors import CachefsError
 from cachefs.records import MusicCache
-from cachefs.records.lists import made_ready, records_of
+from cachefs.records.lists import made_ready
+from cachefs.records.naming import meant
 
 
 @click.command("play")
@@ -21,34 +25,42 @@ from cachefs.records.lists import made_ready, records_of
 @click.option("--player", metavar="COMMAND", help="Run this with the paths as its last arguments, mpv say.")
 @options
 def command(name: str, wait: bool, player: str | None, config_file: Path | None, data_dir: Path | None) -> None:
-    """Print where the record NAME, or each of a playlist (m3u, m3u8, pls), can be read, or hand it to a player.
+    """Print where the record NAME can be read, or each of a playlist (m3u, m3u8, pls) or folder, or play them.
 
     With a mount that is a path in it, at once: what isn't here is fetched while it is read. Without one, or with
-    --wait, the record is fetched first.
+    --wait, the record is fetched first. NAME may also be the record's URL or its path in the mount.
     """
     place = target(config_file, data_dir)
-    names = records_of(name, place.data_dir, place.mountpoint()) or [name]
-    paths = [str(_path(place, each, wait)) for each in names]
-    if player is None:
-        click.echo("\n".join(paths))
-        return
-    try:
-        code = subprocess.run([*shlex.split(player), *paths], check=False).returncode
-    except (OSError, ValueError) as error:
-        raise CachefsError(f"{player}: can't be run: {error}") from None
-    raise SystemExit(code)
-
-
-def _path(place: Target, name: str, wait: bool) -> Path:
-    _make_ready(place, name)
     mountpoint = place.mountpoint()
+    found = meant(name, place.data_dir, mountpoint)
+    tell_strange(name, found)
+    paths = [_path(place, mountpoint, each, wait) for each in found.names]
+    if player is None:
+        click.echo("\n".join(map(str, paths)))
+        return
+    if len(paths) == 1 and not wait:
+        opened(paths[0])
+    raise SystemExit(_played(player, paths))
+
+
+def _played(player: str, paths: Sequence[Path]) -> int:
+    try:
+        return subprocess.run([*shlex.split(player), *paths], check=False).returncode
+    except OSError as error:
+        raise CachefsError(f"{player}: can't be run: {error.strerror}") from None
+    except ValueError as error:
+        raise CachefsError(f"{player}: can't be run: {error}") from None
+
+
+def _path(place: Target, mountpoint: Path | None, name: str, wait: bool) -> Path:
+    _make_ready(place, name)
     if mountpoint is None:
         return place.run(lambda cache: _stored(cache, name))
-    path = mountpoint / "records" / name
+    path = mountpoint / CATALOGUE / name
+    with failing(path):
+        path.stat()
     if wait:
         _read_through(path)
-    elif not path.exists():
-        raise CachefsError(f"{path}: no such record")
     return path
 
 
@@ -62,13 +74,14 @@ def _make_ready(place: Target, name: str) -> None:
 
 async def _stored(cache: MusicCache, name: str) -> Path:
     """The file of a record's content in the store, fetched if it isn't there."""
-    return cache.vault.path(await cache.request(cache.record(name)))
+    with bytes_bar(name) as progress:
+        return cache.vault.path(await cache.request(cache.record(name), progress)).absolute()
 
 
 def _read_through(path: Path) -> None:
-    try:
-        with path.open("rb", buffering=0) as file:
-            while file.read(2**20):
-                pass
-    except OSError as error:
-        raise CachefsError(f"{path}: {error.strerror}; `cachefs status` tells more") from None
+    with bytes_bar(path.name) as report, failing(path), path.open("rb", buffering=0) as file:
+        done, size = 0, path.stat().st_size
+        while data := file.read(2**20):
+            done += len(data)
+            if report is not None:
+                report(done, size)

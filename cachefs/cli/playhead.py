@@ -10,9 +10,11 @@ from pathlib import Path
 import click
 import trio
 
+from cachefs.catalog.records import CATALOGUE
+from cachefs.cli.records import Target, opened
 from cachefs.cli.target import data_dir_of
+from cachefs.config import Config
 from cachefs.errors import PlayheadInvalid
-from cachefs.mountinfo import mounts
 from cachefs.playhead.client import PlayheadClient, connect
 from cachefs.playhead.listen import Listener, listen
 from cachefs.playhead.model import Change, Playhead
@@ -117,10 +119,12 @@ def _rate(text: str | None) -> float | None:
 
 def _in_mount(name: str, data_dir: Path | None) -> Path:
     directory = data_dir_of(None, data_dir)
-    found = [entry.mountpoint for entry in mounts() if entry.data_dir == directory.absolute()]
-    if not found:
+    mountpoint = Target(directory, Config()).mountpoint()
+    if mountpoint is None:
         raise PlayheadInvalid(f"{directory} is not mounted: name what to play with --file")
-    return found[0] / "records" / name
+    path = mountpoint / CATALOGUE / name
+    opened(path)
+    return path
 
 
 def _shown(head: Playhead, utc: float, as_json: bool) -> str:

@@ -14,11 +14,12 @@ import click
 from rich.filesize import decimal
 
 from cachefs.catalog.records import CATALOGUE
-from cachefs.cli.records import Target
+from cachefs.cli.progress import bars
+from cachefs.cli.records import Target, tell_strange
 from cachefs.cli.target import daemon_options, data_dir_of
 from cachefs.config import Config
 from cachefs.control import socket as control
-from cachefs.records.lists import records_of
+from cachefs.records.naming import in_playlist
 
 
 @click.command()
@@ -52,8 +53,11 @@ def prefetch(
 
 
 def _with_playlists(pattern: str, data_dir: Path) -> list[str]:
-    names = records_of(pattern, data_dir, Target(data_dir, Config()).mountpoint())
-    return [pattern] if names is None else [glob.escape(f"{CATALOGUE}/{name}") for name in names]
+    listed = in_playlist(pattern, data_dir, Target(data_dir, Config()).mountpoint())
+    if listed is None:
+        return [pattern]
+    tell_strange(pattern, listed)
+    return [glob.escape(f"{CATALOGUE}/{name}") for name in listed.names]
 
 
 @contextmanager
@@ -62,24 +66,20 @@ def _bars() -> Iterator[Callable[[Any], None]]:
     if not sys.stderr.isatty():
         yield lambda progress: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks = {"": bars.add_task("all", total=None)}
+    with bars() as shown:
+        tasks = {"": shown.add_task("all", total=None)}
 
         def told(progress: Mapping[str, Any] | None) -> None:
             if progress is None:
                 return
             description = f"{progress['done']:,} of {progress['files']:,} files"
-            bars.update(tasks[""], description=description, completed=progress["have"], total=progress["length"])
+            shown.update(tasks[""], description=description, completed=progress["have"], total=progress["length"])
             active = {part["name"]: part for part in progress["active"]}
             for name in tasks.keys() - active.keys() - {""}:
-                bars.remove_task(tasks.pop(name))
+                shown.remove_task(tasks.pop(name))
             for name, part in active.items():
                 if name not in tasks:
-                    tasks[name] = bars.add_task(name)
-                bars.update(tasks[name], completed=part["have"], total=part["length"])
+                    tasks[name] = shown.add_task(name)
+                shown.update(tasks[name], completed=part["have"], total=part["length"])
 
         yield told

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,11 +15,15 @@ import trio
 from cachefs.cli.target import data_dir_of
 from cachefs.config import Config, load_config, settings_file
 from cachefs.control import socket as control
-from cachefs.errors import ControlError
-from cachefs.mountinfo import mounts
+from cachefs.errors import CachefsError, ControlError
+from cachefs.mountinfo import is_dead, mounts
 from cachefs.records import MusicCache
+from cachefs.records.naming import Meant
 
 T = TypeVar("T")
+
+_ERROR = "user.cachefs.error"
+"""The extended attribute in which the mount says why a file can't be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +43,14 @@ class Target:
         return trio.run(main)
 
     def mountpoint(self) -> Path | None:
-        """Where this data directory is mounted, if it is."""
+        """Where this data directory is mounted, if it is; CachefsError if the daemon behind all such mounts is dead."""
         here = self.data_dir.resolve()
-        return next((entry.mountpoint for entry in mounts() if entry.data_dir.resolve() == here), None)
+        found = [entry.mountpoint for entry in mounts() if entry.data_dir.resolve() == here]
+        alive = [mountpoint for mountpoint in found if not is_dead(mountpoint)]
+        if found and not alive:
+            way_out = f"mount it again, or take it away: cachefs umount {found[0]}"
+            raise CachefsError(f"{found[0]}: the daemon of this mount is gone; {way_out}")
+        return alive[0] if alive else None
 
     def tell_daemon(self) -> None:
         """Let a running mount know that the lock has changed; without one there is nobody to tell."""
@@ -67,3 +77,29 @@ def target(config_file: Path | None, data_dir: Path | None) -> Target:
         data_dir = config.mount.data_dir or data_dir_of(None, None)
         config = load_config(settings_file(config_file, data_dir))
     return Target(data_dir, config)
+
+
+def tell_strange(playlist: str, found: Meant) -> None:
+    """Say which entries of a playlist are passed over."""
+    for entry in found.strange:
+        click.echo(f"{playlist}: {entry}: no record here, passed over", err=True)
+
+
+@contextmanager
+def failing(path: Path) -> Iterator[None]:
+    """CachefsError for what goes wrong with a file in the mount, with the mount's own reason."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CachefsError(f"{path}: the mount doesn't show it; if the lock was edited: cachefs reload") from None
+    except OSError as error:
+        why = ""
+        with suppress(OSError):
+            why = os.getxattr(path, _ERROR).decode()
+        raise CachefsError(f"{path}: {error.strerror}{f': {why}' if why else ''}") from None
+
+
+def opened(path: Path) -> None:
+    """Let a failure be told here: a player would only say that it can't open the file."""
+    with failing(path), path.open("rb", buffering=0):
+        pass

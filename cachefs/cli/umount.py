@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ import click
 from cachefs import mountinfo
 from cachefs.control import socket as control
 from cachefs.drivers import overlay
-from cachefs.errors import ControlError, DataDirBusy
+from cachefs.errors import ControlError, DataDirBusy, NoDaemon
 from cachefs.store.lock import DataDirLock
 
 _PATIENCE = 15.0
@@ -26,12 +27,13 @@ def umount(mountpoint: Path) -> None:
     entry = mountinfo.mount_at(mountpoint)
     if entry is None:
         raise ControlError(f"nothing of cachefs is mounted at {mountpoint}")
-    if mountinfo.is_dead(mountpoint):
-        overlay.uncover(mountpoint)
-        mountinfo.unmount_lazily(mountpoint)
-        return
-    control.ask(entry.data_dir, "stop")
-    _wait_ended(entry)
+    if not mountinfo.is_dead(mountpoint):
+        with suppress(NoDaemon):  # it has no socket in a read-only data directory, and notices what is done below
+            control.ask(entry.data_dir, "stop")
+            _wait_ended(entry)
+            return
+    overlay.uncover(mountpoint)
+    mountinfo.unmount_lazily(mountpoint)
 
 
 def _wait_ended(entry: mountinfo.MountEntry) -> None:

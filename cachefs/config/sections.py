@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -10,6 +10,7 @@ from cachefs.config.values import (
     CHAIN_NAME,
     Peer,
     Version,
+    Wrong,
     as_age,
     as_chain_file,
     as_chain_name,
@@ -26,6 +27,7 @@ from cachefs.config.values import (
     as_version,
     as_whole,
     rclone_remote,
+    show,
     tracker,
     web_seed,
 )
@@ -193,16 +195,44 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class CatalogueLimits:
+    """[limits.records], [limits.snapshots]: how much a catalogue may keep; as in [limits]."""
+
+    size: int = field(default=0, metadata={"read": as_size})
+    age: float = field(default=0.0, metadata={"read": as_age})
+    count: int = field(default=0, metadata={"read": as_whole(0, _UNLIMITED, "files")})
+
+
+def _of_catalogue(value: object, base: Path) -> CatalogueLimits:
+    if isinstance(value, CatalogueLimits):
+        return value
+    readers = {item.name: item.metadata["read"] for item in fields(CatalogueLimits)}
+    if not isinstance(value, dict) or not value.keys() <= readers.keys():
+        raise Wrong(f"expected a table of {', '.join(readers)}, got {show(value)}")
+    read = {}
+    for key, given in value.items():
+        try:
+            read[key] = readers[key](given, base)
+        except Wrong as error:
+            raise Wrong(f"{key}: {error}") from None
+    return CatalogueLimits(**read)
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """[limits]: how much the data directory may keep. 0 is no limit.
 
     size: bytes on disk, of everything in its store; free_space: bytes to leave free on its file system; age: for how
-    many seconds content is kept after it was last used.
+    many seconds content is kept after it was last used; count: of how many files content is kept. records and
+    snapshots: the same for one catalogue.
     """
 
     size: int = field(default=0, metadata={"read": as_size})
     free_space: int = field(default=0, metadata={"read": as_size})
     age: float = field(default=0.0, metadata={"read": as_age})
+    count: int = field(default=0, metadata={"read": as_whole(0, _UNLIMITED, "files")})
+    records: CatalogueLimits = field(default=CatalogueLimits(), metadata={"read": _of_catalogue})
+    snapshots: CatalogueLimits = field(default=CatalogueLimits(), metadata={"read": _of_catalogue})
 
 
 @dataclass(frozen=True, slots=True)

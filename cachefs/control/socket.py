@@ -5,8 +5,7 @@ How it works: a request is `{"command": NAME}`, with `"arguments": {…}` if it 
 a second whether there is progress or not: when its caller has gone, that is noticed and the job ends.
 
 The socket is mode 0600 in a directory of mode 0700, and the kernel tells who is at the other end: only the daemon's
-own user and root are answered. Socket addresses are limited to 107 bytes and data directories are not, so both ends go
-through a descriptor of the directory.
+own user and root are answered.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from typing import Any
 import trio
 
 from cachefs.errors import CachefsError, ControlError, NoDaemon
+from cachefs.sockets import address, listening
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +46,6 @@ class Job:
     run: Callable[..., Awaitable[Any]]
 
 
-@contextlib.contextmanager
-def _address(data_dir: Path) -> Iterator[str]:
-    directory = os.open(data_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{NAME}"
-    finally:
-        os.close(directory)
-
-
 async def serve(
     data_dir: Path,
     commands: Mapping[str, Command | Job],
@@ -62,20 +53,12 @@ async def serve(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer commands for ever; the socket file is there while this runs."""
-    path = data_dir / NAME
-    path.unlink(missing_ok=True)
-    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with listener, _address(data_dir) as address:
-        await listener.bind(address)
-        path.chmod(0o600)
-        listener.listen(128)
-        accepting = trio.SocketListener(listener)
-        try:
-            task_status.started()
-            # Out of file descriptors it pauses, where a bare accept would end the daemon.
-            await trio.serve_listeners(partial(_converse, commands), [accepting])
-        finally:
-            path.unlink(missing_ok=True)
+    async with listening(data_dir, NAME) as listeners:
+        task_status.started()
+        if not listeners:
+            await trio.sleep_forever()
+        # Out of file descriptors it pauses, where a bare accept would end the daemon.
+        await trio.serve_listeners(partial(_converse, commands), listeners)
 
 
 async def _converse(commands: Mapping[str, Command | Job], stream: trio.SocketStream) -> None:
@@ -191,9 +174,9 @@ def _answers(data_dir: Path, command: str, arguments: Mapping[str, Any], timeout
     """Say a command; the lines that come back, empty ones without end when the daemon hung up."""
     request = {"command": command} | ({"arguments": arguments} if arguments else {})
     try:
-        with _address(data_dir) as address, socket.socket(socket.AF_UNIX) as connection:
+        with address(data_dir, NAME) as where, socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(timeout)
-            connection.connect(address)
+            connection.connect(where)
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as answers:
                 yield iter(answers.readline, None)

@@ -33,6 +33,8 @@ class Item:
     catalogue: str = "snapshots"
     fails_early: bool = False
     """Whether opening it waits for its first block: some readers take a failed open better than a failed read."""
+    frugal: bool = False
+    """Whether nothing but what is read may be fetched until somebody reads in order: scanners look at everything."""
 
     @property
     def content(self) -> ContentId:

@@ -14,6 +14,7 @@ anew. Without one it begins anew, a few times. A transfer that makes progress ma
 from __future__ import annotations
 
 import re
+import stat
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -21,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 import trio
 
 from cachefs.errors import RecordMismatch, SourceLied, SourceRefused, SourceSilent, UrlFailed
-from cachefs.fetch.digests import WANTED, declared
+from cachefs.fetch.digests import WANTED, Declared, declared
 from cachefs.fetch.receiver import Fetched, Receiver
 from cachefs.fetch.web import Answer, Interrupted, RangeRefused, Unreachable, WebClient
 
@@ -60,8 +61,12 @@ class LocalProvider:
 
 
 async def send_file(path: Path, url: str, receiver: Receiver) -> Fetched:
-    """Send the file `path`, under the name of `url`."""
+    """Send the file `path`, under the name of `url`. Nothing else that is read like a file: it might never end."""
     try:
+        status = await trio.Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UrlFailed(url, "is not a file")
+        receiver.announce(url, status.st_size, Declared())
         async with await trio.open_file(path, "rb") as file:
             while data := await file.read(2**20):
                 await receiver.write(url, data)

@@ -12,6 +12,7 @@ ranges nor checksums mean what we think.
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -231,10 +232,12 @@ class _Translated:
 
 
 def _reason(error: BaseException) -> str:
-    """The words of the first error in the chain that has any: the library's own are often empty."""
+    """What the system said, if it did, or else the first words in the chain: the library's own are often empty."""
     inner: BaseException | None = error
+    words = ""
     while inner is not None:
-        if str(inner):
-            return str(inner)
-        inner = inner.__cause__ or inner.__context__
-    return type(error).__name__
+        if isinstance(inner, OSError) and (inner.errno or 0) > 0 and not isinstance(inner, ssl.SSLError):
+            return os.strerror(inner.errno or 0)
+        words = words or str(inner)
+        inner = inner.exceptions[0] if isinstance(inner, BaseExceptionGroup) else inner.__cause__ or inner.__context__
+    return words or type(error).__name__

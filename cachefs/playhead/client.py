@@ -29,7 +29,8 @@ from cachefs.playhead import events
 from cachefs.playhead.board import Watch, Watchers
 from cachefs.playhead.clock import FollowedUtc, steady
 from cachefs.playhead.model import Change, Playhead, record_name
-from cachefs.playhead.server import open_address
+from cachefs.playhead.server import SOCKET
+from cachefs.sockets import address
 
 _TIMEOUT = httpx.Timeout(10.0)
 _SILENCE = 30.0
@@ -159,7 +160,8 @@ class EventStream:
 
 
 def _told(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    words = str(error) or type(error).__name__
+    return f"no daemon answers: {words}; is it mounted?" if isinstance(error, httpx.ConnectError) else words
 
 
 def _path(record: str) -> str:
@@ -172,11 +174,19 @@ async def connect(where: Path | str, token: str = "") -> AsyncIterator[PlayheadC
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with contextlib.ExitStack() as stack:
         if isinstance(where, Path):
-            base, transport = "http://localhost", httpx.AsyncHTTPTransport(uds=stack.enter_context(open_address(where)))
+            base, transport = "http://localhost", httpx.AsyncHTTPTransport(uds=_socket(stack, where))
         else:
             base, transport = where, httpx.AsyncHTTPTransport()  # no proxy: latency is what this is about
         async with httpx.AsyncClient(base_url=base, transport=transport, headers=headers, timeout=_TIMEOUT) as http:
             yield PlayheadClient(http, str(where))
+
+
+def _socket(stack: contextlib.ExitStack, data_dir: Path) -> str:
+    """The address of a local daemon's socket, valid as long as what is on the stack."""
+    try:
+        return stack.enter_context(address(data_dir, SOCKET))
+    except OSError as error:
+        raise PlayheadUnreachable(str(data_dir), f"no data directory: {error.strerror}") from None
 
 
 class RemoteBoard:

@@ -25,6 +25,8 @@ from cachefs.playhead.client import RemoteBoard, connect
 from cachefs.playhead.mpv import attached, command_line
 
 _ENDS_WITHIN = 5.0
+_COULD_NOT_PLAY = (1, 2, 3)
+"""Codes with which mpv ends if it could not start, or not play a file (its manual, section "Exit codes")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ async def _player(listener: Listener) -> AsyncIterator[Path]:
             nursery.start_soon(_outlive, process, ipc)
             yield ipc
             nursery.cancel_scope.cancel()
+        if process.returncode in _COULD_NOT_PLAY:
+            raise PlayerFailed(f"mpv could not play {listener.file} (it ended with {process.returncode})")
 
 
 async def _outlive(process: trio.Process, ipc: Path) -> None:

@@ -19,7 +19,6 @@ points at 127.0.0.1 doesn't get in.
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import ipaddress
 import json
@@ -27,7 +26,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +39,7 @@ from cachefs.errors import CachefsError, ConfigError, PlayheadConflict, Playhead
 from cachefs.playhead import events
 from cachefs.playhead.board import Heads
 from cachefs.playhead.model import Change, record_name
+from cachefs.sockets import listening
 
 SOCKET = "playhead.sock"
 
@@ -86,35 +86,11 @@ async def serve_socket(
     heads: Heads, data_dir: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Answer on `<data-dir>/playhead.sock` for ever; the file is there while this runs."""
-    path = data_dir / SOCKET
-    path.unlink(missing_ok=True)
-    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with listener:
-        with open_address(data_dir) as address:
-            await listener.bind(address)
-        path.chmod(0o600)
-        listener.listen(128)
-        try:
-            task_status.started()
-            await trio.serve_listeners(Api(heads, _same_user).converse, [trio.SocketListener(listener)])
-        finally:
-            path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def open_address(data_dir: Path) -> Iterator[str]:
-    """The socket's address by way of a descriptor: socket addresses are short, and data directories need not be.
-
-    PlayheadUnreachable if there is no such directory.
-    """
-    try:
-        directory = os.open(data_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise PlayheadUnreachable(str(data_dir), f"no data directory: {error.strerror}") from None
-    try:
-        yield f"/proc/self/fd/{directory}/{SOCKET}"
-    finally:
-        os.close(directory)
+    async with listening(data_dir, SOCKET) as listeners:
+        task_status.started()
+        if not listeners:
+            await trio.sleep_forever()
+        await trio.serve_listeners(Api(heads, _same_user).converse, listeners)
 
 
 async def serve_address(

@@ -4,6 +4,9 @@ music_cache  the two requests, by URL and by URL and checksum: a checksum or an 
 etching      a URL becomes a record: downloaded, judged, kept, written
 pieces       piece lists, which let a record play before all of it is here
 media        what bytes are, by their first ones
+naming       which records a word means: a name, a URL, a path in the mount, a folder, a playlist
+lists        other people's lists, in and out
+shelf        the records as the mount shows them
 incoming     temporary files, and one download for all who ask at once
 """
 

@@ -7,11 +7,13 @@ content that the next etch finds, or a temporary file that the next start remove
 leaves everything as it was.
 
 Etching a URL again under the same name is free while its content is here; `again` downloads it anew, and what came
-replaces the record's checksum. Many processes that etch one URL at once share one download.
+replaces the record's checksum. A local file is hashed every time: that it is the record's is for its bytes to say.
+Many processes that etch one URL at once share one download.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +24,7 @@ import trio
 
 from cachefs import metainfo
 from cachefs.catalog import records
-from cachefs.catalog.names import BadName, check_name
+from cachefs.catalog.names import BadName, check_name, check_names
 from cachefs.catalog.records import Pieces, Record, RecordsLock, as_url
 from cachefs.config.values import Wrong
 from cachefs.content import ContentId
@@ -71,13 +73,16 @@ class Etched:
 
 async def etch(cache: MusicCache, order: Order, progress: Progress | None = None) -> Etched:
     """Etch; EtchRefused, UrlFailed and its kinds, CatalogError, StoreFull, StoreFailed: nothing is changed then."""
-    order = _checked(order)
+    order = _checked(order, records.load(cache.lock_path))
     async with cache.incoming.flight(f"etch {order.url}") as flight:
         shared(flight, order.url)
-        before = records.load(cache.lock_path).records.get(order.name)
-        if before is not None:
+        lock = records.load(cache.lock_path)
+        before = lock.records.get(order.name)
+        if before is None:
+            _refuse_clash(order, lock)
+        else:
             _refuse_taken(order, before)
-            if not order.again and before.ready and await cache.has(_content(before), before.size):
+            if await _is_here(cache, order, before):
                 return Etched(await _completed(cache, order, before), downloaded=False, stored=False)
         with cache.incoming.files() as files:
             fetched = await cache.noted(flight, _fetch(cache, order, before, files, progress))
@@ -105,19 +110,56 @@ def _record(order: Order, before: Record | None, fetched: Fetched, pieces: Piece
     )
 
 
-def _checked(order: Order) -> Order:
+def _checked(order: Order, lock: RecordsLock) -> Order:
     """The order with a name, or EtchRefused if its name or a URL of it can't be."""
     try:
         for url in (order.url, *order.mirrors):
             as_url(url)
     except Wrong as error:
-        raise EtchRefused(order.url, str(error)) from None
-    name = order.name or PurePosixPath(unquote(urlsplit(order.url).path)).name
+        meant = order.source is None and _is_file(order.url)
+        why = "it is a local file; say which URL it stands for: --url URL" if meant else str(error)
+        raise EtchRefused(order.url, why) from None
+    name = order.name or _name(order, lock)
+    if not name:
+        raise EtchRefused(order.url, "the URL has no name in it; give one: --name NAME")
     try:
         check_name(name)
     except BadName as error:
         raise EtchRefused(order.url, f"as a name, {name!r} {error.why}; give another: --name NAME") from None
     return replace(order, name=name)
+
+
+def _is_file(text: str) -> bool:
+    with suppress(OSError):
+        return Path(text).is_file()
+    return False
+
+
+def _name(order: Order, lock: RecordsLock) -> str:
+    """The URL's last part; to etch a URL `again`, the name that its record has."""
+    usual = PurePosixPath(unquote(urlsplit(order.url).path)).name
+    known = [record.name for record in lock if record.url == order.url] if order.again else []
+    if not known or usual in known:
+        return usual
+    if len(known) > 1:
+        names = " or ".join(map(repr, known))
+        raise EtchRefused(order.url, f"several records have this URL, say which: --name {names}")
+    return known[0]
+
+
+def _refuse_clash(order: Order, lock: RecordsLock) -> None:
+    """Before anything is downloaded for a record that there is no place for."""
+    try:
+        check_names((*lock.records, order.name))
+    except BadName as error:
+        raise EtchRefused(order.url, f"{error.name!r} {error.why}; give another name: --name NAME") from None
+
+
+async def _is_here(cache: MusicCache, order: Order, before: Record) -> bool:
+    """Whether there is nothing to fetch and nothing to compare."""
+    if order.again or order.source is not None or not before.ready:
+        return False
+    return await cache.has(_content(before), before.size)
 
 
 def _refuse_taken(order: Order, before: Record) -> None:

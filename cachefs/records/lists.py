@@ -10,7 +10,7 @@ A record whose list gave checksum and size stands for content at once, and needs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -51,10 +51,14 @@ _AT_A_TIME = 4
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import did: the records that are new or have learnt something, and how many were there already."""
+    """What an import did: the records that are new or have learnt something, and how many were there already.
+
+    `unready` are those of the list, new or not, that were never fetched.
+    """
 
     taken: tuple[Record, ...]
     known: int
+    unready: tuple[Record, ...] = ()
 
 
 def guess_format(path: Path) -> str:
@@ -87,8 +91,9 @@ def take_in(cache: MusicCache, path: Path, form: str, *, base_url: str = "", kee
         old = [replaced.pop(record.name, record) for record in lock]
         return lock_of([*old, *replaced.values()])
 
-    records.update(cache.lock_path, change)
-    return Imported(tuple(taken), len(wanted) - len(taken))
+    lock = records.update(cache.lock_path, change)
+    of_list = (lock.records[record.name] for record in wanted)
+    return Imported(tuple(taken), len(wanted) - len(taken), tuple(each for each in of_list if not each.ready))
 
 
 def _refuse_clashes(wanted: Iterable[Record], path: Path) -> None:
@@ -215,33 +220,3 @@ def playlist(lock: RecordsLock, mountpoint: Path) -> str:
     return playlists.dump_m3u(
         playlists.Entry(str(mountpoint / "records" / record.name), Path(record.name).stem) for record in shown
     )
-
-
-def records_of(name: str, data_dir: Path, mountpoint: Path | None) -> list[str] | None:
-    """The names of the records in the playlist file `name`; None if it isn't one. CachefsError if it names none."""
-    path = Path(name)
-    if path.suffix.lower() not in playlists.SUFFIXES or not path.is_file():
-        return None
-    names = list(names_in(path, records.load(data_dir / records.LOCK_NAME), mountpoint))
-    if not names:
-        raise CachefsError(f"{path}: names no record of {data_dir}")
-    return names
-
-
-def names_in(path: Path, lock: RecordsLock, mountpoint: Path | None) -> Iterator[str]:
-    """The names of the records in a playlist file; entries that are no record of ours are passed over.
-
-    An entry is a record by its path in the mount, by its URL or one of its mirrors, or by its bare name.
-    """
-    by_url = {url: record.name for record in lock for url in record.urls}
-    for entry in playlists.load(path):
-        name = by_url.get(entry.location) or _name_of(entry, path.parent, mountpoint)
-        if name in lock.records:
-            yield name
-
-
-def _name_of(entry: playlists.Entry, base: Path, mountpoint: Path | None) -> str:
-    found = entry.path(base)
-    if found is not None and mountpoint is not None and found.is_relative_to(mountpoint / "records"):
-        return str(found.relative_to(mountpoint / "records"))
-    return entry.location

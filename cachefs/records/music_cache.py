@@ -130,7 +130,13 @@ class MusicCache:
             return fetched.content
 
     async def request_by_url_and_checksum(
-        self, url: str, checksum: ContentId | str, *, size: int | None = None, mirrors: Sequence[str] = ()
+        self,
+        url: str,
+        checksum: ContentId | str,
+        *,
+        size: int | None = None,
+        mirrors: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> ContentId:
         """Have the content with this SHA-256 in the store, from `url` if it isn't there yet; its checksum.
 
@@ -147,16 +153,18 @@ class MusicCache:
                 return content
             with self.incoming.files() as files:
                 expected = Expected(content, size)
-                await self.keep(await self.noted(flight, self._remembered((url, *mirrors), expected, files)))
+                fetching = self._remembered((url, *mirrors), expected, files, progress)
+                await self.keep(await self.noted(flight, fetching))
                 flight.note(landed=content)
         return content
 
-    async def request(self, record: Record) -> ContentId:
+    async def request(self, record: Record, progress: Progress | None = None) -> ContentId:
         """Have a record's content in the store. As above; CachefsError for one that was never fetched."""
         if record.content is None:
             raise CachefsError(f"{record.name}: no checksum is known yet; etch it: cachefs etch --again {record.url}")
+        mirrors = (*record.mirrors, *_magnet(record))
         return await self.request_by_url_and_checksum(
-            record.url, record.content, size=record.size, mirrors=(*record.mirrors, *_magnet(record))
+            record.url, record.content, size=record.size, mirrors=mirrors, progress=progress
         )
 
     def play(self, record: Record, nursery: trio.Nursery) -> Play:
@@ -208,14 +216,16 @@ class MusicCache:
         manifest = self.pieces.save(fetched.content, fetched.size, listed)
         return Kept(listed.pieces, await self.vault.admit(fetched.path, manifest))
 
-    async def _remembered(self, urls: Sequence[str], expected: Expected, files: Incoming) -> Fetched:
+    async def _remembered(
+        self, urls: Sequence[str], expected: Expected, files: Incoming, progress: Progress | None
+    ) -> Fetched:
         """Download, unless that has just failed: then fail in the same way at once."""
         key = f"{expected.content}"
         breaker = self._breakers.setdefault(key, Breaker(tolerance=2))
         if breaker.pause():
             raise self._errors[key]
         try:
-            fetched = await self.download(urls, expected, files)
+            fetched = await self.download(urls, expected, files, progress)
         except UrlFailed as error:
             breaker.failed(str(error))
             self._errors[key] = error

@@ -101,7 +101,7 @@ class RecordShelf:
             raise SourceTooLarge(record.url, f"{record.size} bytes, more than {most} ([records] max_size)")
 
     def _item(self, record: Record, manifest: Manifest, info: Metainfo | None) -> Item:
-        return Item(record.name, manifest, info, _web(record), CATALOGUE, fails_early=True)
+        return Item(record.name, manifest, info, _web(record), CATALOGUE, fails_early=True, frugal=True)
 
     async def _torrent(self, record: Record, manifest: Manifest) -> Metainfo | None:
         """The record's torrent, from here or from peers, if it has one of the same pieces."""

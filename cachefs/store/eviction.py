@@ -18,6 +18,7 @@ from cachefs.content import ContentId
 
 if TYPE_CHECKING:
     from cachefs.config import Limits as Settings
+    from cachefs.config.sections import CatalogueLimits as CatalogueSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,11 @@ class Bounds:
     size: int | None = None
     age: float | None = None
     count: int | None = None
+
+    @classmethod
+    def of_settings(cls, settings: Settings | CatalogueSettings) -> Bounds:
+        """Those of a section, where 0 is no limit."""
+        return cls(settings.size or None, settings.age or None, settings.count or None)
 
     def __bool__(self) -> bool:
         """Whether anything is bounded at all."""
@@ -47,7 +53,9 @@ class Limits:
     @classmethod
     def of_settings(cls, settings: Settings) -> Limits:
         """Those of [limits] in cachefs.toml, where 0 is no limit."""
-        return cls(Bounds(size=settings.size or None, age=settings.age or None), settings.free_space)
+        own = {"records": settings.records, "snapshots": settings.snapshots}
+        catalogues = {name: bounds for name, told in own.items() if (bounds := Bounds.of_settings(told))}
+        return cls(Bounds.of_settings(settings), settings.free_space, catalogues)
 
     def of(self, catalogue: str) -> Bounds:
         """The bounds of a catalogue, "" for the whole."""
@@ -74,6 +82,11 @@ class Evicted:
 
     freed: int = 0
     stays: str = ""
+
+
+def catalogue_of(content: ContentId) -> str:
+    """Whose content it is: snapshots are known by info-hash, records by SHA-256."""
+    return "snapshots" if content.algorithm == "btih" else "records"
 
 
 def least_recent(held: Iterable[Held]) -> list[Held]:

@@ -295,11 +295,12 @@ class Room:
     def _reason(self) -> str:
         """Why there is no room, for the reader."""
         limits, free = self.limits, self._tally.disk_free()
-        why = "no room in the catalogue"
+        full = [name for name in ("", *limits.catalogues) if limits.of(name).size and self._deficit(name) > 0]
+        name = full[-1] if full else ""
+        section, size = f"[limits.{name}]" if name else "[limits]", limits.of(name).size
+        why = f"no room: the limit ({section} size) is {in_words(size)}" if size else "no room"
         if limits.free_space and free < 2 * limits.free_space:
             why = f"no room: {in_words(free)} free on disk, {in_words(limits.free_space)} to be left"
-        elif limits.whole.size:
-            why = f"no room: the limit ([limits] size) is {in_words(limits.whole.size)}"
         held, metadata = eviction.occupied(self._held()), in_words(self._tally.metadata())
         return f"{why}; held: {held}, metadata {metadata}"
 

@@ -75,7 +75,7 @@ class State:
     @classmethod
     def open(cls, path: Path) -> State:
         """The database at `path`, made if it isn't there. StoreFailed or StoreFull if it can't be."""
-        with _translated():
+        with _translated(f"{path}"):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(path.parent, os.W_OK):
                 return cls(_copy_in_memory(path), rebuilt=False)
@@ -261,12 +261,13 @@ class _BrokenError(Exception):
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def _translated(what: str = "state.db") -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
         full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-        raise (StoreFull if full else StoreFailed)(f"state.db: {error}") from error
+        words = getattr(error, "strerror", None) or error
+        raise (StoreFull if full else StoreFailed)(f"{what}: {words}") from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:

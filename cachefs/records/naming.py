@@ -1,0 +1,90 @@
+"""Which records are meant by what a user typed: a name, a path in the mount, a URL, a folder or a playlist.
+
+How it works: a word is tried in every way in which a record can be called, and the lock alone says whether there is
+one: what merely lies in the mount, or anywhere else, is no record. A folder stands for its records by their names, a
+playlist file for its entries in their order. Entries that are no record of ours are told apart, so that a caller can
+say that they were passed over.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachefs.catalog import records
+from cachefs.catalog.records import RecordsLock
+from cachefs.errors import CachefsError
+from cachefs.formats import playlists
+
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """The names of records, and what in a playlist is none."""
+
+    names: tuple[str, ...]
+    strange: tuple[str, ...] = ()
+
+
+def meant(word: str, data_dir: Path, mountpoint: Path | None) -> Meant:
+    """The records that `word` means, at least one; CachefsError if it means none, CatalogError for a broken lock."""
+    listed = in_playlist(word, data_dir, mountpoint)
+    if listed is not None:
+        return listed
+    path = data_dir / records.LOCK_NAME
+    known = _Known(records.load(path), mountpoint, Path.cwd())
+    name = known.record(word)
+    names = [name] if name is not None else known.folder(word)
+    if not names:
+        close = difflib.get_close_matches(word, known.lock.records, n=1)
+        raise CachefsError(f"{word}: no such record in {path}{f'; did you mean {close[0]}?' if close else ''}")
+    return Meant(tuple(names))
+
+
+def in_playlist(word: str, data_dir: Path, mountpoint: Path | None) -> Meant | None:
+    """The records of the playlist file `word`; None if it isn't one. CachefsError if it names none."""
+    path = Path(word)
+    if path.suffix.lower() not in playlists.SUFFIXES or not path.is_file():
+        return None
+    found = names_in(path, records.load(data_dir / records.LOCK_NAME), mountpoint)
+    if not found.names:
+        raise CachefsError(f"{path}: names no record of {data_dir}")
+    return found
+
+
+def names_in(path: Path, lock: RecordsLock, mountpoint: Path | None) -> Meant:
+    """The records of a playlist file. CatalogError if it can't be read."""
+    known = _Known(lock, mountpoint, path.parent)
+    entries = [entry.location for entry in playlists.load(path)]
+    names = [known.record(entry) for entry in entries]
+    strange = [entry for entry, name in zip(entries, names, strict=True) if name is None]
+    return Meant(tuple(name for name in names if name is not None), tuple(strange))
+
+
+class _Known:
+    """The records of a lock by all that they are called; relative paths start from `base`."""
+
+    def __init__(self, lock: RecordsLock, mountpoint: Path | None, base: Path) -> None:
+        self.lock = lock
+        self._shown = None if mountpoint is None else mountpoint / records.CATALOGUE
+        self._base = base
+        self._by_url = {url: record.name for record in lock for url in record.urls}
+
+    def record(self, word: str) -> str | None:
+        """The record of this name, path in the mount, URL or mirror."""
+        found = (name for name in self._names(word) if name in self.lock.records)
+        return next(found, None) or self._by_url.get(word)
+
+    def folder(self, word: str) -> list[str]:
+        """The records in the folder of this name or path in the mount."""
+        folders = tuple(f"{name.rstrip('/')}/" for name in self._names(word))
+        return sorted(name for name in self.lock.records if name.startswith(folders))
+
+    def _names(self, word: str) -> Iterator[str]:
+        """What a record may be called for `word` to mean it."""
+        yield word
+        yield word.removeprefix(f"{records.CATALOGUE}/")
+        path = playlists.Entry(word).path(self._base)
+        if path is not None and self._shown is not None and path.is_relative_to(self._shown):
+            yield str(path.relative_to(self._shown))

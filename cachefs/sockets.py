@@ -1,0 +1,55 @@
+"""Unix sockets in a data directory: where the daemon listens, and how it is reached.
+
+How it works: a socket's file is there while somebody listens, mode 0600; one that a dead daemon left is replaced. The
+addresses of sockets are limited to 107 bytes and data directories are not, so both ends go through a descriptor of the
+directory. On a read-only file system there can be no socket: the daemon says so and works without, for what is cached
+can still be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import trio
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def address(data_dir: Path, name: str) -> Iterator[str]:
+    """The address of the socket `name`, valid while this is open. OSError if there is no such directory."""
+    directory = os.open(data_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{name}"
+    finally:
+        os.close(directory)
+
+
+@contextlib.asynccontextmanager
+async def listening(data_dir: Path, name: str) -> AsyncIterator[list[trio.SocketListener]]:
+    """Listen on the socket `name`; nothing to listen on where the file system is read-only."""
+    path = data_dir / name
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        log.warning("%s: can't be, on a read-only file system; the mount works without", path)
+        yield []
+        return
+    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with listener:
+        with address(data_dir, name) as where:
+            await listener.bind(where)
+        path.chmod(0o600)
+        listener.listen(128)
+        try:
+            yield [trio.SocketListener(listener)]
+        finally:
+            path.unlink(missing_ok=True)
