@@ -7,9 +7,11 @@ process that has threads, and what goes wrong at the start is printed where the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -88,7 +90,8 @@ def _ready(mounted: Mounted, ready_fd: int | None) -> None:
         click.echo(text)
         systemd.tell_ready(text)
         return
-    os.write(ready_fd, json.dumps({"ready": text}).encode())
+    with contextlib.suppress(BrokenPipeError):  # who started it has gone, which is no reason to follow
+        os.write(ready_fd, json.dumps({"ready": text}).encode())
     os.close(ready_fd)
 
 
@@ -110,8 +113,13 @@ def _start_daemon(config: Config) -> None:
             start_new_session=True,
         )
     os.close(writing)
-    with os.fdopen(reading, "rb") as answers:
-        answer = answers.read()
+    try:
+        with os.fdopen(reading, "rb") as answers:
+            answer = answers.read()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
     if not answer:
         process.wait()
         raise CachefsError(_last_words(data_dir / LOG_NAME, start))
