@@ -93,8 +93,11 @@ class State:
 
         StoreFailed if it isn't there or isn't sound: nothing is mended here.
         """
+        if not path.exists():
+            raise StoreFailed(f"{path} isn't there; the first mount makes it, or `cachefs adopt`")
+        how = "mode=ro" if os.access(path.parent, os.W_OK) else "mode=ro&immutable=1"  # a log needs a file beside it
         with _translated():
-            db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+            db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
             try:
                 _check(db)
             except (sqlite3.Error, _BrokenError) as error:
