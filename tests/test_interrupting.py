@@ -1,4 +1,4 @@
-"""Ctrl-C in the midst of long work: a word and an exit code, nothing half done, and nobody left at it.
+"""Long work shows how far it is; Ctrl-C in its midst gives a word and an exit code, and leaves nobody at it.
 
 How it works: a file that consists of a hole is large enough to be hashed for minutes. A command is at work on it when
 it has it open.
@@ -7,8 +7,11 @@ it has it open.
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from cachefs import mountinfo
 from cachefs.catalog.chain import format_chain
 from cachefs.content import ContentId
 from tests.counterparts import running
-from tests.mount_kit import cachefs, command_of, mount_command
+from tests.mount_kit import cachefs, command_of, mount_command, mounted
 
 LARGE, LENGTH = "v1-000000-000500-bodies.seg", 2**39
 INTERRUPTED = 130
@@ -64,7 +67,7 @@ def test_a_command_that_is_interrupted_says_so_and_no_more(large: Path, tmp_path
 
 def local_file(large: Path, place: Path) -> None:
     """Put the large file to where a start looks for local ones."""
-    (place / "data" / "snapshots").mkdir(parents=True)
+    (place / "data" / "snapshots").mkdir(parents=True, exist_ok=True)
     os.link(large / LARGE, place / "data" / "snapshots" / LARGE)
 
 
@@ -79,6 +82,49 @@ def test_whoever_interrupts_a_daemons_start_ends_the_daemon(large: Path, tmp_pat
         assert at_work_on(large / LARGE) == []
         assert mountinfo.mount_at(tmp_path / "mnt") is None
     assert "Traceback" not in (tmp_path / "data" / "cachefs.log").read_text()
+
+
+@contextmanager
+def on_a_terminal(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A command whose stderr is a terminal, and the terminal's other end."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb"), subprocess.Popen(command_of(arguments), stderr=theirs) as process:
+        os.close(theirs)
+        try:
+            yield process, ours
+        finally:
+            process.kill()
+
+
+def shown_until(terminal: int, words: bytes) -> None:
+    """Read what is shown on a terminal until these words are."""
+    seen = b""
+    while words not in seen:
+        seen += os.read(terminal, 65536)
+
+
+def test_a_daemons_start_shows_how_far_the_hashing_of_local_files_is(large: Path, tmp_path: Path) -> None:
+    local_file(large, tmp_path)
+    with on_a_terminal(*mount_command(tmp_path, tmp_path / "chain.toml", "--daemon")) as (process, terminal):
+        shown_until(terminal, b"hashing local files")
+        shown_until(terminal, b"/512.0 GiB")
+        process.send_signal(signal.SIGINT)
+        shown_until(terminal, b"cachefs: interrupted")
+        assert process.wait(20) == INTERRUPTED
+    assert at_work_on(large / LARGE) == []
+
+
+def test_a_reload_shows_how_far_hashing_is_and_an_interrupted_one_changes_nothing(large: Path, tmp_path: Path) -> None:
+    with mounted(tmp_path, tmp_path / "chain.toml") as mount:
+        local_file(large, tmp_path)
+        mount.lock.write_text(mount.lock.read_text().replace(LARGE, f"new-{LARGE}"))
+        (tmp_path / "data" / "snapshots" / LARGE).rename(tmp_path / "data" / "snapshots" / f"new-{LARGE}")
+        with on_a_terminal("reload", mount.mountpoint) as (process, terminal):
+            shown_until(terminal, b"/512.0 GiB")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == INTERRUPTED
+        mount.child.wait_until("not hashing", lambda: at_work_on(large / LARGE) == [])
+        assert [path.name for path in mount.snapshots.iterdir()] == [LARGE]
 
 
 def test_a_daemon_whose_starter_is_gone_comes_up_all_the_same(tmp_path: Path) -> None:

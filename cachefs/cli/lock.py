@@ -23,8 +23,8 @@ from cachefs.catalog.chain import format_chain
 from cachefs.catalog.difference import Difference
 from cachefs.catalog.snapshots import parse_lock
 from cachefs.cli.progress import bytes_bar
-from cachefs.cli.reload import PATIENCE
 from cachefs.cli.target import daemon_options, with_data_dir
+from cachefs.cli.verify import shown_on
 from cachefs.config import load_config
 from cachefs.content import ContentId
 from cachefs.control import socket as control
@@ -61,11 +61,12 @@ class Target:
         """Show what was changed, and have the daemon take it into use."""
         show_difference(difference)
         try:
-            control.ask(self.data_dir, "reload", timeout=PATIENCE)
+            with bytes_bar("hashing local files") as bar:
+                answer = control.follow(self.data_dir, "reload", shown_on(bar))
         except NoDaemon:
             click.echo(self._who_uses_it())
         else:
-            click.echo("in use")
+            click.echo("\n".join([*answer["remarks"], "in use"]))
 
     def _who_uses_it(self) -> str:
         try:
