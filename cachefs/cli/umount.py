@@ -1,4 +1,4 @@
-"""`cachefs umount`: ask the daemon to end, or clear away a mount whose daemon is gone."""
+"""`cachefs umount`: ask the daemon to end, or take a mount away whose daemon is gone, or can't be asked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from cachefs import mountinfo
 from cachefs.control import socket as control
 from cachefs.drivers import overlay
-from cachefs.errors import ControlError, DataDirBusy
+from cachefs.errors import ControlError, DataDirBusy, NoDaemon
 from cachefs.store.lock import DataDirLock
 
 _PATIENCE = 15.0
@@ -30,7 +30,11 @@ def umount(mountpoint: Path) -> None:
         overlay.uncover(mountpoint)
         mountinfo.unmount_lazily(mountpoint)
         return
-    control.ask(entry.data_dir, "stop")
+    try:
+        control.ask(entry.data_dir, "stop")
+    except NoDaemon:  # it can't be told, on a read-only disk say: it ends when its mount is gone
+        overlay.uncover(mountpoint)
+        mountinfo.unmount_lazily(mountpoint)
     _wait_ended(entry)
 
 

@@ -12,6 +12,7 @@ through a descriptor of the directory.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -61,12 +62,19 @@ async def serve(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer commands for ever; the socket file is there while this runs."""
+    """Answer commands for ever; the socket file is there while this runs. On a read-only disk there is none."""
     path = data_dir / NAME
-    path.unlink(missing_ok=True)
     listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with listener, _address(data_dir) as address:
-        await listener.bind(address)
+        try:
+            path.unlink(missing_ok=True)
+            await listener.bind(address)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            log.warning("%s: %s, so commands can't reach this daemon", path, error.strerror)
+            task_status.started()
+            return
         path.chmod(0o600)
         listener.listen(128)
         accepting = trio.SocketListener(listener)

@@ -20,6 +20,7 @@ points at 127.0.0.1 doesn't get in.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
 import ipaddress
 import json
@@ -85,13 +86,19 @@ Gate = Callable[[trio.SocketStream, Request], None]
 async def serve_socket(
     heads: Heads, data_dir: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Answer on `<data-dir>/playhead.sock` for ever; the file is there while this runs."""
+    """Answer on `<data-dir>/playhead.sock` for ever; the file is there while this runs. On a read-only disk: none."""
     path = data_dir / SOCKET
-    path.unlink(missing_ok=True)
     listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with listener:
-        with open_address(data_dir) as address:
-            await listener.bind(address)
+        try:
+            path.unlink(missing_ok=True)
+            with open_address(data_dir) as address:
+                await listener.bind(address)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            task_status.started()
+            return
         path.chmod(0o600)
         listener.listen(128)
         try:
