@@ -108,7 +108,7 @@ async def identify(
         remembered = memory.recall(file.path, file.seal)
         info = _remembered(job, remembered, recall)
         if info is not None:
-            done(replace(file, info=info))
+            done(replace(file, info=info, wrong=_different(info, expected)))
         elif file.seal.size == 0:
             done(replace(file, failure="it is empty"))
         else:
@@ -238,5 +238,11 @@ def _result(job: _Job) -> Local:
     expected = job.known.manifest
     if expected.length == file.seal.size and expected.digests == digests:
         return replace(file, info=job.known)  # whatever else its info dictionary says
-    wrong = tuple(i for i in range(info.manifest.blocks) if info.manifest.digest(i) != expected.digest(i))
-    return replace(file, info=info, wrong=wrong if expected.length == file.seal.size else ())
+    return replace(file, info=info, wrong=_different(info, job.known))
+
+
+def _different(info: Metainfo, known: Metainfo | None) -> tuple[int, ...]:
+    """The pieces in which a file isn't what it should be; none where that isn't known, or of another length."""
+    if known is None or known.manifest.length != info.manifest.length:
+        return ()
+    return tuple(i for i in range(info.manifest.blocks) if info.manifest.digest(i) != known.manifest.digest(i))
