@@ -148,6 +148,30 @@ def test_an_open_file_is_not_evicted_and_an_evicted_one_is_fetched_again(library
         assert mount.received(3 * LENGTH) >= 3 * LENGTH
 
 
+def test_files_of_the_users_own_are_counted_when_they_are_evicted_and_stay_where_they_are(
+    library: Library, tmp_path: Path
+) -> None:
+    data = ("--data-dir", tmp_path / "data")
+    done("adopt", library.root, *data, "--chain-toml", library.chain)
+    done("pin", HISTORY, DOMAIN, *data)
+    said = done("evict", "*", *data).splitlines()
+    assert said == [f"{DOMAIN} stays: pinned", f"{HISTORY} stays: pinned", "4 evicted, 0 bytes freed"]
+    assert held(tmp_path / "data", library) == {HISTORY, DOMAIN}
+    assert all(path.exists() for path in library.files.values())
+    assert "0 evicted" in done("evict", "v1-*", *data)
+
+
+def test_the_settings_in_the_data_directory_are_used_by_commands_too(library: Library, tmp_path: Path) -> None:
+    data = ("--data-dir", tmp_path / "data")
+    (tmp_path / "data").mkdir()
+    settings = f"[snapshots]\nchain_toml = {json.dumps(str(library.chain))}\n[limits]\nage = 1\n"
+    (tmp_path / "data" / "cachefs.toml").write_text(settings)
+    assert "6 files match" in done("adopt", library.root, *data)
+    assert "0 added" in done("lock", "diff", *data) or "no difference" in done("lock", "diff", *data)
+    (tmp_path / "data" / "cachefs.toml").write_text("[limits]\nage = -1\n")
+    assert "[limits] age" in refused("gc", *data)
+
+
 def test_without_a_mount_the_same_commands_do_the_same(library: Library, tmp_path: Path) -> None:
     with served(library, tmp_path) as mount:
         assert same(mount, library)

@@ -325,6 +325,12 @@ def test_the_scrub_mends_what_was_found_wrong_while_no_source_was_there(library:
         assert path.read_bytes() == library.files[HISTORY].read_bytes()
 
 
+@pytest.mark.parametrize(("rate", "taken"), [("1.5MiB", True), ("50M", True), ("52428800", True), ("50X", False)])
+def test_a_rate_is_a_size_as_in_the_settings(tmp_path: Path, rate: str, taken: bool) -> None:
+    said = cachefs("scrub", "--rate", rate, "--data-dir", tmp_path).stderr
+    assert ("is it mounted?" in said, "not bytes per second" in said) == (taken, not taken)
+
+
 def test_verify_takes_names_and_patterns_and_stops_at_the_first_if_told(library: Library, tmp_path: Path) -> None:
     paths = stocked(library, tmp_path)
     for name in (HISTORY, DOMAIN):

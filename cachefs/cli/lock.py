@@ -25,7 +25,7 @@ from cachefs.catalog.snapshots import parse_lock
 from cachefs.cli.progress import bytes_bar
 from cachefs.cli.target import daemon_options, with_data_dir
 from cachefs.cli.verify import shown_on
-from cachefs.config import load_config
+from cachefs.config import load_config, settings_file
 from cachefs.content import ContentId
 from cachefs.control import socket as control
 from cachefs.errors import CatalogError, ConfigError, DataDirBusy, NoDaemon
@@ -45,7 +45,7 @@ class Target:
 
     def chain(self, given: str, config_file: Path | None) -> Mapping[str, ContentId]:
         """The published list: as given, as configured, or the one that the daemon was started with."""
-        settings = load_config(config_file).override(chain_toml=given).snapshots
+        settings = load_config(settings_file(config_file, self.data_dir)).override(chain_toml=given).snapshots
         location = settings.chain_toml or self._chain_of_daemon()
         if not location:
             raise ConfigError("chain_toml", "not known: give --chain-toml PATH|URL, or the mount's --config")
