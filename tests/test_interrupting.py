@@ -7,11 +7,8 @@ it has it open.
 from __future__ import annotations
 
 import os
-import pty
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,7 @@ from cachefs.catalog.chain import format_chain
 from cachefs.content import ContentId
 from tests.counterparts import running
 from tests.mount_kit import cachefs, command_of, mount_command, mounted
+from tests.terminal_kit import on_a_terminal, shown_until
 
 LARGE, LENGTH = "v1-000000-000500-bodies.seg", 2**39
 INTERRUPTED = 130
@@ -82,25 +80,6 @@ def test_whoever_interrupts_a_daemons_start_ends_the_daemon(large: Path, tmp_pat
         assert at_work_on(large / LARGE) == []
         assert mountinfo.mount_at(tmp_path / "mnt") is None
     assert "Traceback" not in (tmp_path / "data" / "cachefs.log").read_text()
-
-
-@contextmanager
-def on_a_terminal(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A command whose stderr is a terminal, and the terminal's other end."""
-    ours, theirs = pty.openpty()
-    with os.fdopen(ours, "rb"), subprocess.Popen(command_of(arguments), stderr=theirs) as process:
-        os.close(theirs)
-        try:
-            yield process, ours
-        finally:
-            process.kill()
-
-
-def shown_until(terminal: int, words: bytes) -> None:
-    """Read what is shown on a terminal until these words are."""
-    seen = b""
-    while words not in seen:
-        seen += os.read(terminal, 65536)
 
 
 def test_a_daemons_start_shows_how_far_the_hashing_of_local_files_is(large: Path, tmp_path: Path) -> None:

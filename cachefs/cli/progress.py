@@ -1,4 +1,4 @@
-"""A bar on stderr for bytes that are being worked through, where stderr is a terminal."""
+"""A bar on stderr for what is being worked through, bytes or names, where stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -7,19 +7,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Report = Callable[[int, int], None]
-"""Told the bytes that are done so far, and the bytes there are."""
+"""Told how much is done so far, and how much there is: bytes, or names."""
 
 
 @contextmanager
 def bytes_bar(what: str) -> Iterator[Report | None]:
     """A function to report to; None where there is no terminal to draw on. Nothing shows before the first report."""
+    with _bar(what, of_bytes=True) as report:
+        yield report
+
+
+@contextmanager
+def names_bar(what: str) -> Iterator[Report]:
+    """The same for numbers of names; what is reported where there is no terminal goes nowhere."""
+    with _bar(what, of_bytes=False) as report:
+        yield report or (lambda done, total: None)
+
+
+@contextmanager
+def _bar(what: str, *, of_bytes: bool) -> Iterator[Report | None]:
     if not sys.stderr.isatty():
         yield None
         return
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (what, BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns: list[progress.ProgressColumn] = [progress.TextColumn("{task.description}", markup=False)]
+    columns += [progress.BarColumn()]
+    columns += [progress.DownloadColumn(True), progress.TransferSpeedColumn()] if of_bytes else []
+    columns += [] if of_bytes else [progress.MofNCompleteColumn()]
+    columns += [progress.TimeRemainingColumn()]
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
