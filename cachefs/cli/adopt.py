@@ -11,7 +11,7 @@ import trio
 
 from cachefs.adoption.offline import adopt as take_over
 from cachefs.cli.progress import Report, bytes_bar
-from cachefs.cli.seed import DIRECTORY
+from cachefs.cli.target import DIRECTORY
 from cachefs.cli.verify import shown_on
 from cachefs.config import Config, load_config, settings_file
 from cachefs.control import socket as control

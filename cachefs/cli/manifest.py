@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cachefs.catalog.names import BadName, check_name
-from cachefs.cli.seed import DIRECTORY
+from cachefs.cli.target import DIRECTORY
 from cachefs.errors import ControlError
 from cachefs.mountinfo import mounts
 from cachefs.origin.torrents import list_names

@@ -1,4 +1,4 @@
-"""Which daemon a command means: by mount point, by data directory, or the only one there is."""
+"""Which daemon a command means: by mount point, by data directory, or the only one there is. And which directory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import click
 
 from cachefs.errors import ControlError
 from cachefs.mountinfo import mount_at, mounts
+
+DIRECTORY = click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path)
+NEW_DIRECTORY = click.Path(file_okay=False, resolve_path=True, path_type=Path)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
