@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import libtorrent as lt
@@ -197,3 +199,10 @@ def test_manifest_verify_gives_up_on_a_host_that_answers_no_more(tmp_path: Path)
     assert done.returncode == 1
     assert f"{url}manifest.txt: the host doesn't answer any more; the rest isn't checked" in done.stdout
     assert len(done.stdout.splitlines()) < 100
+
+
+@pytest.mark.parametrize("command", ["adopt", "lock", "manifest", "torrent_hashes"])
+def test_a_command_that_serves_nothing_loads_nothing_that_serves(command: str) -> None:
+    """Loading libtorrent and an HTTP client would be a third of its start."""
+    check = f"import sys, cachefs.cli.{command}; print({{'libtorrent', 'httpx'}} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout == "set()\n"
