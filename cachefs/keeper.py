@@ -166,7 +166,12 @@ def _note(outcome: Outcome, name: str, freed: int, stays: str) -> None:
 
 def _matching(pattern: str, items: Iterable[Named], nothing: str = "no name") -> list[Named]:
     wanted = re.compile(fnmatch.translate(pattern)).match
-    found = [item for item in items if wanted(item.label) or wanted(f"{item.catalogue}/{item.name}")]
+    found = [
+        item
+        for item in items
+        for name in (item.label, f"{item.catalogue}/{item.name}")
+        if name == pattern or wanted(name)
+    ]
     if not found:
         raise CachefsError(f"{nothing} matches {pattern}; * stands for anything, / included")
     return found

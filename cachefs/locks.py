@@ -108,7 +108,8 @@ class LockFile:
         """The version `steps` before the present lock; CatalogError if so many aren't kept."""
         older = self.older()
         if len(older) < steps:
-            raise CatalogError(self.history.directory, f"keeps {len(older)} older locks, not {steps}")
+            kept = f"{len(older)} older locks, not {steps}" if older else "no older lock yet"
+            raise CatalogError(self.history.directory, f"keeps {kept}")
         return older[steps - 1]
 
     def _replace(self, old: SnapshotLock, text: str) -> Difference:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cachefs.catalog.snapshots import LOCK_NAME, SnapshotLock
 from cachefs.content import ContentId
 from tests.mount_kit import (
     BODIES,
@@ -232,3 +233,13 @@ def test_a_pin_goes_over_to_the_content_that_an_edited_lock_gives_its_name(libra
         assert f"{BODIES} stays: pinned" in done("evict", BODIES, *at(mount))
         assert "1 without a name" in done("gc", *at(mount))
         assert held(mount, library) == {BODIES}
+
+
+def test_a_name_means_itself_even_if_it_is_a_pattern_too(tmp_path: Path) -> None:
+    content = ContentId.btih("12" * 20)
+    (tmp_path / "snapshots").mkdir()
+    SnapshotLock("x", {"[x].seg": content, "x.seg": content}).save(tmp_path / "snapshots" / LOCK_NAME)
+    done("pin", "[x].seg", "--data-dir", tmp_path)
+    assert done("pin", "--data-dir", tmp_path) == "[x].seg\nx.seg\n", "as for a shell"
+    done("unpin", "x.seg", "--data-dir", tmp_path)
+    assert done("pin", "--data-dir", tmp_path) == "[x].seg\n"
