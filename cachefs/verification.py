@@ -168,9 +168,16 @@ def verify_data_dir(data_dir: Path, patterns: Iterable[str], *, fail_fast: bool,
     with DataDirLock(data_dir):
         state = State.open(data_dir / "state.db")
         try:
+            _know_names(state, data_dir / "snapshots" / snapshots.LOCK_NAME)
             return trio.run(_verify_alone, ObjectStore(data_dir / "store", state), names, fail_fast, report)
         finally:
             state.close()
+
+
+def _know_names(state: State, lock: Path) -> None:
+    """Give a database that was lost the lock's names, as a mount does, so that what is found complete can be said."""
+    if lock.exists() and not state.infos():
+        state.sync_names(snapshots.load(lock, None).downloads, lock.stat().st_mtime)
 
 
 def names_of(data_dir: Path) -> dict[str, ContentId]:

@@ -132,6 +132,16 @@ def test_a_lost_database_is_rebuilt_from_the_store_without_anybody_reading(libra
         assert {field: now[field] for field in FIELDS[:4]} == {field: then[field] for field in FIELDS[:4]}
 
 
+def test_a_verification_without_a_mount_rebuilds_a_lost_database_too(library: Library, tmp_path: Path) -> None:
+    _filled(library, tmp_path)
+    before = show(tmp_path / "data")
+    (tmp_path / "data" / "state.db").write_bytes(b"garbage")
+    assert typed("verify", "--data-dir", tmp_path / "data").returncode == 0
+    after = show(tmp_path / "data")
+    assert [(row["Name"], row["Hash"]) for row in after] == [(row["Name"], row["Hash"]) for row in before]
+    assert all(row["Completed"] for row in after)
+
+
 def test_a_restart_hashes_nothing_and_after_one_file_was_touched_that_one_alone(
     library: Library, tmp_path: Path
 ) -> None:
