@@ -7,6 +7,7 @@ it has it open.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -87,6 +88,8 @@ def test_a_daemons_start_shows_how_far_the_hashing_of_local_files_is(large: Path
     with on_a_terminal(*mount_command(tmp_path, tmp_path / "chain.toml", "--daemon")) as (process, terminal):
         shown_until(terminal, b"hashing local files")
         shown_until(terminal, b"/512.0 GiB")
+        said = cachefs("status", "--data-dir", tmp_path / "data").stderr
+        assert re.fullmatch(f"cachefs: {tmp_path}/data: pid [0-9]+ .*: it is still coming up, or going down\n", said)
         process.send_signal(signal.SIGINT)
         shown_until(terminal, b"cachefs: interrupted")
         assert process.wait(20) == INTERRUPTED

@@ -28,9 +28,9 @@ from cachefs.cli.verify import shown_on
 from cachefs.config import load_config, settings_file
 from cachefs.content import ContentId
 from cachefs.control import socket as control
-from cachefs.errors import CatalogError, ConfigError, DataDirBusy, NoDaemon
+from cachefs.errors import CatalogError, ConfigError, NoDaemon
 from cachefs.locks import LockFile
-from cachefs.store.lock import DataDirLock
+from cachefs.store.lock import holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,9 @@ class Target:
             click.echo("\n".join([*answer["remarks"], "in use"]))
 
     def _who_uses_it(self) -> str:
-        try:
-            with DataDirLock(self.data_dir):
-                return "not mounted: the next mount uses it"
-        except DataDirBusy:  # its daemon doesn't listen yet, and may have read the lock already
+        if holder(self.data_dir):  # its daemon doesn't listen yet, and may have read the lock already
             return "a mount is just coming up or going down: `cachefs reload` when it is usable"
+        return "not mounted: the next mount uses it"
 
 
 def show_difference(difference: Difference) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 import trio
 
 from cachefs.errors import CachefsError, ControlError, NoDaemon
+from cachefs.store.lock import holder
 
 log = logging.getLogger(__name__)
 
@@ -208,6 +209,9 @@ def _answers(data_dir: Path, command: str, arguments: Mapping[str, Any], timeout
     except TimeoutError:
         raise ControlError(f"the daemon of {data_dir} doesn't answer within {timeout:g} s") from None
     except OSError as error:
+        who = holder(data_dir)
+        if who:
+            raise NoDaemon(f"{data_dir}: {who} doesn't answer: it is still coming up, or going down") from None
         raise NoDaemon(f"no daemon answers for {data_dir}: {error.strerror}; is it mounted?") from None
 
 
