@@ -51,7 +51,7 @@ from cachefs.prefetch import Prefetcher
 from cachefs.recheck import recheck
 from cachefs.records import MusicCache
 from cachefs.records.mounting import RecordParts
-from cachefs.reload import Parts, Reloader, Shown, mtimes
+from cachefs.reload import Parts, Progress, Reloader, Shown, mtimes
 from cachefs.shelf import Shelf, SnapshotShelf
 from cachefs.sourcing import Sourcing
 from cachefs.store.eviction import Limits, catalogue_of
@@ -79,13 +79,13 @@ class Mounted:
     remarks: tuple[str, ...] = ()
 
 
-def run(config: Config, ready: Callable[[Mounted], None]) -> None:
-    """Mount, call `ready` when the mount is usable, and return when it is gone."""
+def run(config: Config, ready: Callable[[Mounted], None], hashing: Progress) -> None:
+    """Mount, tell `hashing` how far local files are, call `ready` when it is usable, return when it is gone."""
     mountpoint, data_dir = _places(config)
     _writable_view(config, mountpoint, data_dir)  # before anything is touched, for what it refuses
     with DataDirLock(data_dir, mountpoint):
         _prepare_mountpoint(mountpoint)
-        trio.run(_run, config, mountpoint, data_dir, ready, restrict_keyboard_interrupt_to_checkpoints=True)
+        trio.run(_run, config, mountpoint, data_dir, ready, hashing, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
 def _places(config: Config) -> tuple[Path, Path]:
@@ -118,13 +118,15 @@ def _prepare_mountpoint(mountpoint: Path) -> None:
         raise CachefsError(f"{mountpoint} is not a directory; make it first: mkdir -p {mountpoint}")
 
 
-async def _run(config: Config, mountpoint: Path, data_dir: Path, ready: Callable[[Mounted], None]) -> None:
+async def _run(
+    config: Config, mountpoint: Path, data_dir: Path, ready: Callable[[Mounted], None], hashing: Progress
+) -> None:
     lock_file = LockFile(data_dir)
     shown = await Shown.load(config, lock_file, config.snapshots.chain_name)
     state = State.open(data_dir / "state.db")
     try:
         async with MusicCache.open(data_dir, config.records, rclone=config.rclone, state=state) as music:
-            await Assembly(config, mountpoint, data_dir, lock_file, shown, state, music).run(ready)
+            await Assembly(config, mountpoint, data_dir, lock_file, shown, state, music).run(ready, hashing)
     finally:
         state.close()
 
@@ -199,10 +201,10 @@ class Assembly:
     def _progress(self) -> int:
         return sum(report.received for report in self._sources.ledger.report()) + self._manifests.known()
 
-    async def run(self, ready: Callable[[Mounted], None]) -> None:
+    async def run(self, ready: Callable[[Mounted], None], hashing: Progress) -> None:
         """Bring everything up, wait for a reason to stop, take everything down."""
         async with self._services():
-            remarks = await self._reloader.prepare(self._reloader.shown.lock.downloads)
+            remarks = await self._reloader.prepare(self._reloader.shown.lock.downloads, hashing)
             self._driver.mount()
             try:
                 await self._mounted(ready, remarks)
@@ -224,7 +226,7 @@ class Assembly:
                 "stop": self._stopping,
                 "verify": control.Job(self._upkeep.verify),
                 "scrub": control.Job(self._upkeep.scrub),
-                "reload": self._reload,
+                "reload": control.Job(self._reloader.answer),
                 "records-changed": self._reloader.reload_records,
                 "adopt": self._adopt,
                 "prefetch": control.Job(self._prefetch),
@@ -306,10 +308,6 @@ class Assembly:
 
     async def _tell(self) -> Mapping[str, Any]:
         return {**await self._status.collect(), "playhead": self._playheads.report()}
-
-    async def _reload(self) -> Mapping[str, Any]:
-        difference, remarks = await self._reloader.reload()
-        return {"difference": difference.as_json(), "text": [*difference.lines(), difference.summary(), *remarks]}
 
     def _told(self, remarks: Iterable[str]) -> Mounted:
         shown = self._reloader.shown

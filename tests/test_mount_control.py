@@ -62,6 +62,15 @@ def test_a_mount_point_that_is_not_there_is_refused(library: Library, tmp_path: 
     assert "mkdir" in said
 
 
+@pytest.mark.parametrize("background", [(), ("--daemon",)], ids=["foreground", "daemon"])
+def test_a_data_directory_that_cannot_be_made_is_refused(
+    library: Library, tmp_path: Path, background: list[str]
+) -> None:
+    (tmp_path / "data").touch()
+    said = _refused(*mount_command(tmp_path, library.chain, "--data-dir", tmp_path / "data" / "x", *background))
+    assert said == f"cachefs: {tmp_path}/data/x: can't be used as data directory: Not a directory"
+
+
 def test_a_mount_point_that_is_a_file_is_refused(library: Library, tmp_path: Path) -> None:
     arguments = mount_command(tmp_path, library.chain)
     (tmp_path / "mnt").rmdir()

@@ -170,6 +170,10 @@ def test_lock_override_uses_a_file_as_it_is_while_open_handles_keep_the_old_byte
             assert os.pread(fd, 100, PIECE) == part(library.files[HISTORY], PIECE, 100)
         finally:
             os.close(fd)
+        back = typed("lock", "rollback", "--mountpoint", mount.mountpoint)
+        assert f"{HISTORY}: the file has {other.content(HISTORY).hex}, the lock says" in back.stdout
+        assert back.stdout.splitlines()[-1] == "in use"
+        assert typed("lock", "rollback", "--mountpoint", mount.mountpoint).returncode == 0
         assert typed("lock", "--mount", mount.mountpoint, "override", "x.seg", replacement).returncode == 1
     assert replacement.read_bytes() == other.files[HISTORY].read_bytes()
     with mounted(tmp_path, None, *QUICK) as mount:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import trio
 
-from cachefs.origin import publish
+from cachefs.origin.torrents import publish
 from tests.counterparts import Peer, free_port, nginx
 from tools import mounting
 from tools.benchkit import MB, drop_caches, settle, timed

@@ -82,14 +82,16 @@ def _walk(folder: Path, prefix: str, seen: set[Path]) -> Iterator[tuple[str, Pat
     if folder in seen:
         return
     seen.add(folder)
-    for entry in sorted(folder.iterdir()):
-        path = Path(os.path.realpath(entry))  # resolve() raises for a link to itself
-        if entry.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _walk(path, f"{prefix}{entry.name}/", seen)
-        elif path.is_file() and could_be_content(entry.name):
-            yield prefix + entry.name, path
+    with os.scandir(folder) as entries:  # which knows files from directories without asking each
+        for entry in sorted(entries, key=lambda each: each.name):
+            if entry.name.startswith("."):
+                continue
+            linked = entry.is_symlink()
+            path = Path(os.path.realpath(entry.path) if linked else entry.path)  # resolve() raises for a link to itself
+            if path.is_dir() if linked else entry.is_dir():
+                yield from _walk(path, f"{prefix}{entry.name}/", seen)
+            elif (path.is_file() if linked else entry.is_file()) and could_be_content(entry.name):
+                yield prefix + entry.name, path
 
 
 async def identify(
@@ -108,7 +110,7 @@ async def identify(
         remembered = memory.recall(file.path, file.seal)
         info = _remembered(job, remembered, recall)
         if info is not None:
-            done(replace(file, info=info))
+            done(replace(file, info=info, wrong=_different(info, expected)))
         elif file.seal.size == 0:
             done(replace(file, failure="it is empty"))
         else:
@@ -185,19 +187,14 @@ class _Crew:
     async def _work(self) -> None:
         for job, offset in self._queue:
             end = min(offset + job.spans.step, job.file.seal.size)
-            if not job.failure:
-                try:
-                    job.digests[offset] = await trio.to_thread.run_sync(_hash, job, offset, end)
-                except OSError as error:
-                    job.failure = error.strerror or str(error)
+            result = await trio.to_thread.run_sync(_hash, job, offset, end, job.left == 1)
             self._hashed += end - offset
             self._report(self._hashed, self._total)
             job.left -= 1
             if not job.left:
-                await self._finish(job)
+                self._finish(job, result if result is not None else await trio.to_thread.run_sync(_result, job))
 
-    async def _finish(self, job: _Job) -> None:
-        result = await trio.to_thread.run_sync(_result, job)
+    def _finish(self, job: _Job, result: Local) -> None:
         if result.info is not None and not result.matches:
             if job.known is None and job.first is None:
                 self._again.append(_Job(job.file, None, LARGE_PIECE_LENGTH, first=result))
@@ -213,11 +210,17 @@ def _spans(jobs: Sequence[_Job]) -> Iterator[tuple[_Job, int]]:
     return iter([(job, offset) for job in jobs for offset in job.spans])
 
 
-def _hash(job: _Job, offset: int, end: int) -> bytes:
+def _hash(job: _Job, offset: int, end: int, last: bool) -> Local | None:
+    """Hash a span, in a thread; what the file is if it is the `last`, for that costs less than another thread."""
     rest = job.file.seal.mtime_ns + _TICK - time.time_ns()
     if 0 < rest <= _TICK:
         time.sleep(rest / 1e9)
-    return hash_pieces(job.file.path, offset, end, job.piece_length)
+    if not job.failure:
+        try:
+            job.digests[offset] = hash_pieces(job.file.path, offset, end, job.piece_length)
+        except OSError as error:
+            job.failure = error.strerror or str(error)
+    return _result(job) if last else None
 
 
 def _result(job: _Job) -> Local:
@@ -238,5 +241,11 @@ def _result(job: _Job) -> Local:
     expected = job.known.manifest
     if expected.length == file.seal.size and expected.digests == digests:
         return replace(file, info=job.known)  # whatever else its info dictionary says
-    wrong = tuple(i for i in range(info.manifest.blocks) if info.manifest.digest(i) != expected.digest(i))
-    return replace(file, info=info, wrong=wrong if expected.length == file.seal.size else ())
+    return replace(file, info=info, wrong=_different(info, job.known))
+
+
+def _different(info: Metainfo, known: Metainfo | None) -> tuple[int, ...]:
+    """The pieces in which a file isn't what it should be; none where that isn't known, or of another length."""
+    if known is None or known.manifest.length != info.manifest.length:
+        return ()
+    return tuple(i for i in range(info.manifest.blocks) if info.manifest.digest(i) != known.manifest.digest(i))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from cachefs.adoption.hashing import Local, local_files
+from cachefs.adoption.hashing import Local, Report, local_files
 from cachefs.adoption.takeover import Takeover
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError
@@ -33,8 +33,11 @@ class Overrides:
     takeover: Takeover
     complete: Callable[[], Set[str]]
 
-    async def apply(self, entries: Mapping[str, ContentId]) -> list[str]:
-        """Take over what is the lock's; lines for people about what isn't. Raises nothing: a mount comes up without."""
+    async def apply(self, entries: Mapping[str, ContentId], report: Report) -> list[str]:
+        """Take over what is the lock's; lines for people about what isn't. Raises nothing: a mount comes up without.
+
+        `report` is told how far hashing is, and so is the log.
+        """
         if not entries:  # a data directory of records alone need not even have the folder
             return []
         try:
@@ -47,7 +50,7 @@ class Overrides:
         if not files:
             return []
         try:
-            adoption = await self.takeover.files(files, _Progress())
+            adoption = await self.takeover.files(files, _Progress(report))
         except CachefsError as error:
             return [f"{self.folder}: local files can't be used: {error}"]
         if adoption.taken:
@@ -61,12 +64,14 @@ class Overrides:
 
 
 class _Progress:
-    """Tells the log now and then how far hashing is."""
+    """Tells the log now and then how far hashing is, and `report` always."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Report) -> None:
+        self._report = report
         self._began = self._told_at = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
+        self._report(done, total)
         now = time.monotonic()
         if now - self._told_at >= _TELL_EVERY:
             self._told_at = now

@@ -1,30 +1,38 @@
 """`cachefs mount`: mount in the foreground, or with --daemon return as soon as the mount is usable.
 
 How it works: the daemon is this same command started again in a session of its own, with its messages going
-to `<data-dir>/cachefs.log` and one end of a pipe on which it says how it went. So there is no fork of a
-process that has threads, and what goes wrong at the start is printed where the user typed the command.
+to `<data-dir>/cachefs.log` and one end of a pipe on which it says how far it is, and how it went, in lines of JSON. So
+there is no fork of a process that has threads, and what goes wrong at the start is printed where the user typed the
+command.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import click
+from rich.filesize import decimal
 
+from cachefs.cli.progress import bytes_bar
 from cachefs.config import Config, load_config, settings_file
 from cachefs.control import systemd
 from cachefs.errors import CachefsError, ConfigError, StoreFailed
 from cachefs.mount import Mounted, run
 
 LOG_NAME = "cachefs.log"
+_TELL_EVERY = 0.25
 
 
 @click.command()
@@ -67,7 +75,7 @@ def mount(
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpcore", "pyfuse3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    run(config, lambda mounted: _ready(mounted, ready_fd))
+    run(config, lambda mounted: _ready(mounted, ready_fd), _Hashing(ready_fd))
 
 
 def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str, Any]) -> Config:
@@ -82,6 +90,26 @@ def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str
     return load_config(settings_file(config_file, given["data_dir"])).override(mountpoint=mountpoint, **given)
 
 
+class _Hashing:
+    """Tells whoever waits for the mount how far local files are hashed: the command that started it, or systemd."""
+
+    def __init__(self, ready_fd: int | None) -> None:
+        self._ready_fd = ready_fd
+        self._told_at = float("-inf")
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._told_at < _TELL_EVERY:
+            return
+        self._told_at = now
+        if self._ready_fd is None:
+            systemd.tell_working(f"hashing local files: {decimal(done)} of {decimal(total)}")
+            return
+        os.set_blocking(self._ready_fd, False)  # whoever started it may be stopped, or have gone
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._ready_fd, json.dumps({"hashing": [done, total]}).encode() + b"\n")
+
+
 def _ready(mounted: Mounted, ready_fd: int | None) -> None:
     told = [f"{mounted.chain}, {mounted.names:,} names in the lock, {mounted.shown:,} shown"] if mounted.chain else []
     told += [f"{mounted.records:,} records"] if mounted.records or not told else []
@@ -90,17 +118,18 @@ def _ready(mounted: Mounted, ready_fd: int | None) -> None:
         click.echo(text)
         systemd.tell_ready(text)
         return
-    os.write(ready_fd, json.dumps({"ready": text}).encode())
+    os.set_blocking(ready_fd, True)
+    with contextlib.suppress(BrokenPipeError):  # who started it has gone, which is no reason to follow
+        os.write(ready_fd, json.dumps({"ready": text}).encode() + b"\n")
     os.close(ready_fd)
 
 
 def _start_daemon(config: Config) -> None:
-    data_dir = config.mount.data_dir
-    if data_dir is None:
+    if config.mount.data_dir is None:
         raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
     arguments = [argument for argument in sys.argv[1:] if argument != "--daemon"]
     reading, writing = os.pipe()
-    with _log_file(data_dir) as log_file:
+    with _log_file(config.mount.data_dir) as log_file:
         start = log_file.seek(0, os.SEEK_END)
         process = subprocess.Popen(
             [sys.executable, "-m", "cachefs", *arguments, "--ready-fd", str(writing)],
@@ -111,28 +140,51 @@ def _start_daemon(config: Config) -> None:
             start_new_session=True,
         )
         os.close(writing)
-        with os.fdopen(reading, "rb") as answers:
-            answer = answers.read()
-        if not answer:
+        answer = _answer(process, reading)
+        if answer is None:
             process.wait()
-            raise CachefsError(_last_words(log_file, start, data_dir / LOG_NAME))
-    click.echo(json.loads(answer)["ready"])
+            raise CachefsError(_last_words(log_file, start))
+    click.echo(answer)
 
 
-def _log_file(data_dir: Path) -> IO[bytes]:
-    """Where the daemon's words go: nowhere for long if the file system is read-only, for there a mount works, too."""
+@contextlib.contextmanager
+def _log_file(data_dir: Path) -> Iterator[IO[bytes]]:
+    """Where the daemon's messages go; StoreFailed if the data directory can't be used."""
+    path = data_dir / LOG_NAME
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return (data_dir / LOG_NAME).open("a+b")
+        log_file: IO[bytes] = path.open("a+b")
     except OSError as error:
-        if error.errno == errno.EROFS and data_dir.is_dir():
-            return tempfile.TemporaryFile()
-        raise StoreFailed(f"{data_dir}: can't be used as data directory: {error.strerror}") from None
+        if error.errno != errno.EROFS:
+            raise StoreFailed(f"{data_dir}: can't be used as data directory: {error.strerror}") from error
+        click.echo(f"cachefs: {path}: {error.strerror}, so the daemon's messages are lost", err=True)
+        log_file = tempfile.TemporaryFile()  # noqa: SIM115  it is closed below
+    with log_file:
+        yield log_file
 
 
-def _last_words(log_file: IO[bytes], start: int, path: Path) -> str:
-    """Why the daemon ended, from what it wrote."""
+def _answer(process: subprocess.Popen[bytes], reading: int) -> str | None:
+    """What the daemon says when the mount is usable; None if it ends before that."""
+    try:
+        with os.fdopen(reading, "rb") as answers, bytes_bar("hashing local files") as bar:
+            for said in map(json.loads, answers):
+                if "ready" in said:
+                    return str(said["ready"])
+                if bar is not None:
+                    bar(*said["hashing"])
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+    return None
+
+
+def _last_words(log_file: IO[bytes], start: int) -> str:
+    """Why the daemon ended, from what it wrote since `start`. What fusermount3 wrote goes to stderr."""
     log_file.seek(start)
     lines = log_file.read().decode("utf-8", "replace").strip().splitlines()
+    for line in lines:
+        if line.startswith(("fuse: ", "fusermount3: ")):
+            click.echo(line, err=True)
     told = next((line for line in reversed(lines) if line.startswith("cachefs: ")), "")
-    return told.removeprefix("cachefs: ") or f"the daemon ended before the mount was usable; see {path}"
+    return told.removeprefix("cachefs: ") or f"the daemon ended before the mount was usable; see {log_file.name}"

@@ -9,22 +9,21 @@ import click
 from cachefs.cli.progress import bytes_bar
 from cachefs.cli.target import data_dir_of
 from cachefs.cli.verify import conclude, shown_on
+from cachefs.config.values import Wrong, as_size
 from cachefs.control import socket as control
-
-_UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
 
 
 class RateType(click.ParamType[float]):
-    """Bytes per second, with k, M or G for thousands, millions or billions of them."""
+    """Bytes per second: a number, or a size as in cachefs.toml, whose B may be left out."""
 
     name = "BYTES"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         text = str(value)
-        number = text[:-1] if text[-1:] in _UNITS else text
-        if not (number.isascii() and number.isdigit()):
-            self.fail(f"{text!r} is not bytes per second, as 50M or 52428800", param, ctx)
-        return int(number) * _UNITS.get(text[-1], 1)
+        try:
+            return as_size(text if text.endswith("B") else f"{text}B", Path())
+        except Wrong:
+            self.fail(f"{text!r} is not bytes per second, as 50M, 1.5MiB or 52428800", param, ctx)
 
 
 @click.command()

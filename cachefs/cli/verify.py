@@ -35,8 +35,8 @@ def verify(
 ) -> None:
     """Hash what is held of each NAME (a shell pattern; all without any), with all cores.
 
-    A block that is wrong is never served again: it is missing, and fetched when it is read, or now with --repair.
-    Exits with 1 if something was wrong and isn't repaired.
+    A block that is wrong is never served again: it is missing, and fetched when it is read, or now with --repair. Until
+    it is here again, it is told at each verification. Exits with 1 if something was wrong and isn't repaired.
     """
     logging.basicConfig(level=logging.ERROR, format="cachefs: %(message)s")  # what is lost is printed by name, below
     place = data_dir_of(mountpoint, data_dir)
@@ -72,15 +72,20 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
     wrong = sum(len(verdict["wrong"]) for verdict in answer["verdicts"])
     mended = sum(verdict["mended"] for verdict in answer["verdicts"])
     names = f"{answer['names']:,} {'name' if answer['names'] == 1 else 'names'}"
-    yield f"{names} held, {decimal(answer['bytes'])} hashed; {wrong:,} blocks wrong, {mended:,} fetched again"
+    lost = sum(len(verdict["lost"]) for verdict in answer["verdicts"])
+    earlier = f", {lost:,} wrong before" if lost else ""
+    yield f"{names} held, {decimal(answer['bytes'])} hashed; {wrong:,} blocks wrong{earlier}, {mended:,} fetched again"
 
 
 def _found(verdict: Mapping[str, Any]) -> str:
-    wrong, parts = verdict["wrong"], []
+    wrong, lost, parts = verdict["wrong"], verdict["lost"], []
     if wrong:
         parts.append(f"{len(wrong)} of {verdict['held']} blocks wrong ({ranges(wrong)})")
-        if verdict["mended"]:
-            parts.append("fetched again" if verdict["mended"] == len(wrong) else f"{verdict['mended']} fetched again")
+    if lost:
+        parts.append(f"{len(lost)} missing that {'was' if len(lost) == 1 else 'were'} wrong before ({ranges(lost)})")
+    if verdict["mended"]:
+        whole = verdict["mended"] == len(wrong) + len(lost)
+        parts.append("fetched again" if whole else f"{verdict['mended']} fetched again")
     if verdict["trouble"]:
         parts.append(verdict["trouble"])
     return "; ".join(parts)

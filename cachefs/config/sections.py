@@ -244,4 +244,4 @@ class Scrub:
     """
 
     interval: float = field(default=30 * _DAY, metadata={"read": as_seconds(0, 3650 * _DAY)})
-    rate: int = field(default=20_000_000, metadata={"read": as_whole(0, _UNLIMITED, "bytes per second")})
+    rate: int = field(default=20_000_000, metadata={"read": as_size})

@@ -72,6 +72,21 @@ class DataDirLock:
         self.release()
 
 
+def holder(path: Path) -> str:
+    """Who works on the data directory `path`, "" if nobody does."""
+    try:
+        fd = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(fd)
+    finally:
+        os.close(fd)
+    return ""
+
+
 def _holder(fd: int) -> str:
     """Who signed the lock; it may be taken but not signed yet."""
     return os.pread(fd, 4096, 0).decode("utf-8", "replace").strip() or "another process"

@@ -29,7 +29,7 @@ import trio
 
 from cachefs.content import Bitmap, Manifest
 from cachefs.errors import CachefsError, RecordInconsistent, StoreFailed
-from cachefs.store import disk, places, recovery, space
+from cachefs.store import disk, losses, places, recovery, space
 from cachefs.store.guard import Guard
 from cachefs.store.recovery import Found
 from cachefs.store.state import ObjectRow, Seal, State
@@ -256,6 +256,7 @@ class StoredObject:
                     bits.discard(index)
                 row = replace(row, bitmap=bytes(bits), held=self.manifest.held(bits), seal=None, completed=None)
                 self._tools.state.save_object_synced(self.manifest.content, row)
+            losses.note(self._tools.state, self.manifest, bad)
         except BaseException:
             self._dirty = True
             if self._owner is not None:
