@@ -87,7 +87,7 @@ def test_a_daemons_start_shows_how_far_the_hashing_of_local_files_is(large: Path
     local_file(large, tmp_path)
     with on_a_terminal(*mount_command(tmp_path, tmp_path / "chain.toml", "--daemon")) as (process, terminal):
         shown_until(terminal, b"hashing local files")
-        shown_until(terminal, b"/512.0 GiB")
+        shown_until(terminal, b"/549.8 GB")
         said = cachefs("status", "--data-dir", tmp_path / "data").stderr
         assert re.fullmatch(f"cachefs: {tmp_path}/data: pid [0-9]+ .*: it is still coming up, or going down\n", said)
         process.send_signal(signal.SIGINT)
@@ -102,7 +102,7 @@ def test_a_reload_shows_how_far_hashing_is_and_an_interrupted_one_changes_nothin
         mount.lock.write_text(mount.lock.read_text().replace(LARGE, f"new-{LARGE}"))
         (tmp_path / "data" / "snapshots" / LARGE).rename(tmp_path / "data" / "snapshots" / f"new-{LARGE}")
         with on_a_terminal("reload", mount.mountpoint) as (process, terminal):
-            shown_until(terminal, b"/512.0 GiB")
+            shown_until(terminal, b"/549.8 GB")
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == INTERRUPTED
         mount.child.wait_until("not hashing", lambda: at_work_on(large / LARGE) == [])

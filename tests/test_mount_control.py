@@ -163,12 +163,12 @@ def test_a_signal_ends_the_daemon_cleanly_and_lets_a_waiting_reader_go(
 def test_status_shows_who_waits_for_which_block_and_the_last_error(library: Library, tmp_path: Path) -> None:
     torrents = ("--torrent-dir", library.products)
     with ThreadPoolExecutor(1) as pool:
-        with mounted(tmp_path, library.chain, *torrents, "--deadline", "3", peers=["127.0.0.1:9"]) as mount:
+        with mounted(tmp_path, library.chain, *torrents, "--deadline", "6", peers=["127.0.0.1:9"]) as mount:
             assert read_error(mount.snapshots / HISTORY) == "EIO"
             reading = pool.submit(read_error, mount.snapshots / HISTORY, 2 * PIECE + 5)
             mount.waiting(1)
-            text, raw = cachefs("status", mount.mountpoint), cachefs("status", "--json", mount.mountpoint)
-            assert reading.result(10) == "EIO"
+            raw, text = cachefs("status", "--json", mount.mountpoint), cachefs("status", mount.mountpoint)
+            assert reading.result(20) == "EIO"
     told = json.loads(raw.stdout)
     assert [(wait["name"], wait["blocks"]) for wait in told["waiting"]] == [(HISTORY, [2])]
     assert HISTORY in told["last_error"]
