@@ -115,7 +115,8 @@ def _prepare_mountpoint(mountpoint: Path) -> None:
         overlay.uncover(mountpoint)
         mountinfo.unmount_lazily(mountpoint)
     if not mountpoint.is_dir():
-        raise CachefsError(f"{mountpoint} is not a directory; make it first: mkdir -p {mountpoint}")
+        advice = "" if os.path.lexists(mountpoint) else f"; make it first: mkdir -p {mountpoint}"
+        raise CachefsError(f"{mountpoint} is not a directory{advice}")
 
 
 async def _run(
