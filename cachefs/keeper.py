@@ -173,7 +173,8 @@ def _matching(pattern: str, items: Iterable[Named], nothing: str = "no name") ->
         if name == pattern or wanted(name)
     ]
     if not found:
-        raise CachefsError(f"{nothing} matches {pattern}; * stands for anything, / included")
+        near = next((f"; did you mean {item.label}?" for item in items if wanted(item.name)), "")
+        raise CachefsError(f"{nothing} matches {pattern}{near or '; * stands for anything, / included'}")
     return found
 
 

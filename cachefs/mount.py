@@ -155,7 +155,7 @@ class Assembly:
         self._record_parts = RecordParts(config, music, sources.ledger, sources.router)
         fetcher = self._record_parts.fetcher
         self._cache = Cache(self._store, fetcher, config.read, sources.evidence, self._room)
-        self._records = self._record_parts.shelf(shown.records, self._cache)
+        self._records = self._record_parts.shelf(shown.records, self._cache, self._room.next_records)
         shelf = SnapshotShelf(self._manifests, sources.metadata, mtimes(state))
         shelves: dict[str, Shelf] = {CATALOGUE: shelf, RECORDS: self._records}
         self._keeper = Keeper(self._store, state, self._room, lambda: self._reloader.shown.contents())
@@ -308,7 +308,8 @@ class Assembly:
             self._view.refresh(self._filesystem.outdated())
 
     async def _tell(self) -> Mapping[str, Any]:
-        return {**await self._status.collect(), "playhead": self._playheads.report()}
+        more = {"playhead": self._playheads.report(), "last_copies": self._record_parts.last_copies()}
+        return {**await self._status.collect(), **more}
 
     def _told(self, remarks: Iterable[str]) -> Mounted:
         shown = self._reloader.shown

@@ -76,3 +76,24 @@ def test_20_records_keep_to_limits_of_their_own(site: Path, tmp_path: Path, limi
             kept = 0 if "age" in limits else 2
             mount.wait_for("evicted", lambda now: now["store"]["objects"] == kept)
             assert kept * LENGTH <= taken(mount) <= kept * LENGTH + PIECE
+
+
+def test_20_a_record_that_could_not_be_had_again_is_told_before_it_is_evicted(site: Path, tmp_path: Path) -> None:
+    limits = f'[limits.records]\nsize = {9 * LENGTH}\nage = "90d"\ncount = 100\n'
+    with nginx(site) as url:
+        etched(tmp_path, url)
+        with mounted(tmp_path, settings=OPEN_TOML) as mount:
+            for name in NAMES[:3]:
+                (mount.mountpoint / "records" / name).read_bytes()
+            mount.wait_for("complete", lambda now: now["store"]["complete"] == 3)
+        (site / NAMES[1]).rename(site / "moved")
+        try:
+            with mounted(tmp_path, settings=f"{OPEN_TOML}{limits}") as mount:
+                told = mount.wait_for("told", lambda now: bool(now["last_copies"]))["last_copies"]
+                shown = cachefs("status", mount.mountpoint).stdout
+                assert f"cachefs pin 'records/{NAMES[1]}' keeps it" in mount.child.printed()
+        finally:
+            (site / "moved").rename(site / NAMES[1])
+    assert {name: why.endswith("HTTP 404") for name, why in told.items()} == {NAMES[1]: True}
+    assert f"last copy  records/{NAMES[1]} may be evicted soon" in shown
+    assert "  records  at most 9.4 MB, kept for 2160.0 h, at most 100 files" in shown

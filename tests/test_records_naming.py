@@ -16,7 +16,7 @@ from cachefs.catalog import records
 from cachefs.catalog.records import LOCK_NAME, Record
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError
-from cachefs.records.naming import Meant, in_playlist, meant, names_in
+from cachefs.records.naming import in_playlist, meant, names_in
 from tests import records_kit
 from tests.mount_kit import Mount, cachefs, mounted
 from tests.records_kit import OPEN_TOML, Host, data_dir, sha256, song, web
@@ -50,7 +50,7 @@ def data(tmp_path: Path) -> Path:
 )
 def test_a_record_is_meant_by_name_path_url_or_folder(data: Path, word: str, names: list[str]) -> None:
     mountpoint = data.parent / "mnt"
-    assert meant(word.format(mnt=mountpoint), data, mountpoint) == Meant(tuple(names))
+    assert meant(word.format(mnt=mountpoint), data, mountpoint).names == tuple(names)
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,11 @@ def test_a_playlist_names_records_by_mounted_path_by_url_and_by_name(data: Path,
     mountpoint = tmp_path / "mnt"
     (tmp_path / "list.m3u").write_text(f"{mountpoint}/records/sub/b.ogg\nhttps://e.org/0\nsub/c.ogg\nmissing.ogg\n")
     found = names_in(tmp_path / "list.m3u", known, mountpoint)
-    assert found == Meant(("sub/b.ogg", "a.ogg", "sub/c.ogg"), ("missing.ogg",))
+    assert (found.names, found.strange) == (("sub/b.ogg", "a.ogg", "sub/c.ogg"), ("missing.ogg",))
     assert in_playlist(str(tmp_path / "list.m3u"), data, mountpoint) == found
     (tmp_path / "mnt.pls").write_text("[playlist]\nFile1=mnt/records/a.ogg\nFile2=/etc/passwd\n")
-    assert names_in(tmp_path / "mnt.pls", known, mountpoint) == Meant(("a.ogg",), ("/etc/passwd",))
+    found = names_in(tmp_path / "mnt.pls", known, mountpoint)
+    assert (found.names, found.strange) == (("a.ogg",), ("/etc/passwd",))
 
 
 def listener(place: Path, host: Host) -> Path:
@@ -100,11 +101,19 @@ def test_12_play_tells_why_whether_it_waits_or_runs_a_player(tmp_path: Path) -> 
             assert "gone.mp3: HTTP 404" in said(mount, "gone.mp3", "--wait")
             assert "gone.mp3: HTTP 404" in said(mount, "gone.mp3", "--player", f"touch {tmp_path}/played")
             assert "no-such-player: can't be run: No such file" in said(mount, "good.mp3", "--player", "no-such-player")
-            (tmp_path / "all.m3u").write_text("good.mp3\nother.mp3\n")
-            played = cachefs("play", tmp_path / "all.m3u", "--player", "sha256sum", "--data-dir", data)
+            (tmp_path / "all.m3u").write_text("gone.mp3\ngood.mp3\nother.mp3\n")
+            played = cachefs("play", tmp_path / "all.m3u", "--wait", "--player", "sha256sum", "--data-dir", data)
+    assert played.returncode == 1
+    assert "gone.mp3: HTTP 404" in played.stderr, "and what can be had is played"
     assert played.stdout.split()[0] == sha256(SONG)
     assert "other.mp3: no record here, passed over" in played.stderr
     assert not (tmp_path / "played").exists()
+
+
+def test_a_pattern_that_forgets_the_folder_is_told_what_could_be_meant(data: Path) -> None:
+    missed = cachefs("pin", "a.ogg", "--data-dir", data)
+    assert (missed.returncode, missed.stderr) == (1, "cachefs: no name matches a.ogg; did you mean records/a.ogg?\n")
+    assert cachefs("pin", "records/a.ogg", "--data-dir", data).returncode == 0
 
 
 def test_12_a_player_that_keeps_to_a_playhead_is_not_started_on_what_cannot_be_played(tmp_path: Path) -> None:

@@ -99,6 +99,15 @@ def test_a_data_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     assert error == f"cachefs: {tmp_path}/file/data/state.db: Not a directory"
 
 
+def test_a_url_with_spaces_and_letters_beyond_ascii_is_encoded(tmp_path: Path) -> None:
+    data = data_dir(tmp_path)
+    with web() as host:
+        encoded = host.put("S%C3%B6ngs/My%20Song%20%231.mp3", SONG)
+        records_kit.etch(data, f"{host.url}Söngs/My Song%20%231.mp3")
+        assert "control characters" in refused(data, f"{host.url}tab\t.mp3")
+    assert {name: record.url for name, record in lock_of(data).items()} == {"My Song #1.mp3": encoded}
+
+
 def test_a_url_without_a_name_needs_one(tmp_path: Path) -> None:
     assert "the URL has no name in it; give one: --name NAME" in refused(tmp_path / "data", "https://example.org/")
 

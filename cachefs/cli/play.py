@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
-from cachefs.catalog import records
-from cachefs.catalog.records import CATALOGUE
+from cachefs.catalog.records import CATALOGUE, Record
+from cachefs.cli import intended
 from cachefs.cli.progress import bytes_bar
 from cachefs.cli.records import Target, failing, opened, options, target, tell_strange
 from cachefs.errors import CachefsError
@@ -34,13 +34,25 @@ def command(name: str, wait: bool, player: str | None, config_file: Path | None,
     mountpoint = place.mountpoint()
     found = meant(name, place.data_dir, mountpoint)
     tell_strange(name, found)
-    paths = [_path(place, mountpoint, each, wait) for each in found.names]
+    paths = list(_paths(place, mountpoint, found.records, wait))
     if player is None:
-        click.echo("\n".join(map(str, paths)))
-        return
-    if len(paths) == 1 and not wait:
+        click.echo("".join(f"{path}\n" for path in paths), nl=False)
+    elif len(found.records) == 1 and not wait:
         opened(paths[0])
-    raise SystemExit(_played(player, paths))
+    code = _played(player, paths) if player is not None and paths else 0
+    raise SystemExit(code or int(len(paths) < len(found.records)))
+
+
+def _paths(place: Target, mountpoint: Path | None, records: Sequence[Record], wait: bool) -> Iterator[Path]:
+    """Where each can be read. Of several, one that can't be had is told, and the others are played all the same."""
+    for record in records:
+        try:
+            yield _path(place, mountpoint, record, wait)
+        except (CachefsError, BaseExceptionGroup) as error:
+            expected = intended(error)
+            if expected is None or len(records) == 1:
+                raise
+            click.echo(f"cachefs: {expected}", err=True)
 
 
 def _played(player: str, paths: Sequence[Path]) -> int:
@@ -52,11 +64,12 @@ def _played(player: str, paths: Sequence[Path]) -> int:
         raise CachefsError(f"{player}: can't be run: {error}") from None
 
 
-def _path(place: Target, mountpoint: Path | None, name: str, wait: bool) -> Path:
-    _make_ready(place, name)
+def _path(place: Target, mountpoint: Path | None, record: Record, wait: bool) -> Path:
+    if not record.ready:
+        record = _made_ready(place, record)
     if mountpoint is None:
-        return place.run(lambda cache: _stored(cache, name))
-    path = mountpoint / CATALOGUE / name
+        return place.run(lambda cache: _stored(cache, record))
+    path = mountpoint / CATALOGUE / record.name
     with failing(path):
         path.stat()
     if wait:
@@ -64,18 +77,17 @@ def _path(place: Target, mountpoint: Path | None, name: str, wait: bool) -> Path
     return path
 
 
-def _make_ready(place: Target, name: str) -> None:
-    """Fetch a record that came from a list and was never fetched: only then is it known what the mount is to show."""
-    record = records.load(place.data_dir / records.LOCK_NAME).records.get(name)
-    if record is not None and not record.ready:
-        place.run(lambda cache: made_ready(cache, record))
-        place.tell_daemon()
+def _made_ready(place: Target, record: Record) -> Record:
+    """A record that came from a list, fetched for the first time: only then is it known what the mount is to show."""
+    record = place.run(lambda cache: made_ready(cache, record))
+    place.tell_daemon()
+    return record
 
 
-async def _stored(cache: MusicCache, name: str) -> Path:
+async def _stored(cache: MusicCache, record: Record) -> Path:
     """The file of a record's content in the store, fetched if it isn't there."""
-    with bytes_bar(name) as progress:
-        return cache.vault.path(await cache.request(cache.record(name), progress)).absolute()
+    with bytes_bar(record.name) as progress:
+        return cache.vault.path(await cache.request(record, progress)).absolute()
 
 
 def _read_through(path: Path) -> None:

@@ -43,6 +43,8 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
     )
     yield from _upkeep(answer["upkeep"])
     yield from _limits(answer["limits"])
+    for name, why in answer["last_copies"].items():
+        yield f"last copy  records/{name} may be evicted soon; pin it to keep it: {why}"
     yield from _sources(answer["sources"])
     if answer["outage"] is not None:
         yield f"outage     nothing comes from any source, for {_duration(answer['outage'])}"
@@ -67,10 +69,19 @@ def _limits(limits: Mapping[str, Any]) -> Iterator[str]:
     parts += [f"of {decimal(limits['size'])}" if limits["size"] else ""]
     words = [" ".join(filter(None, parts))]
     words += [f"{decimal(limits['free_space'])} left free" if limits["free_space"] else ""]
-    words += [f"kept for {_duration(limits['age'])}" if limits["age"] else ""]
-    words += [f"{limits['pinned']:,} pinned" if limits["pinned"] else ""]
+    words += [*_bounds(limits), f"{limits['pinned']:,} pinned" if limits["pinned"] else ""]
     if any(words):
         yield f"limits     {', '.join(filter(None, words))}"
+    for name, bounds in limits["catalogues"].items():
+        size = [f"at most {decimal(bounds['size'])}"] if bounds["size"] else []
+        yield f"  {name}  {', '.join([*size, *_bounds(bounds)])}"
+
+
+def _bounds(bounds: Mapping[str, Any]) -> Iterator[str]:
+    if bounds["age"]:
+        yield f"kept for {_duration(bounds['age'])}"
+    if bounds["count"]:
+        yield f"at most {bounds['count']:,} files"
 
 
 def _sources(sources: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -53,7 +53,7 @@ def data_dir_of(mountpoint: Path | None, data_dir: Path | None) -> Path:
         return entry.data_dir
     found = mounts()
     if not found:
-        raise ControlError("nothing of cachefs is mounted")
+        raise ControlError("nothing of cachefs is mounted; say which data directory is meant: --data-dir DIR")
     if len({entry.data_dir for entry in found}) > 1:
         raise ControlError("several are mounted; name one: " + ", ".join(str(e.mountpoint) for e in found))
     return found[0].data_dir

@@ -105,6 +105,8 @@ class StatusSource:
             "size": limits.whole.size,
             "free_space": limits.free_space or None,
             "age": limits.whole.age,
+            "count": limits.whole.count,
+            "catalogues": {name: asdict(bounds) for name, bounds in limits.catalogues.items()},
             "taken": self.room.taken(),
             "pinned": len(self.room.pinned),
         }

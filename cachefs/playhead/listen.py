@@ -25,6 +25,7 @@ from cachefs.playhead.client import RemoteBoard, connect
 from cachefs.playhead.mpv import attached, command_line
 
 _ENDS_WITHIN = 5.0
+_DIES_WITHIN = 1.0
 _COULD_NOT_PLAY = (1, 2, 3)
 """Codes with which mpv ends if it could not start, or not play a file (its manual, section "Exit codes")."""
 
@@ -84,10 +85,21 @@ async def _player(listener: Listener) -> AsyncIterator[Path]:
         async with trio.open_nursery() as nursery:
             process: trio.Process = await nursery.start(start)
             nursery.start_soon(_outlive, process, ipc)
-            yield ipc
+            try:
+                yield ipc
+            except Exception:  # what goes wrong with an mpv that has ended follows from why it has
+                await _told_why(process, listener.file)
+                raise
+            await _told_why(process, listener.file)
             nursery.cancel_scope.cancel()
-        if process.returncode in _COULD_NOT_PLAY:
-            raise PlayerFailed(f"mpv could not play {listener.file} (it ended with {process.returncode})")
+
+
+async def _told_why(process: trio.Process, file: Path) -> None:
+    """PlayerFailed if the player ends by itself because it could not play."""
+    with trio.move_on_after(_DIES_WITHIN):  # its socket goes a moment before it does
+        await process.wait()
+    if process.returncode in _COULD_NOT_PLAY:
+        raise PlayerFailed(f"mpv could not play {file} (it ended with {process.returncode})") from None
 
 
 async def _outlive(process: trio.Process, ipc: Path) -> None:

@@ -7,6 +7,7 @@ media        what bytes are, by their first ones
 naming       which records a word means: a name, a URL, a path in the mount, a folder, a playlist
 lists        other people's lists, in and out
 shelf        the records as the mount shows them
+last_copies  records that are about to be evicted and could not be had again
 incoming     temporary files, and one download for all who ask at once
 """
 

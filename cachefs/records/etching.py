@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import trio
 
@@ -35,6 +35,9 @@ from cachefs.records import media
 from cachefs.records.incoming import Incoming
 from cachefs.records.music_cache import MusicCache, shared
 from cachefs.records.pieces import list_pieces
+
+_IN_A_URL = "".join(map(chr, range(0x21, 0x7F)))
+"""What stands in a URL as it is; what may not is refused with a word, not encoded."""
 
 
 class EtchRefused(CachefsError):
@@ -73,7 +76,7 @@ class Etched:
 
 async def etch(cache: MusicCache, order: Order, progress: Progress | None = None) -> Etched:
     """Etch; EtchRefused, UrlFailed and its kinds, CatalogError, StoreFull, StoreFailed: nothing is changed then."""
-    order = _checked(order, records.load(cache.lock_path))
+    order = _checked(order, cache.lock_path)
     async with cache.incoming.flight(f"etch {order.url}") as flight:
         shared(flight, order.url)
         lock = records.load(cache.lock_path)
@@ -110,8 +113,9 @@ def _record(order: Order, before: Record | None, fetched: Fetched, pieces: Piece
     )
 
 
-def _checked(order: Order, lock: RecordsLock) -> Order:
+def _checked(order: Order, lock_path: Path) -> Order:
     """The order with a name, or EtchRefused if its name or a URL of it can't be."""
+    order = replace(order, url=_encoded(order.url), mirrors=tuple(map(_encoded, order.mirrors)))
     try:
         for url in (order.url, *order.mirrors):
             as_url(url)
@@ -119,7 +123,7 @@ def _checked(order: Order, lock: RecordsLock) -> Order:
         meant = order.source is None and _is_file(order.url)
         why = "it is a local file; say which URL it stands for: --url URL" if meant else str(error)
         raise EtchRefused(order.url, why) from None
-    name = order.name or _name(order, lock)
+    name = order.name or _name(order, lock_path)
     if not name:
         raise EtchRefused(order.url, "the URL has no name in it; give one: --name NAME")
     try:
@@ -129,16 +133,25 @@ def _checked(order: Order, lock: RecordsLock) -> Order:
     return replace(order, name=name)
 
 
+def _encoded(url: str) -> str:
+    """The URL as it is sent: one that a person wrote may have spaces in its path, and letters beyond ASCII."""
+    scheme, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host}{slash}{quote(path, safe=_IN_A_URL)}" if separator and path.isprintable() else url
+
+
 def _is_file(text: str) -> bool:
     with suppress(OSError):
         return Path(text).is_file()
     return False
 
 
-def _name(order: Order, lock: RecordsLock) -> str:
+def _name(order: Order, lock_path: Path) -> str:
     """The URL's last part; to etch a URL `again`, the name that its record has."""
     usual = PurePosixPath(unquote(urlsplit(order.url).path)).name
-    known = [record.name for record in lock if record.url == order.url] if order.again else []
+    if not order.again:
+        return usual
+    known = [record.name for record in records.load(lock_path) if record.url == order.url]
     if not known or usual in known:
         return usual
     if len(known) > 1:

@@ -7,19 +7,21 @@ stands on the cache, which stands on that choice, so it is made last.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
 
 from cachefs.cache import Cache
 from cachefs.catalog.records import Record
 from cachefs.config import Config
+from cachefs.content import ContentId
 from cachefs.fetch.kinds import ByKind
 from cachefs.fetch.more_providers import TorrentProvider
 from cachefs.fetch.ranges import RangeFetcher
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger
 from cachefs.fetch.torrent_whole import WholeTorrents
+from cachefs.records.last_copies import LastCopies
 from cachefs.records.music_cache import MusicCache
 from cachefs.records.shelf import RecordShelf
 
@@ -36,19 +38,28 @@ class RecordParts:
         self.fetcher = ByKind(snapshots, self._ranges, self._swarms)
         music.add_provider(TorrentProvider(WholeTorrents(self._torrent, config.records.stall_timeout)))
 
-    def shelf(self, records: Mapping[str, Record], cache: Cache) -> RecordShelf:
-        """The shelf of these records, which reads and seeds through `cache`."""
-        return RecordShelf(
+    def shelf(
+        self, records: Mapping[str, Record], cache: Cache, next_to_go: Callable[[int], Awaitable[Sequence[ContentId]]]
+    ) -> RecordShelf:
+        """The shelf of these records, which reads and seeds through `cache`; what may be evicted first is watched."""
+        shelf = RecordShelf(
             self._music,
             records,
             deadline=self._config.read.deadline,
             swarm=self._torrent.metainfo,
             seed=cache.seed if self._config.torrent.seed else None,
         )
+        self._last_copies = LastCopies(self._music.web, next_to_go, lambda: shelf.records)
+        return shelf
+
+    def last_copies(self) -> Mapping[str, str]:
+        """For the status: the records that may be evicted soon and can't be had again, and why."""
+        return self._last_copies.report()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve both fetchers for ever."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._ranges.run)
             await nursery.start(self._swarms.run)
+            nursery.start_soon(self._last_copies.run)
             task_status.started()

@@ -14,17 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachefs.catalog import records
-from cachefs.catalog.records import RecordsLock
+from cachefs.catalog.records import Record, RecordsLock
 from cachefs.errors import CachefsError
 from cachefs.formats import playlists
 
 
 @dataclass(frozen=True, slots=True)
 class Meant:
-    """The names of records, and what in a playlist is none."""
+    """Records, and what in a playlist is none."""
 
-    names: tuple[str, ...]
+    records: tuple[Record, ...]
     strange: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(record.name for record in self.records)
 
 
 def meant(word: str, data_dir: Path, mountpoint: Path | None) -> Meant:
@@ -34,12 +38,12 @@ def meant(word: str, data_dir: Path, mountpoint: Path | None) -> Meant:
         return listed
     path = data_dir / records.LOCK_NAME
     known = _Known(records.load(path), mountpoint, Path.cwd())
-    name = known.record(word)
-    names = [name] if name is not None else known.folder(word)
-    if not names:
+    one = known.record(word)
+    found = [one] if one is not None else known.folder(word)
+    if not found:
         close = difflib.get_close_matches(word, known.lock.records, n=1)
         raise CachefsError(f"{word}: no such record in {path}{f'; did you mean {close[0]}?' if close else ''}")
-    return Meant(tuple(names))
+    return Meant(tuple(found))
 
 
 def in_playlist(word: str, data_dir: Path, mountpoint: Path | None) -> Meant | None:
@@ -48,7 +52,7 @@ def in_playlist(word: str, data_dir: Path, mountpoint: Path | None) -> Meant | N
     if path.suffix.lower() not in playlists.SUFFIXES or not path.is_file():
         return None
     found = names_in(path, records.load(data_dir / records.LOCK_NAME), mountpoint)
-    if not found.names:
+    if not found.records:
         raise CachefsError(f"{path}: names no record of {data_dir}")
     return found
 
@@ -57,9 +61,9 @@ def names_in(path: Path, lock: RecordsLock, mountpoint: Path | None) -> Meant:
     """The records of a playlist file. CatalogError if it can't be read."""
     known = _Known(lock, mountpoint, path.parent)
     entries = [entry.location for entry in playlists.load(path)]
-    names = [known.record(entry) for entry in entries]
-    strange = [entry for entry, name in zip(entries, names, strict=True) if name is None]
-    return Meant(tuple(name for name in names if name is not None), tuple(strange))
+    found = [known.record(entry) for entry in entries]
+    strange = [entry for entry, record in zip(entries, found, strict=True) if record is None]
+    return Meant(tuple(record for record in found if record is not None), tuple(strange))
 
 
 class _Known:
@@ -69,17 +73,17 @@ class _Known:
         self.lock = lock
         self._shown = None if mountpoint is None else mountpoint / records.CATALOGUE
         self._base = base
-        self._by_url = {url: record.name for record in lock for url in record.urls}
+        self._by_url = {url: record for record in lock for url in record.urls}
 
-    def record(self, word: str) -> str | None:
+    def record(self, word: str) -> Record | None:
         """The record of this name, path in the mount, URL or mirror."""
-        found = (name for name in self._names(word) if name in self.lock.records)
+        found = (self.lock.records[name] for name in self._names(word) if name in self.lock.records)
         return next(found, None) or self._by_url.get(word)
 
-    def folder(self, word: str) -> list[str]:
-        """The records in the folder of this name or path in the mount."""
+    def folder(self, word: str) -> list[Record]:
+        """The records in the folder of this name or path in the mount, by name."""
         folders = tuple(f"{name.rstrip('/')}/" for name in self._names(word))
-        return sorted(name for name in self.lock.records if name.startswith(folders))
+        return [record for name, record in sorted(self.lock.records.items()) if name.startswith(folders)]
 
     def _names(self, word: str) -> Iterator[str]:
         """What a record may be called for `word` to mean it."""

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from cachefs.config.sections import CatalogueLimits as CatalogueSettings
 
 
+SNAPSHOTS, RECORDS = "snapshots", "records"
+"""The catalogues, as they are bounded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """How much may be kept: bytes on disk, seconds since the last use, objects; None for any."""
@@ -53,7 +57,7 @@ class Limits:
     @classmethod
     def of_settings(cls, settings: Settings) -> Limits:
         """Those of [limits] in cachefs.toml, where 0 is no limit."""
-        own = {"records": settings.records, "snapshots": settings.snapshots}
+        own = {RECORDS: settings.records, SNAPSHOTS: settings.snapshots}
         catalogues = {name: bounds for name, told in own.items() if (bounds := Bounds.of_settings(told))}
         return cls(Bounds.of_settings(settings), settings.free_space, catalogues)
 
@@ -86,7 +90,7 @@ class Evicted:
 
 def catalogue_of(content: ContentId) -> str:
     """Whose content it is: snapshots are known by info-hash, records by SHA-256."""
-    return "snapshots" if content.algorithm == "btih" else "records"
+    return SNAPSHOTS if content.algorithm == "btih" else RECORDS
 
 
 def least_recent(held: Iterable[Held]) -> list[Held]:

@@ -27,7 +27,7 @@ from cachefs.content import ContentId
 from cachefs.errors import CachefsError, StoreFull
 from cachefs.store import eviction
 from cachefs.store.claims import Asked, Claim, Claimant, Nobody, Users
-from cachefs.store.eviction import Evicted, Held, Limits, in_words
+from cachefs.store.eviction import RECORDS, Evicted, Held, Limits, in_words
 from cachefs.store.objects import ObjectStore
 from cachefs.store.state import State
 from cachefs.store.tally import Tally
@@ -71,7 +71,7 @@ class Room:
         self._asking: list[Asked] = []
         self._fetched: Counter[ContentId] = Counter()
         self._stuck: dict[ContentId, float] = {}
-        self._pressed = trio.Event()
+        self._pressed, self._looked = trio.Event(), trio.Event()
         self._futile_until = float("-inf")
         self._again_at = float("inf")
         self._refused_at = float("-inf")
@@ -170,7 +170,7 @@ class Room:
 
     async def _look_around(self) -> None:
         if trio.current_time() - self._tally.looked_at >= SCAN_EVERY:
-            await self._tally.look()
+            await self.look()
         await self.sweep()
 
     @contextlib.contextmanager
@@ -185,12 +185,13 @@ class Room:
     async def look(self) -> None:
         """Find out what the store takes, file by file. StoreFailed."""
         await self._tally.look()
+        self._looked.set()
 
     async def _relieve(self) -> None:
         """Evict for those who were not granted all they need, and let them ask again."""
         self._pressed, self._again_at = trio.Event(), float("inf")
         if not self._tally.known:
-            await self._tally.look()
+            await self.look()
         self._tally.measure()
         going = self._victims()
         for item in going:
@@ -317,6 +318,14 @@ class Room:
         self._tally.claims.pop(content, None)
         self._tally.charge(content, 0)
         return Evicted(freed)
+
+    async def next_records(self, most: int) -> list[ContentId]:
+        """The records that would go first, once the store was looked at; none where nothing limits them."""
+        if not (self.limits.whole or self.limits.free_space or self.limits.of(RECORDS)):
+            return []
+        await self._looked.wait()
+        records = (item for item in self._held() if item.catalogue == RECORDS)
+        return [item.content for item in eviction.least_recent(records)[:most]]
 
     async def sweep(self) -> list[tuple[ContentId, Evicted]]:
         """Evict what is too old, or one too many, and what exceeds the limits; what became of each."""
