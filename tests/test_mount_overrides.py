@@ -104,6 +104,18 @@ def test_a_directory_is_adopted_while_it_is_mounted_and_files_that_are_open_go_o
         assert same(mount, library, [HEADERS, DOMAIN, BODIES])
 
 
+def test_what_a_mount_shows_is_not_taken_over_which_would_fetch_it(library: Library, tmp_path: Path) -> None:
+    with mounted(tmp_path, library.chain, *QUICK, "--torrent-dir", library.products) as mount:
+        for command in (
+            ("adopt", mount.snapshots, "--data-dir", mount.data_dir),
+            ("adopt", mount.snapshots / "domain", "--data-dir", tmp_path / "other", "--chain-toml", library.chain),
+            ("lock", "override", HEADERS, mount.snapshots / DOMAIN, "--data-dir", mount.data_dir),
+        ):
+            done = typed(*command)
+            assert (done.returncode, "a cachefs mount shows this" in done.stderr) == (1, True)
+        assert mount.status()["last_error"] == ""
+
+
 def test_a_file_that_its_owner_changed_is_an_error_that_says_so(library: Library, tmp_path: Path) -> None:
     local = put(tmp_path, library, DOMAIN)
     with mounted(tmp_path, library.chain, *QUICK) as mount, (mount.snapshots / DOMAIN).open("rb"):
