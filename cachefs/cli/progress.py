@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 Report = Callable[[int, int], None]
 """Told how much is done so far, and how much there is: bytes, or names."""
@@ -40,3 +41,13 @@ def _bar(what: str, *, of_bytes: bool) -> Iterator[Report | None]:
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def shown_on(bar: Report | None) -> Callable[[Any], None]:
+    """What takes a job's progress to a bar, if there is one."""
+
+    def told(progress: Any) -> None:
+        if bar is not None and progress is not None:
+            bar(progress["done"], progress["total"])
+
+    return told
