@@ -348,6 +348,18 @@ def read_only(directory: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", directory], check=True)
 
 
+@contextmanager
+def small(directory: Path) -> Iterator[None]:
+    """While this lasts, a new directory is a file system of its own, with no room. For root alone."""
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,mode=700", "none", directory], check=True)
+    try:
+        (directory / "filling").write_bytes(bytes(4096))
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
 def forget_pages(path: Path) -> None:
     """Drop what the kernel keeps of a file, so that the next read asks the daemon."""
     fd = os.open(path, os.O_RDONLY)

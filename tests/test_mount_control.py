@@ -25,6 +25,8 @@ from tests.mount_kit import (
     read_error,
     same,
     seeding,
+    small,
+    typed,
 )
 
 
@@ -69,6 +71,12 @@ def test_a_data_directory_that_cannot_be_made_is_refused(
     (tmp_path / "data").touch()
     said = _refused(*mount_command(tmp_path, library.chain, "--data-dir", tmp_path / "data" / "x", *background))
     assert said == f"cachefs: {tmp_path}/data/x: can't be used as data directory: Not a directory"
+
+
+def test_why_a_daemon_does_not_start_is_said_although_its_log_has_no_room(library: Library, tmp_path: Path) -> None:
+    with small(tmp_path / "data"):
+        said = _refused(*mount_command(tmp_path, library.chain, "--daemon"))
+    assert "No space left on device" in said or "disk is full" in said
 
 
 def test_a_mount_point_that_is_a_file_is_refused(library: Library, tmp_path: Path) -> None:
@@ -167,7 +175,7 @@ def test_status_shows_who_waits_for_which_block_and_the_last_error(library: Libr
             assert read_error(mount.snapshots / HISTORY) == "EIO"
             reading = pool.submit(read_error, mount.snapshots / HISTORY, 2 * PIECE + 5)
             mount.waiting(1)
-            raw, text = cachefs("status", "--json", mount.mountpoint), cachefs("status", mount.mountpoint)
+            raw, text = typed("status", "--json", mount.mountpoint), typed("status", mount.mountpoint)
             assert reading.result(20) == "EIO"
     told = json.loads(raw.stdout)
     assert [(wait["name"], wait["blocks"]) for wait in told["waiting"]] == [(HISTORY, [2])]

@@ -32,6 +32,7 @@ from tests.mount_kit import (
     same,
     seeding,
 )
+from tests.terminal_kit import on_a_terminal, shown_until
 
 LENGTH = 4 * PIECE
 
@@ -243,3 +244,10 @@ def test_a_name_means_itself_even_if_it_is_a_pattern_too(tmp_path: Path) -> None
     assert done("pin", "--data-dir", tmp_path) == "[x].seg\nx.seg\n", "as for a shell"
     done("unpin", "x.seg", "--data-dir", tmp_path)
     assert done("pin", "--data-dir", tmp_path) == "[x].seg\n"
+
+
+def test_evicting_shows_on_a_terminal_how_far_it_is(library: Library, tmp_path: Path) -> None:
+    done("adopt", library.root, "--data-dir", tmp_path, "--chain-toml", library.chain)
+    with on_a_terminal("evict", "*", "--data-dir", tmp_path) as (process, terminal):
+        shown_until(terminal, b"6/6")
+        assert process.wait(20) == 0

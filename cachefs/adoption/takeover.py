@@ -18,6 +18,7 @@ from typing import Any
 import trio
 from rich.filesize import decimal
 
+from cachefs import mountinfo
 from cachefs.adoption.hashing import Local, Recall, Report, identify, local_files
 from cachefs.adoption.memory import Memory
 from cachefs.content import ContentId
@@ -121,7 +122,8 @@ class Takeover:
     memory: Memory
 
     async def directory(self, root: Path, entries: Mapping[str, ContentId], report: Report | None = None) -> Adoption:
-        """Take over the files below `root` that are what `entries` say; ConfigError if it can't be read."""
+        """Take over the files below `root` that are what `entries` say; ConfigError if they aren't there to be read."""
+        require_on_disk(root)
         try:
             files = await trio.to_thread.run_sync(local_files, root, entries)
         except OSError as error:
@@ -164,6 +166,12 @@ class Takeover:
             self.store.save_manifest(file.info.content, file.info.raw)
         pieces = file.info.manifest.blocks
         adoption.others.append(Other(file.name, file.path, file.info.content, file.expected, file.wrong, pieces))
+
+
+def require_on_disk(path: Path) -> None:
+    """ConfigError if a cachefs mount shows the path: taking it over would fetch all of it, to serve it from itself."""
+    if mountinfo.showing(path) is not None:
+        raise ConfigError(str(path), "a cachefs mount shows this; name the files as they lie on a disk")
 
 
 def _names(names: list[str]) -> str:

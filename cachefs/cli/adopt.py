@@ -10,9 +10,8 @@ import click
 import trio
 
 from cachefs.adoption.offline import adopt as take_over
-from cachefs.cli.progress import Report, bytes_bar
+from cachefs.cli.progress import Report, bytes_bar, shown_on
 from cachefs.cli.target import DIRECTORY
-from cachefs.cli.verify import shown_on
 from cachefs.config import Config, load_config, settings_file
 from cachefs.control import socket as control
 from cachefs.errors import ConfigError, DataDirBusy

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.filesize import decimal
 
+from cachefs.cli.progress import names_bar, shown_on
 from cachefs.cli.target import daemon_options, data_dir_of
 from cachefs.config import load_config, settings_file
 from cachefs.control.keeping import perform
@@ -28,7 +29,8 @@ def gc(mountpoint: Path | None, data_dir: Path | None, config_file: Path | None,
     """
     config = load_config(settings_file(config_file, data_dir))
     directory = data_dir_of(mountpoint, data_dir or config.mount.data_dir)
-    result = perform(directory, "gc", lambda _: None, limits=Limits.of_settings(config.limits))
+    with names_bar("collecting") as bar:
+        result = perform(directory, "gc", shown_on(bar), limits=Limits.of_settings(config.limits))
     click.echo(json.dumps(result, indent=2) if as_json else "\n".join(_lines(result)))
 
 

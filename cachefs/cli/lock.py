@@ -22,9 +22,8 @@ from cachefs.adoption.placing import place
 from cachefs.catalog.chain import format_chain
 from cachefs.catalog.difference import Difference
 from cachefs.catalog.snapshots import parse_lock
-from cachefs.cli.progress import bytes_bar
+from cachefs.cli.progress import bytes_bar, shown_on
 from cachefs.cli.target import daemon_options, with_data_dir
-from cachefs.cli.verify import shown_on
 from cachefs.config import load_config, settings_file
 from cachefs.content import ContentId
 from cachefs.control import socket as control

@@ -18,13 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import click
 from rich.filesize import decimal
 
+from cachefs.cli import leaves
 from cachefs.cli.progress import bytes_bar
 from cachefs.config import Config, load_config, settings_file
 from cachefs.control import systemd
@@ -75,7 +76,12 @@ def mount(
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpcore", "pyfuse3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    run(config, lambda mounted: _ready(mounted, ready_fd), _Hashing(ready_fd))
+    starter = _Starter(ready_fd)
+    try:
+        run(config, starter.ready, starter.hashing)
+    except BaseException as error:
+        starter.failed(error)
+        raise
 
 
 def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str, Any]) -> Config:
@@ -90,38 +96,55 @@ def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str
     return load_config(settings_file(config_file, given["data_dir"])).override(mountpoint=mountpoint, **given)
 
 
-class _Hashing:
-    """Tells whoever waits for the mount how far local files are hashed: the command that started it, or systemd."""
+class _Starter:
+    """Whoever waits for the mount: the command that started this daemon, at the other end of a pipe, or systemd."""
 
-    def __init__(self, ready_fd: int | None) -> None:
-        self._ready_fd = ready_fd
+    def __init__(self, pipe: int | None) -> None:
+        self._pipe = pipe
         self._told_at = float("-inf")
 
-    def __call__(self, done: int, total: int) -> None:
+    def hashing(self, done: int, total: int) -> None:
+        """Tell how far local files are hashed, in bytes."""
         now = time.monotonic()
         if now - self._told_at < _TELL_EVERY:
             return
         self._told_at = now
-        if self._ready_fd is None:
+        if self._pipe is None:
             systemd.tell_working(f"hashing local files: {decimal(done)} of {decimal(total)}")
-            return
-        os.set_blocking(self._ready_fd, False)  # whoever started it may be stopped, or have gone
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._ready_fd, json.dumps({"hashing": [done, total]}).encode() + b"\n")
+        else:
+            os.set_blocking(self._pipe, False)  # it may be stopped
+            self._say({"hashing": [done, total]})
 
+    def ready(self, mounted: Mounted) -> None:
+        """Tell that the mount is usable, which is the last there is to tell."""
+        told = (
+            [f"{mounted.chain}, {mounted.names:,} names in the lock, {mounted.shown:,} shown"] if mounted.chain else []
+        )
+        told += [f"{mounted.records:,} records"] if mounted.records or not told else []
+        text = "\n".join([*mounted.remarks, f"{mounted.mountpoint}: {'; '.join(told)}; ready"])
+        if self._pipe is None:
+            click.echo(text)
+            systemd.tell_ready(text)
+        else:
+            self._end({"ready": text})
 
-def _ready(mounted: Mounted, ready_fd: int | None) -> None:
-    told = [f"{mounted.chain}, {mounted.names:,} names in the lock, {mounted.shown:,} shown"] if mounted.chain else []
-    told += [f"{mounted.records:,} records"] if mounted.records or not told else []
-    text = "\n".join([*mounted.remarks, f"{mounted.mountpoint}: {'; '.join(told)}; ready"])
-    if ready_fd is None:
-        click.echo(text)
-        systemd.tell_ready(text)
-        return
-    os.set_blocking(ready_fd, True)
-    with contextlib.suppress(BrokenPipeError):  # who started it has gone, which is no reason to follow
-        os.write(ready_fd, json.dumps({"ready": text}).encode() + b"\n")
-    os.close(ready_fd)
+    def failed(self, error: BaseException) -> None:
+        """Tell why the mount doesn't become usable, if that is not a fault of ours."""
+        expected = [str(one) for one in leaves(error) if isinstance(one, CachefsError)]
+        if self._pipe is not None and expected:
+            self._end({"error": expected[0]})
+
+    def _end(self, what: Mapping[str, object]) -> None:
+        assert self._pipe is not None
+        os.set_blocking(self._pipe, True)
+        self._say(what)
+        os.close(self._pipe)
+        self._pipe = None
+
+    def _say(self, what: Mapping[str, object]) -> None:
+        assert self._pipe is not None
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it may have gone, which is no reason to follow
+            os.write(self._pipe, json.dumps(what).encode() + b"\n")
 
 
 def _start_daemon(config: Config) -> None:
@@ -141,10 +164,12 @@ def _start_daemon(config: Config) -> None:
         )
         os.close(writing)
         answer = _answer(process, reading)
-        if answer is None:
+        if "ready" not in answer:
             process.wait()
-            raise CachefsError(_last_words(log_file, start))
-    click.echo(answer)
+            _show_fusermount(log_file, start)
+            nothing = f"the daemon ended before the mount was usable; see {config.mount.data_dir / LOG_NAME}"
+            raise CachefsError(answer.get("error", nothing))
+    click.echo(answer["ready"])
 
 
 @contextlib.contextmanager
@@ -163,28 +188,25 @@ def _log_file(data_dir: Path) -> Iterator[IO[bytes]]:
         yield log_file
 
 
-def _answer(process: subprocess.Popen[bytes], reading: int) -> str | None:
-    """What the daemon says when the mount is usable; None if it ends before that."""
+def _answer(process: subprocess.Popen[bytes], reading: int) -> dict[str, str]:
+    """What the daemon says at last: that it is `ready`, or its `error`; nothing at all if it ends without a word."""
     try:
         with os.fdopen(reading, "rb") as answers, bytes_bar("hashing local files") as bar:
             for said in map(json.loads, answers):
-                if "ready" in said:
-                    return str(said["ready"])
+                if "hashing" not in said:
+                    return dict(said)
                 if bar is not None:
                     bar(*said["hashing"])
     except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)
         process.wait()
         raise
-    return None
+    return {}
 
 
-def _last_words(log_file: IO[bytes], start: int) -> str:
-    """Why the daemon ended, from what it wrote since `start`. What fusermount3 wrote goes to stderr."""
+def _show_fusermount(log_file: IO[bytes], start: int) -> None:
+    """Print what fusermount3 wrote into the log since `start`: messages speak of it."""
     log_file.seek(start)
-    lines = log_file.read().decode("utf-8", "replace").strip().splitlines()
-    for line in lines:
+    for line in log_file.read().decode("utf-8", "replace").splitlines():
         if line.startswith(("fuse: ", "fusermount3: ")):
             click.echo(line, err=True)
-    told = next((line for line in reversed(lines) if line.startswith("cachefs: ")), "")
-    return told.removeprefix("cachefs: ") or f"the daemon ended before the mount was usable; see {log_file.name}"

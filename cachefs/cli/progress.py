@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -55,3 +55,13 @@ def _bar(what: str, *, of_bytes: bool) -> Iterator[Report | None]:
     with bars(of_bytes=of_bytes) as bar:
         task = bar.add_task(what if len(what) <= _LONGEST else f"…{what[1 - _LONGEST :]}", total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def shown_on(bar: Report | None) -> Callable[[Any], None]:
+    """What takes a job's progress to a bar, if there is one."""
+
+    def told(progress: Any) -> None:
+        if bar is not None and progress is not None:
+            bar(progress["done"], progress["total"])
+
+    return told

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from cachefs.cli.progress import bytes_bar
+from cachefs.cli.progress import bytes_bar, shown_on
 from cachefs.cli.target import data_dir_of
-from cachefs.cli.verify import shown_on
 from cachefs.control import socket as control
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from cachefs.cli.progress import bytes_bar
+from cachefs.cli.progress import bytes_bar, shown_on
 from cachefs.cli.target import data_dir_of
-from cachefs.cli.verify import conclude, shown_on
+from cachefs.cli.verify import conclude
 from cachefs.config.values import Wrong, as_size
 from cachefs.control import socket as control
 

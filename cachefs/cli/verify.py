@@ -8,14 +8,14 @@ sorted by name, and the same for the same store.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.filesize import decimal
 
-from cachefs.cli.progress import Report, bytes_bar
+from cachefs.cli.progress import Report, bytes_bar, shown_on
 from cachefs.cli.target import data_dir_of
 from cachefs.control import socket as control
 from cachefs.errors import DataDirBusy
@@ -100,13 +100,3 @@ def ranges(numbers: list[int]) -> str:
         else:
             runs.append([number])
     return ", ".join("-".join(map(str, run)) for run in runs)
-
-
-def shown_on(bar: Report | None) -> Callable[[Any], None]:
-    """What takes a job's progress in bytes to a bar, if there is one."""
-
-    def told(progress: Any) -> None:
-        if bar is not None and progress is not None:
-            bar(progress["done"], progress["total"])
-
-    return told
