@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import shutil
@@ -123,6 +124,11 @@ def test_repair_fetches_the_wrong_piece_and_seals_the_file_before_it_returns(lib
         done = cachefs("verify", "--repair", "--data-dir", mount.data_dir)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines()[0] == f"{HISTORY}: 1 of 6 blocks wrong (0); fetched again"
+        wrong = cachefs("verify", mount.mountpoint)
+        assert (wrong.returncode, f"--mountpoint {mount.mountpoint}" in wrong.stderr) == (2, True)
+        for command in (("verify", "--mountpoint", mount.mountpoint), ("scrub", "--rate", "0", mount.mountpoint)):
+            told = json.loads(cachefs(*command, "--json").stdout)
+            assert (told["names"], told["good"], told["verdicts"]) == (len(library.files), True, [])
         assert mount.status()["store"]["complete"] == len(library.files)
         assert mount.status()["upkeep"]["mended"] == 1
         assert before + PIECE <= mount.received(before + PIECE) < before + 2 * PIECE

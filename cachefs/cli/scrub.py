@@ -32,7 +32,8 @@ class RateType(click.ParamType[float]):
 @click.option(
     "--rate", type=RateType(), help="Bytes per second to read, 50M say; 0 for no limit. [scrub] rate if not given."
 )
-def scrub(mountpoint: Path | None, data_dir: Path | None, rate: float | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="What was found, as JSON.")
+def scrub(mountpoint: Path | None, data_dir: Path | None, rate: float | None, as_json: bool) -> None:
     """Read all that the mount at MOUNTPOINT (or the only one) holds from the disk, and fetch what is wrong again.
 
     The daemon does this by itself every [scrub] interval. Exits with 1 if something is wrong and can't be fetched.
@@ -41,4 +42,4 @@ def scrub(mountpoint: Path | None, data_dir: Path | None, rate: float | None) ->
     arguments = {} if rate is None else {"rate": rate}
     with bytes_bar("scrubbing") as bar:
         answer = control.follow(place, "scrub", shown_on(bar), **arguments)
-    conclude(answer)
+    conclude(answer, as_json=as_json)

@@ -7,6 +7,7 @@ sorted by name, and the same for the same store.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,22 +17,26 @@ import click
 from rich.filesize import decimal
 
 from cachefs.cli.progress import Report, bytes_bar, shown_on
-from cachefs.cli.target import data_dir_of
+from cachefs.cli.target import daemon_options, data_dir_of
 from cachefs.control import socket as control
 from cachefs.errors import DataDirBusy
+from cachefs.mountinfo import mount_at
 from cachefs.verification import verify_data_dir
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--mountpoint", type=click.Path(path_type=Path), help="Name the daemon by its mount point.")
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="The data directory, with a mount running or without."
-)
+@daemon_options
 @click.option("--fail-fast", is_flag=True, help="Stop at the first that is wrong.")
 @click.option("--repair", is_flag=True, help="Fetch wrong blocks again, and these alone; needs the mount running.")
+@click.option("--json", "as_json", is_flag=True, help="What was found, as JSON.")
 def verify(
-    names: tuple[str, ...], mountpoint: Path | None, data_dir: Path | None, fail_fast: bool, repair: bool
+    names: tuple[str, ...],
+    mountpoint: Path | None,
+    data_dir: Path | None,
+    fail_fast: bool,
+    repair: bool,
+    as_json: bool,
 ) -> None:
     """Hash what is held of each NAME (a shell pattern; all without any), with all cores.
 
@@ -39,6 +44,9 @@ def verify(
     it is here again, it is told at each verification. Exits with 1 if something was wrong and isn't repaired.
     """
     logging.basicConfig(level=logging.ERROR, format="cachefs: %(message)s")  # what is lost is printed by name, below
+    for name in names:
+        if mount_at(Path(name)) is not None:
+            raise click.UsageError(f"{name} is a mount point, and names of files are meant here; --mountpoint {name}")
     place = data_dir_of(mountpoint, data_dir)
     with bytes_bar("verifying") as bar:
         if repair:  # that takes a daemon in any case
@@ -49,7 +57,7 @@ def verify(
                 answer = verify_data_dir(place, names, fail_fast=fail_fast, report=report).as_json()
             except DataDirBusy:
                 answer = _ask(place, names, bar, fail_fast, repair)
-    conclude(answer)
+    conclude(answer, as_json=as_json)
 
 
 def _ask(place: Path, names: tuple[str, ...], bar: Report | None, fail_fast: bool, repair: bool) -> Mapping[str, Any]:
@@ -58,9 +66,9 @@ def _ask(place: Path, names: tuple[str, ...], bar: Report | None, fail_fast: boo
     return answer
 
 
-def conclude(answer: Mapping[str, Any]) -> None:
+def conclude(answer: Mapping[str, Any], *, as_json: bool) -> None:
     """Print what was found and end the command: with 1 if not everything is right now."""
-    click.echo("\n".join(lines(answer)))
+    click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(lines(answer)))
     if not answer["good"]:
         raise click.exceptions.Exit(1)
 
