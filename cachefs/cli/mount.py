@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 from rich.filesize import decimal
@@ -30,7 +30,9 @@ from cachefs.cli.progress import bytes_bar
 from cachefs.config import Config, load_config, settings_file
 from cachefs.control import systemd
 from cachefs.errors import CachefsError, ConfigError, StoreFailed
-from cachefs.mount import Mounted, run
+
+if TYPE_CHECKING:
+    from cachefs.mount import Mounted
 
 LOG_NAME = "cachefs.log"
 _TELL_EVERY = 0.25
@@ -76,6 +78,8 @@ def mount(
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpcore", "pyfuse3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    from cachefs.mount import run  # which takes half a second, and who starts a daemon doesn't need it
+
     starter = _Starter(ready_fd)
     try:
         run(config, starter.ready, starter.hashing)
