@@ -6,8 +6,9 @@ import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -304,6 +305,59 @@ def test_what_can_not_be_connected_to_is_told_with_the_reason() -> None:
         assert str(failure(f"http://127.0.0.1:{port}/")) == "can't be connected to: Connection refused"
     assert "can't be resolved" in str(failure("http://nobody.invalid/"))
     assert "is not a host name" in str(failure(f"http://{'a' * 300}/"))
+
+
+class Resolver(trio.abc.HostnameResolver):
+    """A host with these addresses, whatever its name."""
+
+    def __init__(self, *addresses: str) -> None:
+        self._addresses = addresses
+
+    async def getaddrinfo(
+        self, host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in self._addresses]
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
+        raise NotImplementedError
+
+
+@contextmanager
+def deaf(port: int) -> Iterator[str]:
+    """An address where connections are neither made nor refused."""
+    address = "127.0.0.9"
+    with socket.create_server((address, port), backlog=0), ExitStack() as stack:
+        for _ in range(2):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex((address, port))
+        yield address
+
+
+def test_an_address_that_refuses_or_is_deaf_does_not_keep_the_next_from_answering(root: Path) -> None:
+    async def main(deaf_address: str, port: int) -> None:
+        trio.socket.set_custom_hostname_resolver(Resolver("127.0.0.8", deaf_address, "127.0.0.1"))
+        direct = Direct()
+        with trio.fail_after(5):
+            async with direct.open(f"http://host.example:{port}/file", Span(7, 1000)) as body:
+                assert await whole(body) == DATA[7:1007]
+        direct.close()
+
+    with nginx(root) as url:
+        port = int(url.rstrip("/").rpartition(":")[2])
+        with deaf(port) as address:
+            trio.run(main, address, port)
+
+
+def test_a_deaf_host_is_given_up(root: Path) -> None:
+    async def main(address: str, port: int) -> None:
+        trio.socket.set_custom_hostname_resolver(Resolver(address))
+        with pytest.raises(SourceFailed, match="it does not answer"):
+            async with Direct().open(f"http://host.example:{port}/file", None):
+                pass
+
+    with refusing_port() as port, deaf(port) as address:
+        trio.run(main, address, port, clock=trio.testing.MockClock(rate=100))
 
 
 def test_plain_http_where_tls_was_meant_is_told(root: Path) -> None:

@@ -40,7 +40,7 @@ _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _KEPT_FOR = 20.0
 """Seconds; servers close a connection that asks for nothing after 15 s (Apache: 5 s) to several minutes."""
 _MOST_KEPT = 8
-_CONNECTED_WITHIN = 10.0
+_CONNECTED_WITHIN, _NEXT_AFTER = 10.0, 0.25
 
 
 _Place: TypeAlias = "tuple[tuple[bool, str, int], bool]"
@@ -75,6 +75,27 @@ class _Target:
     def place(self) -> tuple[bool, str, int]:
         """What a connection is made to."""
         return self.secure, self.host, self.port
+
+
+class _Race:
+    """Connections to several addresses of a host, the first of which is wanted (RFC 8305); the others are closed."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+        self.failure = SourceFailed("can't be connected to: it does not answer")
+
+    def __enter__(self) -> _Race:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for line in self.lines:
+            line.close()
+
+    def winner(self) -> Line:
+        """The first, taken out of the race; SourceFailed if there is none."""
+        if not self.lines:
+            raise self.failure
+        return self.lines.pop(0)
 
 
 class Direct:
@@ -171,21 +192,31 @@ class Direct:
             line.close()
 
     async def _connect(self, target: _Target, *, public: bool) -> Line:
-        """A connection to the first address that answers."""
+        """A connection to the first address that answers; one that is slow to isn't waited for before the next."""
         addresses = await resolve(target.host)
         allowed = [a for a in addresses if not public or is_public(ipaddress.ip_address(a))]
         if not allowed:
             raise SourceFailed(f"{target.host} is at {', '.join(addresses)}, not a public address")
-        failure: Exception = SourceFailed(f"{target.host} has no address")
-        for address in allowed:
-            try:
-                with trio.fail_after(_CONNECTED_WITHIN / len(allowed)):
-                    return await self._connected(target, address)
-            except OSError as error:
-                failure = SourceFailed(f"can't be connected to: {_reason(error)}")
-            except trio.TooSlowError:
-                failure = SourceFailed("does not answer")
-        raise failure
+        with _Race() as race:
+            with trio.move_on_after(_CONNECTED_WITHIN):
+                async with trio.open_nursery() as nursery:
+                    for address in allowed:
+                        failed = trio.Event()
+                        nursery.start_soon(self._run_for, race, target, address, failed, nursery.cancel_scope)
+                        with trio.move_on_after(_NEXT_AFTER):
+                            await failed.wait()
+            return race.winner()
+
+    async def _run_for(
+        self, race: _Race, target: _Target, address: str, failed: trio.Event, scope: trio.CancelScope
+    ) -> None:
+        try:
+            race.lines.append(await self._connected(target, address))
+        except OSError as error:
+            race.failure = SourceFailed(f"can't be connected to: {_reason(error)}")
+            failed.set()
+        else:
+            scope.cancel()
 
     async def _connected(self, target: _Target, address: str) -> Line:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
