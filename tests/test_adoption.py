@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -207,6 +209,21 @@ def test_the_command_reports_and_its_exit_code_says_whether_all_was_right(bench:
     assert done.exit_code == 1
     assert f"{BODIES}: the file has " in done.stdout
     assert "1 are something else" in done.stdout
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_the_others_are_taken(bench: Bench) -> None:
+    (bench.library.root / "domain").chmod(0)
+    words = ["adopt", str(bench.library.root), "--data-dir", str(bench.data_dir)]
+    words += ["--chain-toml", str(bench.library.chain)]
+    without_power = ["setpriv", "--bounding-set=-all", "--"]  # root, too, needs leave then
+    command = [*without_power, sys.executable, "-m", "cachefs", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    (bench.library.root / "domain").chmod(0o755)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[:2] == [
+        "domain/: can't be read: Permission denied",
+        "5 files match, 6.4 MB (5 hard link)",
+    ]
 
 
 def test_one_folder_too_high_is_noticed(bench: Bench) -> None:

@@ -12,7 +12,6 @@ tick of the kernel's clock two writes leave the same mtime, and the second could
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,13 +61,20 @@ class Local:
         return self.info is not None and self.info.content == self.expected
 
 
-def local_files(root: Path, entries: Mapping[str, ContentId]) -> list[Local]:
-    """The files below `root` that could be content, sorted by name; links are followed. OSError if it can't be read."""
-    found = []
-    for name, path in sorted(_walk(root.resolve(), "", set())):
-        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+def local_files(root: Path, entries: Mapping[str, ContentId]) -> tuple[list[Local], dict[str, str]]:
+    """The files below `root` that could be content, sorted by name; and what can't be looked at, with the reason.
+
+    Links are followed. OSError if `root` itself can't be read.
+    """
+    found, unreadable = [], dict[str, str]()
+    for name, path in sorted(_walk(root.resolve(), "", set(), unreadable)):
+        try:
             found.append(Local(name, path, seal_of(path), entries.get(name)))
-    return found
+        except FileNotFoundError:  # deleted meanwhile
+            continue
+        except OSError as error:
+            unreadable[name] = f"can't be read: {error.strerror}"
+    return found, unreadable
 
 
 def seal_of(path: Path) -> Seal:
@@ -77,21 +83,28 @@ def seal_of(path: Path) -> Seal:
     return Seal(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
-def _walk(folder: Path, prefix: str, seen: set[Path]) -> Iterator[tuple[str, Path]]:
+def _walk(folder: Path, prefix: str, seen: set[Path], unreadable: dict[str, str]) -> Iterator[tuple[str, Path]]:
     """Names below `folder` with the real path of each. A folder that is linked to twice is seen once."""
     if folder in seen:
         return
     seen.add(folder)
-    with os.scandir(folder) as entries:  # which knows files from directories without asking each
-        for entry in sorted(entries, key=lambda each: each.name):
-            if entry.name.startswith("."):
-                continue
-            linked = entry.is_symlink()
-            path = Path(os.path.realpath(entry.path) if linked else entry.path)  # resolve() raises for a link to itself
-            if path.is_dir() if linked else entry.is_dir():
-                yield from _walk(path, f"{prefix}{entry.name}/", seen)
-            elif (path.is_file() if linked else entry.is_file()) and could_be_content(entry.name):
-                yield prefix + entry.name, path
+    try:
+        with os.scandir(folder) as found:  # which knows files from directories without asking each
+            entries = sorted(found, key=lambda each: each.name)
+    except OSError as error:
+        if not prefix:
+            raise
+        unreadable[prefix] = f"can't be read: {error.strerror}"
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        linked = entry.is_symlink()
+        path = Path(os.path.realpath(entry.path) if linked else entry.path)  # resolve() raises for a link to itself
+        if path.is_dir() if linked else entry.is_dir():
+            yield from _walk(path, f"{prefix}{entry.name}/", seen, unreadable)
+        elif (path.is_file() if linked else entry.is_file()) and could_be_content(entry.name):
+            yield prefix + entry.name, path
 
 
 async def identify(

@@ -41,21 +41,22 @@ class Overrides:
         if not entries:  # a data directory of records alone need not even have the folder
             return []
         try:
-            files = await trio.to_thread.run_sync(local_files, self.folder, entries)
+            files, unreadable = await trio.to_thread.run_sync(local_files, self.folder, entries)
         except OSError as error:
             return [f"{error.filename or self.folder}: local files can't be looked for: {error.strerror}"]
         self.takeover.memory.refresh()
         complete = self.complete()
         files = [file for file in files if file.expected is not None and not self._is_done(file, complete)]
+        lines = [f"{self.folder / name}: {why}" for name, why in sorted(unreadable.items())]
         if not files:
-            return []
+            return lines
         try:
             adoption = await self.takeover.files(files, _Progress(report))
         except CachefsError as error:
-            return [f"{self.folder}: local files can't be used: {error}"]
+            return [*lines, f"{self.folder}: local files can't be used: {error}"]
         if adoption.taken:
             log.info("%s: %d files are used as they are (%s)", self.folder, len(adoption.taken), adoption.ways())
-        lines = [f"{name}: the local file can't be used: {why}" for name, why in adoption.failed.items()]
+        lines += [f"{name}: the local file can't be used: {why}" for name, why in adoption.failed.items()]
         return lines + [line for other in adoption.others for line in other.lines()]
 
     def _is_done(self, file: Local, complete: Set[str]) -> bool:

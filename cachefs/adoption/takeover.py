@@ -125,10 +125,11 @@ class Takeover:
         """Take over the files below `root` that are what `entries` say; ConfigError if they aren't there to be read."""
         require_on_disk(root)
         try:
-            files = await trio.to_thread.run_sync(local_files, root, entries)
+            files, unreadable = await trio.to_thread.run_sync(local_files, root, entries)
         except OSError as error:
             raise ConfigError(str(error.filename or root), f"can't be read: {error.strerror}") from error
         adoption = await self.files(files, report)
+        adoption.failed = dict(sorted({**adoption.failed, **unreadable}.items()))
         adoption.unnamed = [file.name for file in files if file.expected is None]
         parts = (name.partition("/") for name in adoption.unnamed)
         adoption.inner = next((folder for folder, _, name in parts if name in entries), "")
