@@ -5,7 +5,7 @@ The packages, from the ground up (imports go down only; `make check` holds it):
     errors, content, metainfo, config    words and formats; no I/O beyond reading a configuration file
     catalog/                             names: chain.toml, snapshot-lock.json, records-lock.toml, the tree of the mount
     store/                               bytes at rest: sparse files, durable bitmaps, limits, SQLite
-    fetch/                               bytes in flight: libtorrent, rclone, HTTP, the policy, metadata
+    fetch/                               bytes in flight: libtorrent, HTTP, rclone, the policy, metadata
     window, flow, cache, manifests       reads through: joins the store and the fetchers
     locks, reload, adoption/             the operator's day: locks that change, files that are here already
     keeper, prefetch, upkeep             … pins, eviction, garbage; verifying and mending

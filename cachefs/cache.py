@@ -13,9 +13,10 @@ has a limited number of requests under way, and cached reads must find one free.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ from cachefs.callers import Caller
 from cachefs.content import ContentId
 from cachefs.errors import Abandoned, CachefsError, Stopping, TooManyWaiting, Unavailable
 from cachefs.fetch.base import Fetcher, Item, Job
-from cachefs.flow import Admission, Flow, Opening, Reader, Unlimited
+from cachefs.flow import Admission, Flow, Opening, Reader, Reasons, Unlimited
 from cachefs.speculation import Accounts
 from cachefs.store.objects import ObjectStore
 from cachefs.store.stored import StoredObject
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 
 _LETTING_GO, _LOOK_AGAIN = 10.0, 0.1  # seconds
 _LOOK_AT_CALLER = 1.0
-_MOST_ERRORS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Cache:
         self._stopping = False
         self._drained = trio.Event()
         self._accounts = Accounts(settings.speculation)
-        self._errors: dict[ContentId, str] = {}
+        self._reasons = Reasons()
         self.last_error = ""
 
     def waiting(self) -> list[Waiting]:
@@ -101,10 +101,10 @@ class Cache:
         try:
             flow = await self._flow(item)
         except CachefsError as error:
-            self._remember(item.content, str(error))
+            self._reasons.note(item.content, error)
             raise
         if flow.stored.complete:
-            self._errors.pop(item.content, None)
+            self._reasons.forget(item.content)
         reader = Reader(flow, caller or Caller(), self._accounts)
         flow.readers.add(reader)
         flow.stored.use()
@@ -186,7 +186,7 @@ class Cache:
     def known(self, content: ContentId) -> Known:
         """What is here of some content, who gave it, and why a read of it failed last."""
         flow = self._flows.get(content)
-        error = self._errors.get(content, "")
+        error = self._reasons.of(content)
         if flow is None:
             return Known(self._store.held(content), (), error)
         sources = flow.download.sources() if flow.download is not None else []
@@ -227,14 +227,19 @@ class Cache:
                 self._start(flow)
         return flow.stored.read_now(offset, size)
 
-    async def read(self, reader: Reader, offset: int, size: int) -> bytes:
-        """The bytes at `offset`, less only what lies past the end. Unavailable after the deadline; NobodyAsked."""
+    async def read(self, reader: Reader, offset: int, size: int) -> bytes | memoryview:
+        """The bytes at `offset`, less only what lies past the end. Unavailable after the deadline; NobodyAsked.
+
+        A view is valid until the next call on any reader: answer before the next await.
+        """
         flow = reader.flow
         missing = flow.stored.verified.missing(flow.stored.manifest.covering(offset, size))
         if missing:
             reader.guesses.refuse(offset, size)
             await self._arrival(reader, missing)
-        return await flow.stored.read(offset, size)
+        with self._noted(flow):
+            ready = flow.stored.read_now(offset, size) if missing else None
+            return ready if ready is not None else await flow.stored.read(offset, size)
 
     async def fetch(self, reader: Reader, block: int) -> None:
         """Return when a block is here; what readers wait for goes first.
@@ -264,23 +269,23 @@ class Cache:
         ticket, since = self._next_wait, trio.current_time()
         self._waiting[ticket] = Waiting(flow.item.name, tuple(missing), since)
         try:
-            await self._fetch(reader, missing, since)
-        except Abandoned:
-            raise
-        except CachefsError as error:
-            self.last_error = flow.last_error = str(error)
-            self._remember(flow.item.content, str(error))
-            raise
+            with self._noted(flow):
+                await self._fetch(reader, missing, since)
         finally:
             del self._waiting[ticket]
             if self._stopping and not self._waiting:
                 self._drained.set()
 
-    def _remember(self, content: ContentId, error: str) -> None:
-        self._errors.pop(content, None)
-        self._errors[content] = error
-        if len(self._errors) > _MOST_ERRORS:
-            del self._errors[next(iter(self._errors))]
+    @contextlib.contextmanager
+    def _noted(self, flow: Flow) -> Iterator[None]:
+        """Keep why a read fails, for the status and the file's attribute."""
+        try:
+            yield
+        except CachefsError as error:
+            if not isinstance(error, Abandoned):
+                self.last_error = flow.last_error = str(error)
+                self._reasons.note(flow.item.content, error)
+            raise
 
     async def _fetch(self, reader: Reader, missing: list[int], since: float) -> None:
         flow = reader.flow
@@ -290,7 +295,7 @@ class Cache:
             with trio.move_on_at(min(until, anew, trio.current_time() + _LOOK_AT_CALLER)) as slice_of_it:
                 await flow.wait(missing, self._settings.readahead_blocks, reader)
             if not slice_of_it.cancelled_caught:
-                self._errors.pop(flow.item.content, None)
+                self._reasons.forget(flow.item.content)
                 return
             if reader.abandoned(since):
                 raise Abandoned(f"{flow.item.name}: who waited was killed")

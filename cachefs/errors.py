@@ -84,6 +84,18 @@ class SourceFailed(CachefsError):
     """A source was asked and gave no usable answer; another one may."""
 
 
+class SourceBusy(SourceFailed):
+    """A source that answered with an error of its own; `retry_after` is for how many seconds it wishes to be left."""
+
+    def __init__(self, why: str, retry_after: float = 0.0) -> None:
+        super().__init__(why)
+        self.retry_after = retry_after
+
+
+class IgnoresRanges(SourceFailed):
+    """A source that sends whole files only, whatever part is asked for."""
+
+
 class NotAtSource(SourceFailed):
     """A source answered that it doesn't have what it was asked for."""
 

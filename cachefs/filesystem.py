@@ -153,8 +153,11 @@ class Filesystem:
         """Bytes that are in memory, valid until the next await; None if `read` has to be used."""
         return self._cache.read_now(self._reader(handle), offset, size)
 
-    async def read(self, handle: int, offset: int, size: int) -> bytes:
-        """The bytes at `offset`: fewer than `size` only at the end of the file. Unavailable at the deadline."""
+    async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
+        """The bytes at `offset`: fewer than `size` only at the end of the file. Unavailable at the deadline.
+
+        A view is valid until the next await.
+        """
         return await self._cache.read(self._reader(handle), offset, size)
 
     def flushed(self, handle: int) -> None:

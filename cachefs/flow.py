@@ -17,7 +17,7 @@ import trio
 
 from cachefs import window
 from cachefs.callers import Caller
-from cachefs.content import Manifest
+from cachefs.content import ContentId, Manifest
 from cachefs.fetch.base import Download, Item
 from cachefs.guesses import Guesses
 from cachefs.speculation import Account, Accounts
@@ -30,6 +30,8 @@ _LEFT_FOR = 2.0
 
 _ECHO = 0.5
 """For how many seconds after a read in vain the kernel's second try is expected."""
+
+_MOST_REASONS = 1000
 
 
 class _Flight:
@@ -292,3 +294,25 @@ class Reader:
         moved = current != self._window_sent
         self._window_sent = current
         return moved
+
+
+class Reasons:
+    """Why reads of some content failed last, of the thousand that did so last."""
+
+    def __init__(self) -> None:
+        self._errors: dict[ContentId, str] = {}
+
+    def note(self, content: ContentId, error: Exception) -> None:
+        """Keep the error's words."""
+        self.forget(content)
+        self._errors[content] = str(error)
+        if len(self._errors) > _MOST_REASONS:
+            del self._errors[next(iter(self._errors))]
+
+    def forget(self, content: ContentId) -> None:
+        """A read had to wait and got its bytes."""
+        self._errors.pop(content, None)
+
+    def of(self, content: ContentId) -> str:
+        """In words; empty if none failed."""
+        return self._errors.get(content, "")

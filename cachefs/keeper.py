@@ -128,7 +128,8 @@ class Keeper:
 
     async def evict(self, patterns: Iterable[str], progress: Progress) -> Outcome:
         """Delete what the store holds of these names; metadata stays. StoreFailed."""
-        contents = {item.content: item.label for item in reversed(self.matching(patterns))}
+        held = await self._store.inventory()
+        contents = {item.content: item.label for item in reversed(self.matching(patterns)) if item.content in held}
         return await self._evict(contents, progress)
 
     async def collect(self, progress: Progress) -> Collected:
@@ -153,19 +154,24 @@ class Keeper:
             evicted = await self._room.evict(content, manifest=manifest)
             _note(outcome, name, evicted.freed, evicted.stays)
             progress(number, len(contents))
-        return outcome
+        return Outcome(dict(sorted(outcome.gone.items())), dict(sorted(outcome.stays.items())))
 
 
 def _note(outcome: Outcome, name: str, freed: int, stays: str) -> None:
     if stays:
         outcome.stays[name] = stays
-    elif freed:
+    else:  # also what frees nothing: the link to a file that is the user's as well
         outcome.gone[name] = freed
 
 
 def _matching(pattern: str, items: Iterable[Named], nothing: str = "no name") -> list[Named]:
     wanted = re.compile(fnmatch.translate(pattern)).match
-    found = [item for item in items if wanted(item.label) or wanted(f"{item.catalogue}/{item.name}")]
+    found = [
+        item
+        for item in items
+        for name in (item.label, f"{item.catalogue}/{item.name}")
+        if name == pattern or wanted(name)
+    ]
     if not found:
         near = next((f"; did you mean {item.label}?" for item in items if wanted(item.name)), "")
         raise CachefsError(f"{nothing} matches {pattern}{near or '; * stands for anything, / included'}")

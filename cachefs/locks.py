@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import trio
 
 from cachefs.catalog import chain, snapshots
@@ -109,7 +108,8 @@ class LockFile:
         """The version `steps` before the present lock; CatalogError if so many aren't kept."""
         older = self.older()
         if len(older) < steps:
-            raise CatalogError(self.history.directory, f"keeps {len(older)} older locks, not {steps}")
+            kept = f"{len(older)} older locks, not {steps}" if older else "no older lock yet"
+            raise CatalogError(self.history.directory, f"keeps {kept}")
         return older[steps - 1]
 
     def _replace(self, old: SnapshotLock, text: str) -> Difference:
@@ -149,6 +149,8 @@ async def fetch_chain(location: str) -> dict[str, ContentId]:
     """The entries of a chain.toml, by path or URL; CatalogError if it can't be had or taken."""
     if "://" not in location:
         return chain.load_chain(Path(location))
+    import httpx  # here, for it costs every command a tenth of a second, and a path doesn't need it
+
     body = bytearray()
     try:
         client = httpx.AsyncClient(follow_redirects=True, timeout=30.0)

@@ -51,7 +51,7 @@ from cachefs.prefetch import Prefetcher
 from cachefs.recheck import recheck
 from cachefs.records import MusicCache
 from cachefs.records.mounting import RecordParts
-from cachefs.reload import Parts, Reloader, Shown, mtimes
+from cachefs.reload import Parts, Progress, Reloader, Shown, mtimes
 from cachefs.shelf import Shelf, SnapshotShelf
 from cachefs.sourcing import Sourcing
 from cachefs.store.eviction import Limits, catalogue_of
@@ -79,13 +79,13 @@ class Mounted:
     remarks: tuple[str, ...] = ()
 
 
-def run(config: Config, ready: Callable[[Mounted], None]) -> None:
-    """Mount, call `ready` when the mount is usable, and return when it is gone."""
+def run(config: Config, ready: Callable[[Mounted], None], hashing: Progress) -> None:
+    """Mount, tell `hashing` how far local files are, call `ready` when it is usable, return when it is gone."""
     mountpoint, data_dir = _places(config)
     _writable_view(config, mountpoint, data_dir)  # before anything is touched, for what it refuses
     with DataDirLock(data_dir, mountpoint):
         _prepare_mountpoint(mountpoint)
-        trio.run(_run, config, mountpoint, data_dir, ready, restrict_keyboard_interrupt_to_checkpoints=True)
+        trio.run(_run, config, mountpoint, data_dir, ready, hashing, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
 def _places(config: Config) -> tuple[Path, Path]:
@@ -115,16 +115,19 @@ def _prepare_mountpoint(mountpoint: Path) -> None:
         overlay.uncover(mountpoint)
         mountinfo.unmount_lazily(mountpoint)
     if not mountpoint.is_dir():
-        raise CachefsError(f"{mountpoint} is not a directory; make it first: mkdir -p {mountpoint}")
+        advice = "" if os.path.lexists(mountpoint) else f"; make it first: mkdir -p {mountpoint}"
+        raise CachefsError(f"{mountpoint} is not a directory{advice}")
 
 
-async def _run(config: Config, mountpoint: Path, data_dir: Path, ready: Callable[[Mounted], None]) -> None:
+async def _run(
+    config: Config, mountpoint: Path, data_dir: Path, ready: Callable[[Mounted], None], hashing: Progress
+) -> None:
     lock_file = LockFile(data_dir)
     shown = await Shown.load(config, lock_file, config.snapshots.chain_name)
     state = State.open(data_dir / "state.db")
     try:
         async with MusicCache.open(data_dir, config.records, rclone=config.rclone, state=state) as music:
-            await Assembly(config, mountpoint, data_dir, lock_file, shown, state, music).run(ready)
+            await Assembly(config, mountpoint, data_dir, lock_file, shown, state, music).run(ready, hashing)
     finally:
         state.close()
 
@@ -184,7 +187,7 @@ class Assembly:
         )  # fmt: skip
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
-            sources.metadata, self._cache, fetcher, sources.router, sources.rclone, sources.ledger, self._upkeep,
+            sources.metadata, self._cache, fetcher, sources.router, sources.remote, sources.ledger, self._upkeep,
             time.time(), self._outage, view is not None, self._room,
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
@@ -199,10 +202,10 @@ class Assembly:
     def _progress(self) -> int:
         return sum(report.received for report in self._sources.ledger.report()) + self._manifests.known()
 
-    async def run(self, ready: Callable[[Mounted], None]) -> None:
+    async def run(self, ready: Callable[[Mounted], None], hashing: Progress) -> None:
         """Bring everything up, wait for a reason to stop, take everything down."""
         async with self._services():
-            remarks = await self._reloader.prepare(self._reloader.shown.lock.downloads)
+            remarks = await self._reloader.prepare(self._reloader.shown.lock.downloads, hashing)
             self._driver.mount()
             try:
                 await self._mounted(ready, remarks)
@@ -224,7 +227,7 @@ class Assembly:
                 "stop": self._stopping,
                 "verify": control.Job(self._upkeep.verify),
                 "scrub": control.Job(self._upkeep.scrub),
-                "reload": self._reload,
+                "reload": control.Job(self._reloader.answer),
                 "records-changed": self._reloader.reload_records,
                 "adopt": self._adopt,
                 "prefetch": control.Job(self._prefetch),
@@ -307,10 +310,6 @@ class Assembly:
     async def _tell(self) -> Mapping[str, Any]:
         more = {"playhead": self._playheads.report(), "last_copies": self._record_parts.last_copies()}
         return {**await self._status.collect(), **more}
-
-    async def _reload(self) -> Mapping[str, Any]:
-        difference, remarks = await self._reloader.reload()
-        return {"difference": difference.as_json(), "text": [*difference.lines(), difference.summary(), *remarks]}
 
     def _told(self, remarks: Iterable[str]) -> Mounted:
         shown = self._reloader.shown

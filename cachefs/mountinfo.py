@@ -72,6 +72,12 @@ def mount_at(mountpoint: Path) -> MountEntry | None:
     return next((entry for entry in reversed(mounts()) if entry.mountpoint == wanted), None)
 
 
+def showing(path: Path) -> MountEntry | None:
+    """The cachefs mount that shows what is at this path; None for a file of a disk."""
+    wanted = Path(os.path.realpath(path))
+    return next((entry for entry in mounts() if wanted.is_relative_to(entry.mountpoint)), None)
+
+
 def overlays_in(mountpoint: Path) -> list[Path]:
     """The directories right below this path over which an overlayfs is mounted, oldest first."""
     wanted = located(mountpoint)

@@ -18,6 +18,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
@@ -39,6 +40,9 @@ from cachefs.shelf import SnapshotShelf
 from cachefs.store.state import State
 
 log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Told the bytes of local files that are hashed so far and the bytes that are to be hashed."""
 
 _LOGGED = 20
 """How many names of a difference the log tells; `cachefs reload` prints all."""
@@ -112,7 +116,7 @@ class Reloader:
         lock_file: LockFile,
         shown: Shown,
         parts: Parts,
-        prepare: Callable[[Mapping[str, ContentId]], Awaitable[list[str]]],
+        prepare: Callable[[Mapping[str, ContentId], Progress], Awaitable[list[str]]],
     ) -> None:
         self.shown = shown
         self.prepare = prepare
@@ -121,21 +125,28 @@ class Reloader:
         self._parts = parts
         self._alone = trio.Lock()
 
-    async def reload(self) -> tuple[Difference, list[str]]:
+    async def reload(self, progress: Progress = lambda done, total: None) -> tuple[Difference, list[str]]:
         """Use the lock as it is in the file now; what that changed, and remarks on local files.
 
-        On any CachefsError nothing has changed.
+        On any CachefsError nothing has changed, nor if it is cancelled.
         """
         async with self._alone:
             before = self.shown
             new = await Shown.load(self._config, self._lock_file, before.lock.chain or None)
-            remarks = await self.prepare(new.lock.downloads)
+            remarks = await self.prepare(new.lock.downloads, progress)
             difference = Difference.of(before.named(), new.named())
             if difference or new.records != before.records:
-                self._switch(new)
-                await self._spread(before)
+                with trio.CancelScope(shield=True):
+                    self._switch(new)
+                    await self._spread(before)
             _tell(difference, remarks)
             return difference, remarks
+
+    async def answer(self, tell: Callable[[Any], None]) -> Mapping[str, Any]:
+        """`reload` as the control socket answers it, in plain data; `tell` gets the progress."""
+        difference, remarks = await self.reload(lambda done, total: tell({"done": done, "total": total}))
+        text = [*difference.lines(), difference.summary(), *remarks]
+        return {"difference": difference.as_json(), "remarks": remarks, "text": text}
 
     async def reload_records(self) -> None:
         """Use the records as they are in the file now, and nothing else. On any CachefsError nothing has changed."""

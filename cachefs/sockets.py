@@ -40,7 +40,7 @@ async def listening(data_dir: Path, name: str) -> AsyncIterator[list[trio.Socket
     except OSError as error:
         if error.errno != errno.EROFS:
             raise
-        log.warning("%s: can't be, on a read-only file system; the mount works without", path)
+        log.warning("%s: read-only file system, so there is no socket: commands can't reach this daemon", path)
         yield []
         return
     listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

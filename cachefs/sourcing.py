@@ -1,8 +1,9 @@
 """Where a mount's bytes and sizes come from: peers, web seeds and remotes, and who decides among them.
 
 How it works: everything that a setting calls a source is made here, once, and shared: the ledger counts what each one
-gave, the torrent session and rclone fetch, the router lets one of the two fetch, the metadata service asks all of
-them for sizes. Web seeds are those of the command line, of cachefs.toml and of the data directory's webseed.toml.
+gave, one fetcher has torrents and one asks web seeds and remotes, the router lets one of the two fetch, the metadata
+service asks all of them for sizes. Web seeds are those of the command line, of cachefs.toml and of the data
+directory's webseed.toml.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import trio
 
 from cachefs.config import Config, load_webseed_toml
 from cachefs.fetch.metadata import Found, MetadataService
-from cachefs.fetch.policy import Hedging
-from cachefs.fetch.rclone import RcloneFetcher
-from cachefs.fetch.rebuild import RcloneMetadata
+from cachefs.fetch.rebuild import RemoteMetadata
+from cachefs.fetch.remote import RemoteFetcher
 from cachefs.fetch.remotes import Remotes
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
@@ -39,13 +39,12 @@ class Sourcing:
         self.torrent = TorrentFetcher(
             config.torrent, self.ledger, peers=sources.peers, web_seeds=seeds, trackers=sources.trackers
         )
-        hedging = Hedging(config.fetch)
-        remotes = Remotes(seeds, sources.rclone_remotes, sources.carried_webseeds)
+        remotes = Remotes(seeds, sources.rclone_remotes, sources.carried_webseeds, direct=config.fetch.direct)
         place, memory = data_dir / "rclone", config.read.failure_memory
-        self.rclone = RcloneFetcher(config.rclone, self.ledger, hedging, remotes, place, memory=memory)
+        self.remote = RemoteFetcher(config.fetch, config.rclone, self.ledger, remotes, place, memory=memory)
         last_resort = None
-        if config.rclone.enabled and (seeds or sources.rclone_remotes):
-            last_resort = RcloneMetadata(self.rclone, place, self._keep, room.holding)
+        if (seeds and config.fetch.direct) or (config.rclone.enabled and (seeds or sources.rclone_remotes)):
+            last_resort = RemoteMetadata(self.remote, place, self._keep, room.holding)
             last_resort.clear()
         self.metadata = MetadataService(
             config.read,
@@ -56,7 +55,7 @@ class Sourcing:
             peers=self.torrent,
             last_resort=last_resort,
         )
-        self.router = Router(config.fetch, self.torrent, self.rclone, hedging, self.metadata.came_from_web)
+        self.router = Router(config.fetch, self.torrent, self.remote, self.remote.hedging, self.metadata.came_from_web)
 
     async def _keep(self, info: Metainfo, path: Path) -> None:
         await self._store.take(info.manifest, path)
@@ -64,7 +63,7 @@ class Sourcing:
     async def start(self, nursery: trio.Nursery) -> None:
         """Have the fetchers work, in this nursery; the metadata service is started when its answers can be kept."""
         await nursery.start(self.torrent.run)
-        await nursery.start(self.rclone.run)
+        await nursery.start(self.remote.run)
         await nursery.start(self.router.run)
 
     def evidence(self) -> str:

@@ -151,6 +151,18 @@ class Upkeep:
         return await self._shelves[file.catalogue].item(file)
 
     async def _mend(self, item: Item, verdict: Verdict, repair: bool) -> Verdict:
+        if verdict.wrong:
+            await self._have_forgotten(item, verdict)
+        if not repair:
+            return verdict
+        mended, trouble = await self._fetch(item, verdict.missing)
+        self._mended += mended
+        if mended:
+            self._tell(f"{item.name}: {mended} of {len(verdict.missing)} wrong blocks fetched again", logging.INFO)
+        return replace(verdict, mended=mended, trouble=trouble)
+
+    async def _have_forgotten(self, item: Item, verdict: Verdict) -> None:
+        """Tell whoever may still have the bytes of the blocks that were found wrong."""
         self._wrong += len(verdict.wrong)
         self._tell(f"{item.name}: {_blocks(verdict.wrong)} wrong on disk, not served any more", logging.ERROR)
         for flow in self._cache.flows():
@@ -158,13 +170,6 @@ class Upkeep:
                 flow.download.doubted()
         with trio.move_on_after(_PATIENCE):
             await self._forget_pages(item.content, _spans(item.manifest, verdict.wrong))
-        if not repair:
-            return verdict
-        mended, trouble = await self._fetch(item, verdict.wrong)
-        self._mended += mended
-        if mended:
-            self._tell(f"{item.name}: {mended} of {len(verdict.wrong)} wrong blocks fetched again", logging.INFO)
-        return replace(verdict, mended=mended, trouble=trouble)
 
     def _tell(self, what: str, level: int) -> None:
         self._last = what

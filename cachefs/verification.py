@@ -35,7 +35,8 @@ Report = Callable[[int, int], None]
 class Verdict:
     """What was found of one name: how many blocks were held, of how many, and which were wrong, from 0.
 
-    `mended`: how many of the wrong are here again; `trouble`: what kept it from being verified or mended.
+    `lost`: which were found wrong earlier, and haven't come again; `mended`: how many of all these are here again;
+    `trouble`: what kept it from being verified or mended.
     """
 
     name: str
@@ -43,13 +44,19 @@ class Verdict:
     held: int = 0
     blocks: int = 0
     wrong: tuple[int, ...] = ()
+    lost: tuple[int, ...] = ()
     mended: int = 0
     trouble: str = ""
 
     @property
     def good(self) -> bool:
         """Whether everything that was held is right now."""
-        return not self.trouble and self.mended == len(self.wrong)
+        return not self.trouble and self.mended == len(self.missing)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The blocks that are to be fetched, sorted."""
+        return tuple(sorted({*self.wrong, *self.lost}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,7 @@ class Outcome:
                 "held": verdict.held,
                 "blocks": verdict.blocks,
                 "wrong": list(verdict.wrong),
+                "lost": list(verdict.lost),
                 "mended": verdict.mended,
                 "trouble": verdict.trouble,
             }
@@ -118,7 +126,7 @@ class Verification:
             for _ in range(self._checker.threads):
                 nursery.start_soon(work)
         told = [replace(verdict, name=name) for verdict in found.values() for name in groups[verdict.content]]
-        changed = sorted((v for v in told if v.wrong or v.trouble), key=lambda verdict: verdict.name)
+        changed = sorted((v for v in told if v.missing or v.trouble), key=lambda verdict: verdict.name)
         return Outcome(tuple(changed), sum(len(groups[content]) for content in found), self._done)
 
     async def _verify(self, name: str, content: ContentId) -> Verdict:
@@ -126,8 +134,9 @@ class Verification:
         try:
             manifest = await self._describe(name, content)
             checked = await self._checker.check(self._store, manifest, self._hashed)
-            verdict = replace(verdict, held=checked.held, blocks=manifest.blocks, wrong=checked.wrong)
-            return await self._mend(verdict) if checked.wrong else verdict
+            verdict = replace(verdict, held=checked.held, blocks=manifest.blocks)
+            verdict = replace(verdict, wrong=checked.wrong, lost=checked.lost)
+            return await self._mend(verdict) if verdict.missing else verdict
         except CachefsError as error:
             return replace(verdict, trouble=str(error))
 
@@ -159,9 +168,16 @@ def verify_data_dir(data_dir: Path, patterns: Iterable[str], *, fail_fast: bool,
     with DataDirLock(data_dir):
         state = State.open(data_dir / "state.db")
         try:
+            _know_names(state, data_dir / "snapshots" / snapshots.LOCK_NAME)
             return trio.run(_verify_alone, ObjectStore(data_dir / "store", state), names, fail_fast, report)
         finally:
             state.close()
+
+
+def _know_names(state: State, lock: Path) -> None:
+    """Give a database that was lost the lock's names, as a mount does, so that what is found complete can be said."""
+    if lock.exists() and not state.infos():
+        state.sync_names(snapshots.load(lock, None).downloads, lock.stat().st_mtime)
 
 
 def names_of(data_dir: Path) -> dict[str, ContentId]:

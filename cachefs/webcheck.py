@@ -9,7 +9,7 @@ one host's faults never stop the check of another.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -30,6 +30,10 @@ _GIVEN_UP = 2 * _AT_ONCE
 _TOTAL = re.compile(r"bytes 0-0/([0-9]+)")
 _LISTS = frozenset({MANIFEST, "chain.toml"})
 _TORRENT = ".torrent"
+
+
+Report = Callable[[int, int], None]
+"""Told how many names are looked at, and how many there are."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -53,7 +57,9 @@ class _Wrong(Exception):
     """What is wrong with the name that is being looked at."""
 
 
-async def check(url: str, wanted: Mapping[str, ContentId], patience: float) -> Checked:
+async def check(
+    url: str, wanted: Mapping[str, ContentId], patience: float, report: Report = lambda done, total: None
+) -> Checked:
     """Check the web seed at `url`; `wanted` has the names and ids it should have, if that is known.
 
     `patience`: the seconds that each part of an answer may take. ConfigError if it isn't a URL.
@@ -61,16 +67,19 @@ async def check(url: str, wanted: Mapping[str, ContentId], patience: float) -> C
     seed = WebSeed(url)
     limits = httpx.Limits(max_connections=_AT_ONCE)
     async with httpx.AsyncClient(limits=limits, timeout=patience, follow_redirects=True) as client:
-        return await _Check(seed, client, wanted).run()
+        return await _Check(seed, client, wanted, report).run()
 
 
 class _Check:
-    def __init__(self, seed: WebSeed, client: httpx.AsyncClient, wanted: Mapping[str, ContentId]) -> None:
+    def __init__(
+        self, seed: WebSeed, client: httpx.AsyncClient, wanted: Mapping[str, ContentId], report: Report
+    ) -> None:
+        self._report = report
         self._seed = seed
         self._client = client
         self._wanted = wanted
         self._faults: set[Fault] = set()
-        self._silent = 0
+        self._done = self._silent = 0
 
     async def run(self) -> Checked:
         try:
@@ -86,6 +95,8 @@ class _Check:
         async def work() -> None:
             for name in queue:
                 await self._look(name, name in torrents)
+                self._done += 1
+                self._report(self._done, len(content))
                 if self._silent >= _GIVEN_UP:
                     self._faults.add(Fault(MANIFEST, "the host doesn't answer any more; the rest isn't checked"))
                     nursery.cancel_scope.cancel()

@@ -56,7 +56,7 @@ class Bench:
         """Read as a driver does, and note what came of it."""
         try:
             ready = self.cache.read_now(reader, offset, size)
-            data = bytes(ready) if ready is not None else await self.cache.read(reader, offset, size)
+            data = bytes(ready if ready is not None else await self.cache.read(reader, offset, size))
         except CachefsError as error:
             self.outcomes.append(error)
         else:

@@ -337,6 +337,29 @@ def read_error(path: Path, offset: int = 0, size: int = 4096) -> str:
     return ""
 
 
+@contextmanager
+def read_only(directory: Path) -> Iterator[None]:
+    """While this lasts, a directory is on a file system that is mounted read-only. For root alone."""
+    subprocess.run(["mount", "--bind", directory, directory], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", directory], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@contextmanager
+def small(directory: Path) -> Iterator[None]:
+    """While this lasts, a new directory is a file system of its own, with no room. For root alone."""
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,mode=700", "none", directory], check=True)
+    try:
+        (directory / "filling").write_bytes(bytes(4096))
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
 def forget_pages(path: Path) -> None:
     """Drop what the kernel keeps of a file, so that the next read asks the daemon."""
     fd = os.open(path, os.O_RDONLY)

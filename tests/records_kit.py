@@ -13,6 +13,7 @@ import re
 import socket
 import socketserver
 import ssl
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -72,7 +73,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Asked:
-    """One request: the path and the headers, with lower-case names."""
+    """One request: the path and the headers, with lower-case names; `x-from` is the port that it came from."""
 
     path: str
     headers: Mapping[str, str]
@@ -109,6 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
+        headers["x-from"] = str(self.client_address[1])
         self.host.asked.append(Asked(self.path, headers))
         page = self.host.pages.get(self.path, Page(status=404))
         with suppress(BrokenPipeError, ConnectionResetError):
@@ -204,6 +206,16 @@ def web(certificate: Path | None = None) -> Iterator[Host]:
                 page.endless = False
             server.shutdown()
             thread.join()
+
+
+def make_certificate(directory: Path) -> Path:
+    """A file with a key and a certificate for 127.0.0.1 that nobody vouches for but itself."""
+    options = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    key, crt, both = (directory / name for name in ("key.pem", "crt.pem", "both.pem"))
+    subprocess.run(["openssl", "req", *options, *names, "-keyout", key, "-out", crt], check=True, capture_output=True)
+    both.write_text(key.read_text() + crt.read_text())
+    return both
 
 
 def digest_header(body: bytes) -> dict[str, str]:

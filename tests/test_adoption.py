@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from cachefs.errors import ConfigError, DataDirBusy
 from cachefs.locks import LockFile
 from cachefs.store import DataDirLock, State
 from cachefs.store.places import How
-from tests.mount_kit import BODIES, DOMAIN, HEADERS, HISTORY, PIECE, Library, make_library
+from tests.mount_kit import BODIES, DOMAIN, HEADERS, HISTORY, PIECE, Library, make_library, read_only
 
 SIZES = (5, 100_000, PIECE, 3 * PIECE + 1, 2 * PIECE)
 
@@ -126,6 +128,8 @@ def test_with_a_torrent_beside_it_the_wrong_pieces_are_told(bench: Bench) -> Non
     (other,) = bench.adopt(chain=bench.library.chain).others
     assert (other.wrong, other.pieces) == ((2,), 4)
     assert "1 of 4 pieces differ: 2" in other.lines()[0]
+    assert bench.adopt().others == [other]
+    assert bench.hashed == 0, "told again from memory"
 
 
 def test_the_directorys_own_lock_decides_when_there_is_no_other(bench: Bench) -> None:
@@ -205,3 +209,37 @@ def test_the_command_reports_and_its_exit_code_says_whether_all_was_right(bench:
     assert done.exit_code == 1
     assert f"{BODIES}: the file has " in done.stdout
     assert "1 are something else" in done.stdout
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_the_others_are_taken(bench: Bench) -> None:
+    (bench.library.root / "domain").chmod(0)
+    words = ["adopt", str(bench.library.root), "--data-dir", str(bench.data_dir)]
+    words += ["--chain-toml", str(bench.library.chain)]
+    without_power = ["setpriv", "--bounding-set=-all", "--"]  # root, too, needs leave then
+    command = [*without_power, sys.executable, "-m", "cachefs", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    (bench.library.root / "domain").chmod(0o755)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[:2] == [
+        "domain/: can't be read: Permission denied",
+        "5 files match, 6.4 MB (5 hard link)",
+    ]
+
+
+def test_one_folder_too_high_is_noticed(bench: Bench) -> None:
+    outside = bench.library.root.parent
+    assert bench.library.root.name == "root"
+    said = list(bench.adopt(outside, chain=bench.library.chain).lines())
+    assert said[0] == "no file matches; names of the lock are in its folder root: is that meant?"
+
+
+def test_names_of_any_bytes_are_told_on_one_line(bench: Bench) -> None:
+    (bench.library.root / "a\nb\udcff\x1b").touch()
+    told = bench.adopt(chain=bench.library.chain)
+    assert "1 have no name in the lock: a\\nb\\udcff\\x1b" in list(told.lines())
+
+
+def test_a_data_directory_that_is_read_only_is_refused_before_anything_is_hashed(bench: Bench) -> None:
+    bench.adopt(chain=bench.library.chain)
+    with read_only(bench.data_dir), pytest.raises(ConfigError, match="it is read-only"):
+        bench.adopt()

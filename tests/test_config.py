@@ -367,3 +367,11 @@ def test_a_mode_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
     (tmp_path / "cachefs.toml").write_text(f"[read]\non_unavailable = {value}\n")
     with pytest.raises(ConfigError, match=r"\[read\] on_unavailable: expected \"wait\""):
         load_config(tmp_path / "cachefs.toml")
+
+
+@pytest.mark.parametrize(
+    ("key", "option"), [("peers", "peer"), ("trackers", "tracker"), ("rclone_remotes", "rclone-remote")]
+)
+def test_an_option_that_is_given_several_times_is_named_as_it_is_typed(key: str, option: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--{option}: "):
+        Config().override(**{key: ("nothing of the kind",)})

@@ -12,6 +12,8 @@ from tests.counterparts import LOOPBACK, aria2_seeder, free_port, nginx, refusin
 from tests.mount_kit import PIECE, Library, Mount, make_library, mounted, pread, same, seeding
 
 SIZE = 5 * PIECE + 1
+WAYS = {"directly": "[fetch]\n", "through rclone": "[fetch]\ndirect = false\n"}
+"""The ways to ask a web seed, and the settings for each."""
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +31,24 @@ def total(library: Library) -> int:
 
 
 def moved(mount: Mount) -> tuple[int, int]:
-    """The bytes of verified blocks that the torrent and rclone fetched."""
+    """The bytes of verified blocks that came from the torrent and from the web."""
     fetched = mount.status()["fetched"]
-    return fetched["torrent"], fetched["rclone"]
+    return fetched["torrent"], fetched["web"]
+
+
+def through_rclone(mount: Mount) -> int:
+    """The bytes that rclone gave."""
+    return int(mount.status()["rclone"]["received"])
 
 
 def reasons(mount: Mount) -> set[str]:
-    """The rows of the table that let rclone fetch something."""
+    """The rows of the table that had something fetched from the web."""
     return set(mount.status()["handed_over"])
+
+
+def has_way(mount: Mount, way: str, size: int) -> bool:
+    """Whether what came from the web came this way."""
+    return through_rclone(mount) == (size if way == "through rclone" else 0)
 
 
 def torrents(library: Library) -> tuple[str, Path]:
@@ -52,37 +64,46 @@ def test_where_there_are_peers_the_torrent_fetches_although_a_web_seed_is_there(
             assert moved(mount) == (total(library), 0)
 
 
-def test_where_there_is_no_way_to_find_peers_rclone_fetches(library: Library, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_where_there_is_no_way_to_find_peers_the_web_is_asked(library: Library, tmp_path: Path, way: str) -> None:
     with nginx(library.root) as web:
-        with mounted(tmp_path, library.chain, *torrents(library), webseeds=[web]) as mount:
+        with mounted(tmp_path, library.chain, *torrents(library), webseeds=[web], settings=WAYS[way]) as mount:
             assert same(mount, library)
             assert moved(mount) == (0, total(library))
+            assert has_way(mount, way, total(library))
             assert reasons(mount) == {"there is no way to find peers"}
 
 
-def test_where_no_peer_is_found_for_a_while_rclone_fetches(library: Library, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_where_no_peer_is_found_for_a_while_the_web_is_asked(library: Library, tmp_path: Path, way: str) -> None:
     with nginx(library.root) as web, refusing_port() as port:
-        dead = [f"{LOOPBACK}:{port}"]
-        with mounted(tmp_path, library.chain, *torrents(library), peers=dead, webseeds=[web]) as mount:
+        known = {"peers": [f"{LOOPBACK}:{port}"], "webseeds": [web]}
+        with mounted(tmp_path, library.chain, *torrents(library), **known, settings=WAYS[way]) as mount:
             assert same(mount, library)
             assert moved(mount) == (0, total(library))
+            assert has_way(mount, way, total(library))
             assert "no peers" in reasons(mount)
 
 
-def test_a_torrent_that_only_a_web_seed_told_of_is_fetched_by_rclone_with_no_wait_for_peers(
-    library: Library, tmp_path: Path
+@pytest.mark.parametrize("way", WAYS)
+def test_a_torrent_that_only_a_web_seed_told_of_is_fetched_from_it_with_no_wait_for_peers(
+    library: Library, tmp_path: Path, way: str
 ) -> None:
     with nginx(library.merged(tmp_path / "web")) as web, refusing_port() as port:
-        settings = "[fetch]\npeer_grace = 3600\nhedging = false\n"
+        settings = f"{WAYS[way]}peer_grace = 3600\nhedging = false\n"
         dead = [f"{LOOPBACK}:{port}"]
         with mounted(tmp_path, library.chain, peers=dead, webseeds=[web], settings=settings) as mount:
             assert same(mount, library)
             assert moved(mount) == (0, total(library))
+            assert has_way(mount, way, total(library))
             assert reasons(mount) == {"no peers yet; a web seed has the .torrent"}
 
 
-def test_a_torrent_that_stalls_is_handed_over_to_rclone(library: Library, large: str, tmp_path: Path) -> None:
-    settings = "[fetch]\nhedging = false\nstalled_after = 1\npeer_grace = 600\n[read]\nreadahead_blocks = 0\n"
+@pytest.mark.parametrize("way", WAYS)
+def test_a_torrent_that_stalls_is_handed_over_to_the_web(
+    library: Library, large: str, tmp_path: Path, way: str
+) -> None:
+    settings = f"{WAYS[way]}hedging = false\nstalled_after = 1\npeer_grace = 600\n[read]\nreadahead_blocks = 0\n"
     with ExitStack() as stack:
         box, web = stack.enter_context(seeding(library)), stack.enter_context(nginx(library.root))
         mount = stack.enter_context(
@@ -96,19 +117,20 @@ def test_a_torrent_that_stalls_is_handed_over_to_rclone(library: Library, large:
         stack.callback(box.process.send_signal, signal.SIGCONT)
         assert same(mount, library, [large])
         assert moved(mount) == (PIECE, SIZE - PIECE)
+        assert has_way(mount, way, SIZE - PIECE)
         assert reasons(mount) == {"the torrent is stalled"}
 
 
-def test_a_torrent_that_is_slow_is_handed_over_to_rclone(library: Library, large: str, tmp_path: Path) -> None:
+def test_a_torrent_that_is_slow_is_handed_over_to_the_web(library: Library, large: str, tmp_path: Path) -> None:
     settings = "[fetch]\nhedging = false\nstalled_after = 4\nslow_below = 1000000000\npeer_grace = 600\n"
     with aria2_seeder(library.torrent(large), library.root, limit="30K") as peer, nginx(library.root) as web:
         with mounted(
             tmp_path, library.chain, *torrents(library), peers=[peer], webseeds=[web], settings=settings
         ) as mount:
             assert same(mount, library, [large])
-            torrent, rclone = moved(mount)
-            assert torrent + rclone == SIZE
-            assert rclone > SIZE / 2
+            torrent, web_bytes = moved(mount)
+            assert torrent + web_bytes == SIZE
+            assert web_bytes > SIZE / 2
             assert "the torrent is slow" in reasons(mount)
 
 
@@ -150,19 +172,39 @@ def test_a_whole_file_that_is_not_the_locks_is_refused_by_name_and_nothing_is_ke
             assert not list((mount.data_dir / "rclone").glob("*.rebuild"))
 
 
-def test_without_rclone_the_torrent_asks_web_seeds_itself(library: Library, tmp_path: Path) -> None:
+def test_web_seeds_need_no_rclone(library: Library, tmp_path: Path) -> None:
     with nginx(library.root) as web:
         with mounted(tmp_path, library.chain, *torrents(library), "--no-rclone", webseeds=[web]) as mount:
             assert same(mount, library)
-            assert moved(mount) == (total(library), 0)
+            assert moved(mount) == (0, total(library))
             assert "turned off" in mount.status()["rclone"]["trouble"]
+
+
+def test_where_web_seeds_are_left_to_an_rclone_that_may_not_run_the_torrent_asks_them_itself(
+    library: Library, tmp_path: Path
+) -> None:
+    with nginx(library.root) as web:
+        given = (*torrents(library), "--no-rclone")
+        with mounted(tmp_path, library.chain, *given, webseeds=[web], settings=WAYS["through rclone"]) as mount:
+            assert same(mount, library)
+            assert moved(mount) == (total(library), 0)
+
+
+def test_rclone_is_not_started_where_nothing_is_to_be_asked_of_it(library: Library, tmp_path: Path) -> None:
+    with nginx(library.root) as web:
+        with mounted(tmp_path, library.chain, *torrents(library), webseeds=[web]) as mount:
+            assert same(mount, library)
+            rclone = mount.status()["rclone"]
+            assert (rclone["pid"], rclone["restarts"]) == (None, 0)
+            assert "not needed" in rclone["trouble"]
 
 
 def test_rclone_killed_in_mid_transfer_is_restarted_and_every_byte_is_right(
     library: Library, large: str, tmp_path: Path
 ) -> None:
     with nginx(library.root, location="limit_rate 4m;") as web:
-        with mounted(tmp_path, library.chain, *torrents(library), webseeds=[web]) as mount:
+        settings = WAYS["through rclone"]
+        with mounted(tmp_path, library.chain, *torrents(library), webseeds=[web], settings=settings) as mount:
             pread(mount.snapshots / large, 0, 4096)
             first = mount.status()["rclone"]["pid"]
             signal.pidfd_send_signal(pidfd(first), signal.SIGKILL)
@@ -176,7 +218,7 @@ def pidfd(pid: int) -> int:
     return os.pidfd_open(pid)
 
 
-def test_peers_that_come_later_take_over_from_rclone(library: Library, large: str, tmp_path: Path) -> None:
+def test_peers_that_come_later_take_over_from_the_web(library: Library, large: str, tmp_path: Path) -> None:
     port = free_port()
     settings = "[read]\nreadahead_blocks = 0\n"
     with ExitStack() as stack:
@@ -198,7 +240,7 @@ def test_peers_that_come_later_take_over_from_rclone(library: Library, large: st
         assert moved(mount)[0] > 0
 
 
-def test_what_rclone_fetched_is_seeded_to_others(library: Library, large: str, tmp_path: Path) -> None:
+def test_what_came_from_the_web_is_seeded_to_others(library: Library, large: str, tmp_path: Path) -> None:
     port = free_port()
     ours = ("--listen", f"{LOOPBACK}:{port}")
     with nginx(library.root) as web:

@@ -134,3 +134,16 @@ def test_a_change_is_in_use_when_the_command_returns_and_knows_the_daemons_chain
         assert (mount.snapshots / HEADERS).stat().st_size == size
         assert typed("lock", "--mount", mount.mountpoint, "update").returncode == 0
         assert (mount.snapshots / HEADERS).stat().st_size == 5
+
+
+def test_the_lock_that_is_meant_is_named_before_the_command_or_after_it(bench: Bench, tmp_path: Path) -> None:
+    for named in (("--data-dir", bench.file.data_dir), ("--mountpoint", tmp_path)):
+        before, after = typed("lock", *named, "show", "a.seg"), typed("lock", "show", "a.seg", *named)
+        assert before == after
+        assert (before.returncode == 0) == (named[0] == "--data-dir"), before.stderr
+
+
+@pytest.mark.parametrize("words", ["lock set", "lock rollback", "db show"])
+def test_help_needs_no_mount(words: str) -> None:
+    done = typed(*words.split(), "--help")
+    assert (done.returncode, done.stdout.startswith(f"Usage: main {words} [OPTIONS]")) == (0, True)

@@ -25,6 +25,8 @@ from tests.mount_kit import (
     read_error,
     same,
     seeding,
+    small,
+    typed,
 )
 
 
@@ -60,6 +62,21 @@ def test_a_mount_point_that_is_not_there_is_refused(library: Library, tmp_path: 
     said = _refused(*arguments)
     assert str(tmp_path / "mnt") in said
     assert "mkdir" in said
+
+
+@pytest.mark.parametrize("background", [(), ("--daemon",)], ids=["foreground", "daemon"])
+def test_a_data_directory_that_cannot_be_made_is_refused(
+    library: Library, tmp_path: Path, background: list[str]
+) -> None:
+    (tmp_path / "data").touch()
+    said = _refused(*mount_command(tmp_path, library.chain, "--data-dir", tmp_path / "data" / "x", *background))
+    assert said == f"cachefs: {tmp_path}/data/x: can't be used as data directory: Not a directory"
+
+
+def test_why_a_daemon_does_not_start_is_said_although_its_log_has_no_room(library: Library, tmp_path: Path) -> None:
+    with small(tmp_path / "data"):
+        said = _refused(*mount_command(tmp_path, library.chain, "--daemon"))
+    assert "No space left on device" in said or "disk is full" in said
 
 
 def test_a_mount_point_that_is_a_file_is_refused(library: Library, tmp_path: Path) -> None:
@@ -154,12 +171,12 @@ def test_a_signal_ends_the_daemon_cleanly_and_lets_a_waiting_reader_go(
 def test_status_shows_who_waits_for_which_block_and_the_last_error(library: Library, tmp_path: Path) -> None:
     torrents = ("--torrent-dir", library.products)
     with ThreadPoolExecutor(1) as pool:
-        with mounted(tmp_path, library.chain, *torrents, "--deadline", "3", peers=["127.0.0.1:9"]) as mount:
+        with mounted(tmp_path, library.chain, *torrents, "--deadline", "6", peers=["127.0.0.1:9"]) as mount:
             assert read_error(mount.snapshots / HISTORY) == "EIO"
             reading = pool.submit(read_error, mount.snapshots / HISTORY, 2 * PIECE + 5)
             mount.waiting(1)
-            text, raw = cachefs("status", mount.mountpoint), cachefs("status", "--json", mount.mountpoint)
-            assert reading.result(10) == "EIO"
+            raw, text = typed("status", "--json", mount.mountpoint), typed("status", mount.mountpoint)
+            assert reading.result(20) == "EIO"
     told = json.loads(raw.stdout)
     assert [(wait["name"], wait["blocks"]) for wait in told["waiting"]] == [(HISTORY, [2])]
     assert HISTORY in told["last_error"]

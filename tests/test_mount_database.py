@@ -21,6 +21,7 @@ from tests.mount_kit import (
     make_library,
     mounted,
     read_error,
+    read_only,
     same,
     seeding,
     typed,
@@ -92,7 +93,15 @@ def test_the_table_for_people_has_the_same_and_an_unknown_name_is_an_error(libra
         [name, library.content(name).hex, str(library.files[name].stat().st_size)] for name in sorted(library.files)
     ]
     assert "'x': not in BittorrentInfo" in typed("db", "--data-dir", tmp_path / "data", "show", "x").stderr
-    assert "state.db" in typed("db", "--data-dir", tmp_path, "show").stderr
+    assert typed("db", "show", "--data-dir", tmp_path).stderr.startswith(f"cachefs: {tmp_path}/state.db isn't there")
+    assert f"{tmp_path}/x: there is no such directory" in typed("db", "show", "--data-dir", tmp_path / "x").stderr
+
+
+def test_the_table_is_shown_from_a_disk_that_is_read_only(library: Library, tmp_path: Path) -> None:
+    _filled(library, tmp_path)
+    expected = typed("db", "show", "--data-dir", tmp_path / "data")
+    with read_only(tmp_path / "data"):
+        assert typed("db", "show", "--data-dir", tmp_path / "data") == expected
 
 
 def test_a_changed_hash_makes_a_new_download_of_the_row_and_of_no_other(library: Library, tmp_path: Path) -> None:
@@ -121,6 +130,16 @@ def test_a_lost_database_is_rebuilt_from_the_store_without_anybody_reading(libra
         after = show(mount.data_dir)
     for then, now in zip(before, after, strict=True):
         assert {field: now[field] for field in FIELDS[:4]} == {field: then[field] for field in FIELDS[:4]}
+
+
+def test_a_verification_without_a_mount_rebuilds_a_lost_database_too(library: Library, tmp_path: Path) -> None:
+    _filled(library, tmp_path)
+    before = show(tmp_path / "data")
+    (tmp_path / "data" / "state.db").write_bytes(b"garbage")
+    assert typed("verify", "--data-dir", tmp_path / "data").returncode == 0
+    after = show(tmp_path / "data")
+    assert [(row["Name"], row["Hash"]) for row in after] == [(row["Name"], row["Hash"]) for row in before]
+    assert all(row["Completed"] for row in after)
 
 
 def test_a_restart_hashes_nothing_and_after_one_file_was_touched_that_one_alone(

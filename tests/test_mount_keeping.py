@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cachefs.catalog.snapshots import LOCK_NAME, SnapshotLock
 from cachefs.content import ContentId
 from tests.mount_kit import (
     BODIES,
@@ -31,6 +32,7 @@ from tests.mount_kit import (
     same,
     seeding,
 )
+from tests.terminal_kit import on_a_terminal, shown_until
 
 LENGTH = 4 * PIECE
 
@@ -148,6 +150,30 @@ def test_an_open_file_is_not_evicted_and_an_evicted_one_is_fetched_again(library
         assert mount.received(3 * LENGTH) >= 3 * LENGTH
 
 
+def test_files_of_the_users_own_are_counted_when_they_are_evicted_and_stay_where_they_are(
+    library: Library, tmp_path: Path
+) -> None:
+    data = ("--data-dir", tmp_path / "data")
+    done("adopt", library.root, *data, "--chain-toml", library.chain)
+    done("pin", HISTORY, DOMAIN, *data)
+    said = done("evict", "*", *data).splitlines()
+    assert said == [f"{DOMAIN} stays: pinned", f"{HISTORY} stays: pinned", "4 evicted, 0 bytes freed"]
+    assert held(tmp_path / "data", library) == {HISTORY, DOMAIN}
+    assert all(path.exists() for path in library.files.values())
+    assert "0 evicted" in done("evict", "v1-*", *data)
+
+
+def test_the_settings_in_the_data_directory_are_used_by_commands_too(library: Library, tmp_path: Path) -> None:
+    data = ("--data-dir", tmp_path / "data")
+    (tmp_path / "data").mkdir()
+    settings = f"[snapshots]\nchain_toml = {json.dumps(str(library.chain))}\n[limits]\nage = 1\n"
+    (tmp_path / "data" / "cachefs.toml").write_text(settings)
+    assert "6 files match" in done("adopt", library.root, *data)
+    assert "0 added" in done("lock", "diff", *data) or "no difference" in done("lock", "diff", *data)
+    (tmp_path / "data" / "cachefs.toml").write_text("[limits]\nage = -1\n")
+    assert "[limits] age" in refused("gc", *data)
+
+
 def test_without_a_mount_the_same_commands_do_the_same(library: Library, tmp_path: Path) -> None:
     with served(library, tmp_path) as mount:
         assert same(mount, library)
@@ -208,3 +234,20 @@ def test_a_pin_goes_over_to_the_content_that_an_edited_lock_gives_its_name(libra
         assert f"{BODIES} stays: pinned" in done("evict", BODIES, *at(mount))
         assert "1 without a name" in done("gc", *at(mount))
         assert held(mount, library) == {BODIES}
+
+
+def test_a_name_means_itself_even_if_it_is_a_pattern_too(tmp_path: Path) -> None:
+    content = ContentId.btih("12" * 20)
+    (tmp_path / "snapshots").mkdir()
+    SnapshotLock("x", {"[x].seg": content, "x.seg": content}).save(tmp_path / "snapshots" / LOCK_NAME)
+    done("pin", "[x].seg", "--data-dir", tmp_path)
+    assert done("pin", "--data-dir", tmp_path) == "[x].seg\nx.seg\n", "as for a shell"
+    done("unpin", "x.seg", "--data-dir", tmp_path)
+    assert done("pin", "--data-dir", tmp_path) == "[x].seg\n"
+
+
+def test_evicting_shows_on_a_terminal_how_far_it_is(library: Library, tmp_path: Path) -> None:
+    done("adopt", library.root, "--data-dir", tmp_path, "--chain-toml", library.chain)
+    with on_a_terminal("evict", "*", "--data-dir", tmp_path) as (process, terminal):
+        shown_until(terminal, b"6/6")
+        assert process.wait(20) == 0

@@ -22,6 +22,7 @@ from tests.mount_kit import (
     PIECE,
     Library,
     cachefs,
+    forget_pages,
     make_library,
     mount_command,
     mounted,
@@ -103,6 +104,31 @@ def test_a_directory_is_adopted_while_it_is_mounted_and_files_that_are_open_go_o
         assert same(mount, library, [HEADERS, DOMAIN, BODIES])
 
 
+def test_what_a_mount_shows_is_not_taken_over_which_would_fetch_it(library: Library, tmp_path: Path) -> None:
+    with mounted(tmp_path, library.chain, *QUICK, "--torrent-dir", library.products) as mount:
+        for command in (
+            ("adopt", mount.snapshots, "--data-dir", mount.data_dir),
+            ("adopt", mount.snapshots / "domain", "--data-dir", tmp_path / "other", "--chain-toml", library.chain),
+            ("lock", "override", HEADERS, mount.snapshots / DOMAIN, "--data-dir", mount.data_dir),
+        ):
+            done = typed(*command)
+            assert (done.returncode, "a cachefs mount shows this" in done.stderr) == (1, True)
+        assert mount.status()["last_error"] == ""
+
+
+def test_a_file_that_its_owner_changed_is_an_error_that_says_so(library: Library, tmp_path: Path) -> None:
+    local = put(tmp_path, library, DOMAIN)
+    with mounted(tmp_path, library.chain, *QUICK) as mount, (mount.snapshots / DOMAIN).open("rb"):
+        with local.open("r+b") as file:
+            file.seek(PIECE + 5)
+            file.write(b"\x01\x02")
+        forget_pages(mount.snapshots / DOMAIN)
+        assert read_error(mount.snapshots / DOMAIN, PIECE, PIECE) == "EIO"
+        why = os.getxattr(mount.snapshots / DOMAIN, "user.cachefs.error").decode()
+        assert "was changed under another name, and isn't right any more" in why
+        assert mount.status()["last_error"] == why
+
+
 def test_a_local_file_whose_hash_is_the_locks_is_used_with_no_download(library: Library, tmp_path: Path) -> None:
     local = put(tmp_path, library, DOMAIN)
     before = local.stat()
@@ -170,6 +196,10 @@ def test_lock_override_uses_a_file_as_it_is_while_open_handles_keep_the_old_byte
             assert os.pread(fd, 100, PIECE) == part(library.files[HISTORY], PIECE, 100)
         finally:
             os.close(fd)
+        back = typed("lock", "rollback", "--mountpoint", mount.mountpoint)
+        assert f"{HISTORY}: the file has {other.content(HISTORY).hex}, the lock says" in back.stdout
+        assert back.stdout.splitlines()[-1] == "in use"
+        assert typed("lock", "rollback", "--mountpoint", mount.mountpoint).returncode == 0
         assert typed("lock", "--mount", mount.mountpoint, "override", "x.seg", replacement).returncode == 1
     assert replacement.read_bytes() == other.files[HISTORY].read_bytes()
     with mounted(tmp_path, None, *QUICK) as mount:

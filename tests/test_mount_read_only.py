@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,23 +12,10 @@ from cachefs import mountinfo
 from cachefs.catalog import records
 from cachefs.catalog.records import LOCK_NAME
 from tests import records_kit
-from tests.mount_kit import cachefs, read_error
+from tests.mount_kit import cachefs, read_error, read_only
 from tests.records_kit import data_dir, song, web
 
 SONG = song(1, 700_000)
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a directory read-only")
-
-
-@contextmanager
-def read_only(directory: Path) -> Iterator[None]:
-    """The directory, as it is on a read-only file system."""
-    subprocess.run(["mount", "--bind", directory, directory], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", directory], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", directory], check=True)
 
 
 @pytest.fixture

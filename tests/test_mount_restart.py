@@ -19,8 +19,10 @@ from tests.mount_kit import (
     Mount,
     cachefs,
     make_library,
+    mount_command,
     mounted,
     read_error,
+    read_only,
     same,
     seeding,
 )
@@ -140,3 +142,16 @@ def test_broken_metadata_in_the_store_is_fetched_again(library: Library, filled:
         assert library.content(BODIES).hex in mount.object(library, BODIES).name
         assert manifest.read_bytes() != damage
         assert mount.received() == 0  # its content was here
+
+
+def test_what_is_held_on_a_disk_that_is_read_only_can_be_read(library: Library, tmp_path: Path) -> None:
+    done = cachefs("adopt", library.root, "--data-dir", tmp_path / "data", "--chain-toml", library.chain)
+    assert done.returncode == 0
+    with read_only(tmp_path / "data"), mounted(tmp_path) as mount:
+        assert same(mount, library)
+        assert "commands can't reach this daemon" in mount.child.printed()
+        mount.unmount()
+    with read_only(tmp_path / "data"):
+        started = cachefs(*mount_command(tmp_path, None, "--daemon"))
+        assert (started.returncode, "the daemon's messages are lost" in started.stderr) == (0, True)
+        assert cachefs("umount", tmp_path / "mnt").returncode == 0

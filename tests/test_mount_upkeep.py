@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import shutil
@@ -37,6 +38,7 @@ from tests.mount_kit import (
 )
 
 LENGTH = 12 * 2**20
+NO_SCRUB = "[scrub]\ninterval = 0\n"
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +124,11 @@ def test_repair_fetches_the_wrong_piece_and_seals_the_file_before_it_returns(lib
         done = cachefs("verify", "--repair", "--data-dir", mount.data_dir)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines()[0] == f"{HISTORY}: 1 of 6 blocks wrong (0); fetched again"
+        wrong = cachefs("verify", mount.mountpoint)
+        assert (wrong.returncode, f"--mountpoint {mount.mountpoint}" in wrong.stderr) == (2, True)
+        for command in (("verify", "--mountpoint", mount.mountpoint), ("scrub", "--rate", "0", mount.mountpoint)):
+            told = json.loads(cachefs(*command, "--json").stdout)
+            assert (told["names"], told["good"], told["verdicts"]) == (len(library.files), True, [])
         assert mount.status()["store"]["complete"] == len(library.files)
         assert mount.status()["upkeep"]["mended"] == 1
         assert before + PIECE <= mount.received(before + PIECE) < before + 2 * PIECE
@@ -131,6 +138,33 @@ def test_repair_fetches_the_wrong_piece_and_seals_the_file_before_it_returns(lib
     with mounted(tmp_path) as mount:  # nothing is hashed or fetched again
         assert same(mount, library)
         assert "checking" not in mount.child.printed()
+
+
+def test_what_an_earlier_verification_found_is_told_until_it_is_repaired(library: Library, tmp_path: Path) -> None:
+    rot(stocked(library, tmp_path)[HISTORY], PIECE + 5)
+    assert cachefs("verify", "--data-dir", tmp_path / "data").returncode == 1
+    again = cachefs("verify", "--data-dir", tmp_path / "data")
+    assert (again.returncode, again.stdout.splitlines()[0]) == (1, f"{HISTORY}: 1 missing that was wrong before (1)")
+    with seeding(library) as box, mounted(tmp_path, peers=[str(box.peer)], settings=NO_SCRUB) as mount:
+        assert cachefs("verify", "--data-dir", mount.data_dir).stdout == again.stdout
+        done = cachefs("verify", "--repair", "--data-dir", mount.data_dir)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines()[0] == f"{HISTORY}: 1 missing that was wrong before (1); fetched again"
+        assert mount.status()["store"]["complete"] == len(library.files)
+        assert mount.received(PIECE) == PIECE
+        assert len(cachefs("verify", "--data-dir", mount.data_dir).stdout.splitlines()) == 1
+
+
+def test_what_a_start_found_changed_is_told_and_repaired_by_a_verification(library: Library, tmp_path: Path) -> None:
+    path = stocked(library, tmp_path)[HISTORY]
+    rot(path, 2 * PIECE)
+    os.utime(path)
+    with seeding(library) as box, mounted(tmp_path, peers=[str(box.peer)], settings=NO_SCRUB) as mount:
+        mount.child.wait_until("found", lambda: "1 blocks are gone or wrong" in mount.child.printed())
+        assert cachefs("verify", "--data-dir", mount.data_dir).returncode == 1
+        done = cachefs("verify", "--repair", "--data-dir", mount.data_dir)
+        assert (done.returncode, done.stdout.splitlines()[0].endswith("(2); fetched again")) == (0, True)
+        assert mount.received(PIECE) == PIECE
 
 
 def test_a_bad_block_that_cannot_be_healed_is_an_error_for_its_readers_and_for_nobody_else(
@@ -286,6 +320,21 @@ def test_the_daemon_scrubs_by_itself_what_it_has_not_read_for_the_interval(libra
         mount.wait_for("mended", lambda now: now["upkeep"]["mended"] == 1)
         assert path.read_bytes() == library.files[HISTORY].read_bytes()
         assert f"{HISTORY}: block 1 wrong on disk" in mount.child.printed()
+
+
+def test_the_scrub_mends_what_was_found_wrong_while_no_source_was_there(library: Library, tmp_path: Path) -> None:
+    path = stocked(library, tmp_path)[HISTORY]
+    rot(path, PIECE)
+    assert cachefs("verify", "--data-dir", tmp_path / "data").returncode == 1
+    with seeding(library) as box, mounted(tmp_path, peers=[str(box.peer)]) as mount:
+        mount.wait_for("mended", lambda now: now["upkeep"]["mended"] == 1)
+        assert path.read_bytes() == library.files[HISTORY].read_bytes()
+
+
+@pytest.mark.parametrize(("rate", "taken"), [("1.5MiB", True), ("50M", True), ("52428800", True), ("50X", False)])
+def test_a_rate_is_a_size_as_in_the_settings(tmp_path: Path, rate: str, taken: bool) -> None:
+    said = cachefs("scrub", "--rate", rate, "--data-dir", tmp_path).stderr
+    assert ("is it mounted?" in said, "not bytes per second" in said) == (taken, not taken)
 
 
 def test_verify_takes_names_and_patterns_and_stops_at_the_first_if_told(library: Library, tmp_path: Path) -> None:

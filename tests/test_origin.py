@@ -19,7 +19,7 @@ import trio.testing
 from cachefs import metainfo
 from cachefs.catalog.chain import load_chain
 from cachefs.errors import ConfigError
-from cachefs.origin import Address, OriginConfig, publish, serve
+from cachefs.origin.serving import Address, OriginConfig, publish, serve
 from tests.counterparts import (
     LOOPBACK,
     cachefs_seed,

@@ -24,7 +24,7 @@ MIB = 2**20
 
 WELL = Situation(
     has_torrent=True,
-    rclone_sources=2,
+    web_sources=2,
     findable=True,
     peers=3,
     looked_for=0.0,
@@ -33,23 +33,23 @@ WELL = Situation(
     arriving=True,
     rate=10e6,
 )
-"""A file whose torrent does what it should, and that rclone could fetch as well."""
+"""A file whose torrent does what it should, and that web seeds have as well."""
 
 ROWS = [
-    ("no torrent", Choice.RCLONE, {"has_torrent": False, "peers": 0}),
-    ("no torrent", Choice.RCLONE, {"has_torrent": False, "rclone_sources": 0}),
-    ("rclone has no source for it", Choice.TORRENT, {"rclone_sources": 0, "peers": 0, "findable": False}),
-    ("rclone has no source for it", Choice.TORRENT, {"rclone_sources": 0, "waited": 100.0, "rate": 0.0}),
-    ("there is no way to find peers", Choice.RCLONE, {"peers": 0, "findable": False}),
-    ("no peers yet; a web seed has the .torrent", Choice.RCLONE, {"peers": 0, "from_web": True}),
+    ("no torrent", Choice.WEB, {"has_torrent": False, "peers": 0}),
+    ("no torrent", Choice.WEB, {"has_torrent": False, "web_sources": 0}),
+    ("no web source may be asked", Choice.TORRENT, {"web_sources": 0, "peers": 0, "findable": False}),
+    ("no web source may be asked", Choice.TORRENT, {"web_sources": 0, "waited": 100.0, "rate": 0.0}),
+    ("there is no way to find peers", Choice.WEB, {"peers": 0, "findable": False}),
+    ("no peers yet; a web seed has the .torrent", Choice.WEB, {"peers": 0, "from_web": True}),
     ("torrent first", Choice.TORRENT, {"from_web": True}),
     ("torrent first", Choice.TORRENT, {"peers": 0, "looked_for": 0.99}),
-    ("no peers", Choice.RCLONE, {"peers": 0, "looked_for": 1.0}),
-    ("no peers", Choice.RCLONE, {"peers": 0, "looked_for": math.inf}),
+    ("no peers", Choice.WEB, {"peers": 0, "looked_for": 1.0}),
+    ("no peers", Choice.WEB, {"peers": 0, "looked_for": math.inf}),
     ("torrent first", Choice.TORRENT, {"looked_for": math.inf}),
-    ("the torrent is stalled", Choice.RCLONE, {"waited": 5.0, "arriving": False, "rate": 1e9}),
+    ("the torrent is stalled", Choice.WEB, {"waited": 5.0, "arriving": False, "rate": 1e9}),
     ("torrent first", Choice.TORRENT, {"waited": 4.99, "arriving": False, "rate": 0.0}),
-    ("the torrent is slow", Choice.RCLONE, {"waited": 5.0, "rate": 65_535.0}),
+    ("the torrent is slow", Choice.WEB, {"waited": 5.0, "rate": 65_535.0}),
     ("torrent first", Choice.TORRENT, {"waited": 100.0, "rate": 65_536.0}),
     ("torrent first", Choice.TORRENT, {"waited": 4.99, "rate": 0.0}),
     ("torrent first", Choice.TORRENT, {}),
@@ -70,7 +70,7 @@ def test_every_row_of_the_table_decides_some_situation() -> None:
 SITUATIONS = st.builds(
     Situation,
     has_torrent=st.booleans(),
-    rclone_sources=st.integers(0, 3),
+    web_sources=st.integers(0, 3),
     findable=st.booleans(),
     peers=st.integers(0, 3),
     looked_for=st.floats(0, math.inf),
@@ -84,10 +84,10 @@ SITUATIONS = st.builds(
 @given(SITUATIONS)
 def test_nobody_is_asked_who_can_not_answer_while_the_other_can(now: Situation) -> None:
     choice = hand_over(now, SETTINGS).choice
-    if now.has_torrent and not now.rclone_sources:
+    if now.has_torrent and not now.web_sources:
         assert choice is Choice.TORRENT
     if not now.has_torrent:
-        assert choice is Choice.RCLONE
+        assert choice is Choice.WEB
 
 
 @given(SITUATIONS)

@@ -13,7 +13,8 @@ import trio
 from cachefs.content import Span
 from cachefs.errors import NotAtSource, RcloneGone, SourceFailed
 from cachefs.fetch.rclone_child import RcloneChild
-from cachefs.fetch.rclone_rc import Body, RemoteControl
+from cachefs.fetch.rclone_rc import RemoteControl
+from cachefs.fetch.wire import Body
 from tests.counterparts import nginx, refusing_port
 from tests.rclone_kit import supervised
 

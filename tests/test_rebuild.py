@@ -17,9 +17,8 @@ from cachefs import metainfo
 from cachefs.config import Fetch, Rclone
 from cachefs.content import ContentId
 from cachefs.errors import MetadataUnavailable, StoreFull
-from cachefs.fetch.policy import Hedging
-from cachefs.fetch.rclone import RcloneFetcher
-from cachefs.fetch.rebuild import PIECE_LENGTHS, Hasher, RcloneMetadata
+from cachefs.fetch.rebuild import PIECE_LENGTHS, Hasher, RemoteMetadata
+from cachefs.fetch.remote import RemoteFetcher
 from cachefs.fetch.remotes import Remotes
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.metainfo import Metainfo
@@ -72,7 +71,7 @@ class Keeper:
         self.kept.append((info, await trio.Path(path).read_bytes()))
 
 
-Scenario = Callable[[RcloneMetadata, Keeper, Remotes], Awaitable[None]]
+Scenario = Callable[[RemoteMetadata, Keeper, Remotes], Awaitable[None]]
 
 
 def play(tmp_path: Path, urls: Iterable[str], scenario: Scenario, *, rebuild_limit: int = 2**30) -> None:
@@ -96,14 +95,14 @@ async def room(size: int) -> AsyncIterator[None]:
 @asynccontextmanager
 async def rebuilding(
     directory: Path, urls: Iterable[str], rebuild_limit: int
-) -> AsyncIterator[tuple[RcloneMetadata, Keeper, Remotes]]:
+) -> AsyncIterator[tuple[RemoteMetadata, Keeper, Remotes]]:
     seeds = [WebSeed(url) for url in urls]
     remotes, keeper = Remotes(seeds, [], "none"), Keeper()
-    config = Rclone(rebuild_limit=rebuild_limit, stall=3.0)
-    fetcher = RcloneFetcher(config, Ledger(map(str, seeds)), Hedging(Fetch()), remotes, directory, memory=30.0)
+    settings = Fetch(rebuild_limit=rebuild_limit, stall=3.0)
+    fetcher = RemoteFetcher(settings, Rclone(), Ledger(map(str, seeds)), remotes, directory, memory=30.0)
     async with trio.open_nursery() as nursery:
         await nursery.start(fetcher.run)
-        yield RcloneMetadata(fetcher, directory, keeper, room), keeper, remotes
+        yield RemoteMetadata(fetcher, directory, keeper, room), keeper, remotes
         nursery.cancel_scope.cancel()
 
 
@@ -120,7 +119,7 @@ def test_a_file_without_a_torrent_is_made_one_of_whatever_piece_length_the_lock_
     data = random.Random(1).randbytes(SMALL + 5)
     wanted = plainly(NAME, data, piece_length)
 
-    async def scenario(metadata: RcloneMetadata, keeper: Keeper, remotes: Remotes) -> None:
+    async def scenario(metadata: RemoteMetadata, keeper: Keeper, remotes: Remotes) -> None:
         assert await metadata.rebuild(NAME, wanted.content) == wanted
         assert keeper.kept == [(wanted, data)]
 
@@ -132,7 +131,7 @@ def test_bytes_that_are_not_the_lock_s_are_kept_nowhere_and_their_source_is_not_
     data = random.Random(1).randbytes(100_000)
     wanted = plainly(NAME, bytes(reversed(data)), SMALL)
 
-    async def scenario(metadata: RcloneMetadata, keeper: Keeper, remotes: Remotes) -> None:
+    async def scenario(metadata: RemoteMetadata, keeper: Keeper, remotes: Remotes) -> None:
         with pytest.raises(MetadataUnavailable, match="the lock says"):
             await metadata.rebuild(NAME, wanted.content)
         assert not keeper.kept
@@ -146,7 +145,7 @@ def test_of_two_sources_the_one_with_the_lock_s_bytes_decides(tmp_path: Path) ->
     data = random.Random(1).randbytes(100_000)
     wanted = plainly(NAME, data, SMALL)
 
-    async def scenario(metadata: RcloneMetadata, keeper: Keeper, remotes: Remotes) -> None:
+    async def scenario(metadata: RemoteMetadata, keeper: Keeper, remotes: Remotes) -> None:
         assert await metadata.rebuild(NAME, wanted.content) == wanted
         assert [kept for _, kept in keeper.kept] == [data]
 
@@ -160,7 +159,7 @@ def test_no_more_is_fetched_in_an_hour_than_the_limit_allows(tmp_path: Path) -> 
     data = random.Random(1).randbytes(100_000)
     wanted = plainly(NAME, data, SMALL)
 
-    async def scenario(metadata: RcloneMetadata, keeper: Keeper, remotes: Remotes) -> None:
+    async def scenario(metadata: RemoteMetadata, keeper: Keeper, remotes: Remotes) -> None:
         await metadata.rebuild(NAME, wanted.content)
         with pytest.raises(MetadataUnavailable, match=r"100,000 bytes .* more than the 99,999 .* rebuild_limit"):
             await metadata.rebuild(NAME, wanted.content)
@@ -174,8 +173,8 @@ def test_what_an_earlier_run_left_unfinished_is_removed(tmp_path: Path) -> None:
     (tmp_path / f"{'0' * 40}.rebuild").touch()
     (tmp_path / "rclone.log").touch()
     remotes = Remotes([], [], "none")
-    fetcher = RcloneFetcher(Rclone(), Ledger(), Hedging(Fetch()), remotes, tmp_path, memory=30.0)
-    RcloneMetadata(fetcher, tmp_path, Keeper(), room).clear()
+    fetcher = RemoteFetcher(Fetch(), Rclone(), Ledger(), remotes, tmp_path, memory=30.0)
+    RemoteMetadata(fetcher, tmp_path, Keeper(), room).clear()
     assert [path.name for path in tmp_path.iterdir()] == ["rclone.log"]
 
 
@@ -183,7 +182,7 @@ def test_a_full_disk_is_told_as_that_and_blamed_on_no_source(tmp_path: Path) -> 
     data = random.Random(1).randbytes(3 * 2**20)
     wanted = plainly(NAME, data, SMALL)
 
-    async def scenario(metadata: RcloneMetadata, keeper: Keeper, remotes: Remotes) -> None:
+    async def scenario(metadata: RemoteMetadata, keeper: Keeper, remotes: Remotes) -> None:
         with pytest.raises(StoreFull, match="No space left"):
             await metadata.rebuild(NAME, wanted.content)
         assert not keeper.kept
@@ -197,13 +196,13 @@ def test_a_full_disk_is_told_as_that_and_blamed_on_no_source(tmp_path: Path) -> 
 def test_without_rclone_it_is_said_why_there_is_no_metadata(tmp_path: Path) -> None:
     async def main() -> None:
         seeds = [WebSeed("http://127.0.0.1:1/")]
-        remotes = Remotes(seeds, [], "none")
-        config = Rclone(binary=tmp_path / "absent")
-        fetcher = RcloneFetcher(config, Ledger(), Hedging(Fetch()), remotes, tmp_path, memory=30.0)
+        remotes = Remotes(seeds, [], "none", direct=False)
+        rclone = Rclone(binary=tmp_path / "absent")
+        fetcher = RemoteFetcher(Fetch(), rclone, Ledger(), remotes, tmp_path, memory=30.0)
         async with trio.open_nursery() as nursery:
             await nursery.start(fetcher.run)
             with pytest.raises(MetadataUnavailable, match="there is none"):
-                await RcloneMetadata(fetcher, tmp_path, Keeper(), room).rebuild(NAME, ContentId("btih", bytes(20)))
+                await RemoteMetadata(fetcher, tmp_path, Keeper(), room).rebuild(NAME, ContentId("btih", bytes(20)))
             nursery.cancel_scope.cancel()
 
     trio.run(main)

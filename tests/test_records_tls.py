@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,21 +10,14 @@ import trio
 
 from cachefs.errors import UrlFailed
 from cachefs.fetch.web import Rules, WebClient
-from tests.records_kit import song, web
+from tests.records_kit import make_certificate, song, web
 
 SONG = song(1, 100_000)
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key and a certificate for 127.0.0.1 that nobody vouches for but itself."""
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    options = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    key, crt = path.with_name("key.pem"), path.with_name("crt.pem")
-    subprocess.run(["openssl", "req", *options, *names, "-keyout", key, "-out", crt], check=True, capture_output=True)
-    path.write_text(key.read_text() + crt.read_text())
-    return path
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 def fetched(url: str, trusted: Path | None) -> bytes:

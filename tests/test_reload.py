@@ -18,7 +18,7 @@ from cachefs.fetch.sources import Ledger
 from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
-from cachefs.reload import Parts, Reloader, Shown, mtimes
+from cachefs.reload import Parts, Progress, Reloader, Shown, mtimes
 from cachefs.shelf import SnapshotShelf
 from cachefs.store import ObjectStore, State
 from cachefs.store.state import Info
@@ -72,7 +72,7 @@ class Bench:
         self.followed += 1
         raise StoreFailed("a follower's own trouble")
 
-    async def _prepare(self, entries: Mapping[str, ContentId]) -> list[str]:
+    async def _prepare(self, entries: Mapping[str, ContentId], progress: Progress) -> list[str]:
         return []
 
     def names(self) -> dict[str, ContentId]:

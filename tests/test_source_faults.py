@@ -125,14 +125,15 @@ def worst_stall(mount: Mount, library: Library, name: str) -> float:
     return worst
 
 
+@pytest.mark.parametrize("settings", ["", "[fetch]\ndirect = false\n"], ids=["directly", "through rclone"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_beside_a_broken_web_seed_every_byte_is_right_the_stall_is_bounded_and_it_is_named(
-    library: Library, large: str, tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
+    library: Library, large: str, tmp_path: Path, fault: str, settings: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken, words = FAULTS[fault]
     with broken(library, tmp_path) as bad, nginx(library.root) as good:
         torrents = ("--torrent-dir", library.products)
-        with mounted(tmp_path, library.chain, *torrents, webseeds=[bad, good]) as mount:
+        with mounted(tmp_path, library.chain, *torrents, webseeds=[bad, good], settings=settings) as mount:
             stall = worst_stall(mount, library, large)
             assert same(mount, library)
             mount.wait_for("naming the culprit", lambda now: re.search(words, source_in(now, bad)["last_error"]))

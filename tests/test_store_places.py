@@ -5,6 +5,8 @@ A second file system is /dev/shm, which is memory. The file systems here have no
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -304,3 +306,21 @@ def test_who_keeps_count_is_told_of_files_taken_over_and_of_copies_made(tmp_path
         assert store.brought == {MANIFEST.content}
 
     bench.daemon(use)
+
+
+def test_a_file_system_without_reflinks_is_asked_once_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time costs a file that is made and deleted."""
+    asked: list[int] = []
+
+    def ioctl(fd: int, request: int, argument: int) -> int:
+        asked.append(request)
+        raise OSError(errno.EOPNOTSUPP, "no reflinks here")
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    with TemporaryDirectory(dir="/dev/shm") as elsewhere:  # where nobody asked before
+        for number in range(3):
+            source = Path(elsewhere) / f"file{number}"
+            source.write_bytes(b"x")
+            how, _ = places.take(source, Path(elsewhere) / f"object{number}" / "data", seal_of(source))
+            assert how is How.HARD_LINK
+    assert len(asked) <= 1, "none, if another test asked before"

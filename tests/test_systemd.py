@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cachefs.control.systemd import tell_ready
-from tests.mount_kit import make_library, mounted
+from tests.mount_kit import HEADERS, make_library, mounted
 
 
 @contextmanager
@@ -28,6 +29,20 @@ def test_systemd_is_told_when_the_mount_is_usable(tmp_path: Path, monkeypatch: p
         told = manager.recv(4096).decode().splitlines()
         assert told[0] == "READY=1"
         assert told[1].startswith(f"STATUS={mount.mountpoint}: ")
+
+
+def test_systemd_is_asked_for_time_while_local_files_are_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = make_library(tmp_path / "library", 5)
+    local = tmp_path / "data" / "snapshots" / HEADERS
+    local.parent.mkdir(parents=True)
+    os.link(library.files[HEADERS], local)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with listening(str(tmp_path / "notify")) as manager, mounted(tmp_path, library.chain):
+        told = manager.recv(4096).decode().splitlines()
+        assert told == ["EXTEND_TIMEOUT_USEC=60000000", "STATUS=hashing local files: 5 bytes of 5 bytes"]
+        assert manager.recv(4096).startswith(b"READY=1\n")
 
 
 def test_systemd_is_told_at_an_abstract_address_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

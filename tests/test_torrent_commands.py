@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import libtorrent as lt
@@ -12,7 +14,17 @@ from cachefs import metainfo
 from cachefs.catalog.chain import format_chain, load_chain
 from cachefs.metainfo import Bencodable, bdecode, bencode
 from tests.counterparts import make_snapshots, nginx
-from tests.mount_kit import BODIES, DOMAIN, HEADERS, PIECE, Library, cachefs, make_library, mounted
+from tests.mount_kit import (
+    BODIES,
+    DOMAIN,
+    HEADERS,
+    PIECE,
+    Library,
+    cachefs,
+    make_library,
+    mounted,
+)
+from tests.terminal_kit import on_a_terminal, shown_until
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +117,13 @@ def test_manifest_prints_what_a_seed_box_publishes(library: Library, tmp_path: P
     assert done.stdout == (library.products / "manifest.txt").read_text()
 
 
+def test_manifest_leaves_out_names_that_would_be_two_lines(library: Library, tmp_path: Path) -> None:
+    (library.merged(tmp_path) / "new\nline.seg").touch()
+    done = cachefs("manifest", tmp_path)
+    assert done.stdout == (library.products / "manifest.txt").read_text()
+    assert done.stderr == "cachefs: 'new\\nline.seg' is left out: holds a control character or a backslash\n"
+
+
 def test_manifest_of_a_mount_lists_every_name_and_waits_for_no_size(library: Library, tmp_path: Path) -> None:
     with mounted(tmp_path, library.chain, "--deadline", "1") as mount:  # nobody to ask
         done = cachefs("manifest", mount.snapshots)
@@ -116,6 +135,13 @@ def test_manifest_verify_finds_nothing_wrong_with_a_right_web_seed(library: Libr
         done = cachefs("manifest-verify", url, "--chain-toml", library.chain)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{url}: {len(library.files)} names, 0 faults\n"
+
+
+def test_manifest_verify_shows_on_a_terminal_how_far_it_is(library: Library, tmp_path: Path) -> None:
+    with nginx(library.merged(tmp_path)) as url:
+        with on_a_terminal("manifest-verify", url) as (process, terminal):
+            shown_until(terminal, f"{len(library.files)}/{len(library.files)}".encode())
+            assert process.wait(20) == 0
 
 
 def test_manifest_verify_names_every_fault_and_fails(library: Library, tmp_path: Path) -> None:
@@ -173,3 +199,10 @@ def test_manifest_verify_gives_up_on_a_host_that_answers_no_more(tmp_path: Path)
     assert done.returncode == 1
     assert f"{url}manifest.txt: the host doesn't answer any more; the rest isn't checked" in done.stdout
     assert len(done.stdout.splitlines()) < 100
+
+
+@pytest.mark.parametrize("command", ["adopt", "lock", "manifest", "mount", "torrent_hashes"])
+def test_a_command_that_serves_nothing_loads_nothing_that_serves(command: str) -> None:
+    """Loading libtorrent and an HTTP client would be a third of its start; a mount leaves that to its daemon."""
+    check = f"import sys, cachefs.cli.{command}; print({{'libtorrent', 'httpx'}} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout == "set()\n"

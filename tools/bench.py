@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS: dict[str, Callable[[Stage], Report]] = {
     "cold-peer": bench_content.cold_peer,
     "cold-web": bench_content.cold_web,
-    "rclone": bench_sources.cold_rclone,
+    "ways": bench_sources.ways,
     "hedging": bench_sources.hedged,
     "jumping": bench_sources.jumping,
     "warm": bench_content.warm,

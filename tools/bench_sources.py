@@ -1,6 +1,6 @@
-"""The benchmarks of rclone and of hedging: a cold read through rclone, and random reads beside a source that crawls.
+"""The benchmarks of web seeds and of hedging: the ways to ask one, and random reads beside a source that crawls.
 
-How it works: both fetch from nginx web seeds with no peer in sight, so that rclone moves every byte. For hedging
+How it works: both fetch from nginx web seeds with no peer in sight. For hedging
 there are two web seeds, of which one crawls. A source's speed is only known once it was asked: until then it gets its
 share of the reads, and what was sent to the slow one is late unless the other is asked as well.
 """
@@ -31,10 +31,12 @@ _UNDER_WAY = 4.0
 _CRAWLING = "limit_rate 100k;"
 
 
-def cold_rclone(stage: Stage) -> Report:
-    """A first sequential read that rclone fetches from a web seed, over curl of the same file."""
-    with nginx(stage.origin) as url:
+def ways(stage: Stage) -> Report:
+    """A first sequential read from a web seed, asked directly, through rclone and by libtorrent, over curl."""
+    with nginx(stage.origin) as url, stage.fresh_folder() as folder:
         heated(stage.original)
+        through = folder / "cachefs.toml"
+        through.write_text("[fetch]\ndirect = false\n")
 
         def through_the_mount(*options: str) -> float:
             with stage.cold_mount("--webseed", url, *options) as mount:
@@ -44,13 +46,20 @@ def cold_rclone(stage: Stage) -> Report:
             settle(stage.folder)
             return stage.rate(timed("curl", "-sf", "-o", "/dev/null", f"{url}{NAME}"))
 
-        ours, theirs, own = "mount, by rclone", "curl to /dev/null", "mount, --no-rclone (libtorrent's web seeds)"
-        sides = {ours: through_the_mount, own: lambda: through_the_mount("--no-rclone"), theirs: curl}
-        report = Report("Cold sequential read through rclone from a web seed (nginx)")
+        rclone = ("--config", str(through))
+        direct, by_rclone, own, plain = "mount, directly", "mount, through rclone", "mount, by libtorrent", "curl"
+        sides = {
+            direct: through_the_mount,
+            by_rclone: lambda: through_the_mount(*rclone),
+            own: lambda: through_the_mount(*rclone, "--no-rclone"),
+            plain: curl,
+        }
+        report = Report("Cold sequential read from a web seed (nginx), by each way to ask it")
         report.add(interleaved(stage.runs, sides), "MB/s")
-    report.compare("rclone over curl", ours, theirs)
-    report.compare("rclone over libtorrent's own web seeds, both through the mount", ours, own)
-    report.notes.append("curl neither verifies nor stores what it gets.")
+    report.compare("directly over through rclone", direct, by_rclone)
+    report.compare("directly over by libtorrent's own web seeds", direct, own)
+    report.compare("through rclone over curl", by_rclone, plain)
+    report.notes.append("curl writes to /dev/null: it neither verifies nor stores what it gets.")
     return report
 
 

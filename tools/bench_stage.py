@@ -21,7 +21,7 @@ from pathlib import Path
 
 import trio
 
-from cachefs.origin import publish
+from cachefs.origin.torrents import publish
 from tests.counterparts import Peer, free_port, nginx
 from tools import mounting
 from tools.benchkit import MB, drop_caches, settle, timed
@@ -31,6 +31,7 @@ NAME = "v1-000000-000500-transactions.seg"
 CATALOGUE = "snapshots"
 CHAIN = ("--chain", "bench")
 _REFERENCE = Path(__file__).with_name("bench_reference.py")
+_TEN_LINES = Path(__file__).with_name("bench_ten_lines.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,13 @@ def bare(stage: Stage, disk: str, kind: str, source: str, piece: int | None = No
         settle(stage.folder)
         only = [] if piece is None else [str(piece)]
         return float(output(sys.executable, _REFERENCE, stage.torrent, folder, disk, kind, source, *only))
+
+
+def ten_lines(stage: Stage, kind: str, source: str) -> float:
+    """Seconds of a download with libtorrent's defaults (see bench_ten_lines.py)."""
+    with stage.fresh_folder() as folder:
+        settle(stage.folder)
+        return float(output(sys.executable, _TEN_LINES, stage.torrent, folder, kind, source))
 
 
 def bare_beside(stage: Stage, held: Mount, disk: str, kind: str, source: str) -> float:

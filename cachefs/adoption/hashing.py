@@ -12,7 +12,6 @@ tick of the kernel's clock two writes leave the same mtime, and the second could
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,13 +61,20 @@ class Local:
         return self.info is not None and self.info.content == self.expected
 
 
-def local_files(root: Path, entries: Mapping[str, ContentId]) -> list[Local]:
-    """The files below `root` that could be content, sorted by name; links are followed. OSError if it can't be read."""
-    found = []
-    for name, path in sorted(_walk(root.resolve(), "", set())):
-        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+def local_files(root: Path, entries: Mapping[str, ContentId]) -> tuple[list[Local], dict[str, str]]:
+    """The files below `root` that could be content, sorted by name; and what can't be looked at, with the reason.
+
+    Links are followed. OSError if `root` itself can't be read.
+    """
+    found, unreadable = [], dict[str, str]()
+    for name, path in sorted(_walk(root.resolve(), "", set(), unreadable)):
+        try:
             found.append(Local(name, path, seal_of(path), entries.get(name)))
-    return found
+        except FileNotFoundError:  # deleted meanwhile
+            continue
+        except OSError as error:
+            unreadable[name] = f"can't be read: {error.strerror}"
+    return found, unreadable
 
 
 def seal_of(path: Path) -> Seal:
@@ -77,18 +83,27 @@ def seal_of(path: Path) -> Seal:
     return Seal(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
-def _walk(folder: Path, prefix: str, seen: set[Path]) -> Iterator[tuple[str, Path]]:
+def _walk(folder: Path, prefix: str, seen: set[Path], unreadable: dict[str, str]) -> Iterator[tuple[str, Path]]:
     """Names below `folder` with the real path of each. A folder that is linked to twice is seen once."""
     if folder in seen:
         return
     seen.add(folder)
-    for entry in sorted(folder.iterdir()):
-        path = Path(os.path.realpath(entry))  # resolve() raises for a link to itself
+    try:
+        with os.scandir(folder) as found:  # which knows files from directories without asking each
+            entries = sorted(found, key=lambda each: each.name)
+    except OSError as error:
+        if not prefix:
+            raise
+        unreadable[prefix] = f"can't be read: {error.strerror}"
+        return
+    for entry in entries:
         if entry.name.startswith("."):
             continue
-        if path.is_dir():
-            yield from _walk(path, f"{prefix}{entry.name}/", seen)
-        elif path.is_file() and could_be_content(entry.name):
+        linked = entry.is_symlink()
+        path = Path(os.path.realpath(entry.path) if linked else entry.path)  # resolve() raises for a link to itself
+        if path.is_dir() if linked else entry.is_dir():
+            yield from _walk(path, f"{prefix}{entry.name}/", seen, unreadable)
+        elif (path.is_file() if linked else entry.is_file()) and could_be_content(entry.name):
             yield prefix + entry.name, path
 
 
@@ -108,7 +123,7 @@ async def identify(
         remembered = memory.recall(file.path, file.seal)
         info = _remembered(job, remembered, recall)
         if info is not None:
-            done(replace(file, info=info))
+            done(replace(file, info=info, wrong=_different(info, expected)))
         elif file.seal.size == 0:
             done(replace(file, failure="it is empty"))
         else:
@@ -185,19 +200,14 @@ class _Crew:
     async def _work(self) -> None:
         for job, offset in self._queue:
             end = min(offset + job.spans.step, job.file.seal.size)
-            if not job.failure:
-                try:
-                    job.digests[offset] = await trio.to_thread.run_sync(_hash, job, offset, end)
-                except OSError as error:
-                    job.failure = error.strerror or str(error)
+            result = await trio.to_thread.run_sync(_hash, job, offset, end, job.left == 1)
             self._hashed += end - offset
             self._report(self._hashed, self._total)
             job.left -= 1
             if not job.left:
-                await self._finish(job)
+                self._finish(job, result if result is not None else await trio.to_thread.run_sync(_result, job))
 
-    async def _finish(self, job: _Job) -> None:
-        result = await trio.to_thread.run_sync(_result, job)
+    def _finish(self, job: _Job, result: Local) -> None:
         if result.info is not None and not result.matches:
             if job.known is None and job.first is None:
                 self._again.append(_Job(job.file, None, LARGE_PIECE_LENGTH, first=result))
@@ -213,11 +223,17 @@ def _spans(jobs: Sequence[_Job]) -> Iterator[tuple[_Job, int]]:
     return iter([(job, offset) for job in jobs for offset in job.spans])
 
 
-def _hash(job: _Job, offset: int, end: int) -> bytes:
+def _hash(job: _Job, offset: int, end: int, last: bool) -> Local | None:
+    """Hash a span, in a thread; what the file is if it is the `last`, for that costs less than another thread."""
     rest = job.file.seal.mtime_ns + _TICK - time.time_ns()
     if 0 < rest <= _TICK:
         time.sleep(rest / 1e9)
-    return hash_pieces(job.file.path, offset, end, job.piece_length)
+    if not job.failure:
+        try:
+            job.digests[offset] = hash_pieces(job.file.path, offset, end, job.piece_length)
+        except OSError as error:
+            job.failure = error.strerror or str(error)
+    return _result(job) if last else None
 
 
 def _result(job: _Job) -> Local:
@@ -238,5 +254,11 @@ def _result(job: _Job) -> Local:
     expected = job.known.manifest
     if expected.length == file.seal.size and expected.digests == digests:
         return replace(file, info=job.known)  # whatever else its info dictionary says
-    wrong = tuple(i for i in range(info.manifest.blocks) if info.manifest.digest(i) != expected.digest(i))
-    return replace(file, info=info, wrong=wrong if expected.length == file.seal.size else ())
+    return replace(file, info=info, wrong=_different(info, job.known))
+
+
+def _different(info: Metainfo, known: Metainfo | None) -> tuple[int, ...]:
+    """The pieces in which a file isn't what it should be; none where that isn't known, or of another length."""
+    if known is None or known.manifest.length != info.manifest.length:
+        return ()
+    return tuple(i for i in range(info.manifest.blocks) if info.manifest.digest(i) != known.manifest.digest(i))

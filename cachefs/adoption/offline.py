@@ -8,6 +8,7 @@ complete and hashes nothing.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from cachefs import locks
@@ -16,6 +17,7 @@ from cachefs.adoption.memory import Memory
 from cachefs.adoption.takeover import MEMORY_NAME, Adoption, Takeover
 from cachefs.catalog import snapshots
 from cachefs.config import Config
+from cachefs.errors import ConfigError
 from cachefs.locks import LOCK_NAME, LockFile
 from cachefs.manifests import Manifests
 from cachefs.store.lock import DataDirLock
@@ -29,6 +31,8 @@ async def adopt(config: Config, data_dir: Path, root: Path, report: Report | Non
     DataDirBusy if a daemon uses `data_dir`; CatalogError or ConfigError if there is no lock to go by.
     """
     with DataDirLock(data_dir):
+        if not os.access(data_dir, os.W_OK):
+            raise ConfigError(str(data_dir), "it is read-only, so nothing can be taken over into it")
         lock_file = LockFile(data_dir)
         _make_lock(config, lock_file, root)
         lock, created = await lock_file.load_or_make(config, config.snapshots.chain_name)

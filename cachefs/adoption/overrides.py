@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from cachefs.adoption.hashing import Local, local_files
+from cachefs.adoption.hashing import Local, Report, local_files
 from cachefs.adoption.takeover import Takeover
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError
@@ -33,26 +33,30 @@ class Overrides:
     takeover: Takeover
     complete: Callable[[], Set[str]]
 
-    async def apply(self, entries: Mapping[str, ContentId]) -> list[str]:
-        """Take over what is the lock's; lines for people about what isn't. Raises nothing: a mount comes up without."""
+    async def apply(self, entries: Mapping[str, ContentId], report: Report) -> list[str]:
+        """Take over what is the lock's; lines for people about what isn't. Raises nothing: a mount comes up without.
+
+        `report` is told how far hashing is, and so is the log.
+        """
         if not entries:  # a data directory of records alone need not even have the folder
             return []
         try:
-            files = await trio.to_thread.run_sync(local_files, self.folder, entries)
+            files, unreadable = await trio.to_thread.run_sync(local_files, self.folder, entries)
         except OSError as error:
             return [f"{error.filename or self.folder}: local files can't be looked for: {error.strerror}"]
         self.takeover.memory.refresh()
         complete = self.complete()
         files = [file for file in files if file.expected is not None and not self._is_done(file, complete)]
+        lines = [f"{self.folder / name}: {why}" for name, why in sorted(unreadable.items())]
         if not files:
-            return []
+            return lines
         try:
-            adoption = await self.takeover.files(files, _Progress())
+            adoption = await self.takeover.files(files, _Progress(report))
         except CachefsError as error:
-            return [f"{self.folder}: local files can't be used: {error}"]
+            return [*lines, f"{self.folder}: local files can't be used: {error}"]
         if adoption.taken:
             log.info("%s: %d files are used as they are (%s)", self.folder, len(adoption.taken), adoption.ways())
-        lines = [f"{name}: the local file can't be used: {why}" for name, why in adoption.failed.items()]
+        lines += [f"{name}: the local file can't be used: {why}" for name, why in adoption.failed.items()]
         return lines + [line for other in adoption.others for line in other.lines()]
 
     def _is_done(self, file: Local, complete: Set[str]) -> bool:
@@ -61,12 +65,14 @@ class Overrides:
 
 
 class _Progress:
-    """Tells the log now and then how far hashing is."""
+    """Tells the log now and then how far hashing is, and `report` always."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Report) -> None:
+        self._report = report
         self._began = self._told_at = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
+        self._report(done, total)
         now = time.monotonic()
         if now - self._told_at >= _TELL_EVERY:
             self._told_at = now

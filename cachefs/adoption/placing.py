@@ -16,7 +16,7 @@ import trio
 from cachefs import metainfo
 from cachefs.adoption.hashing import Local, Report, identify, seal_of
 from cachefs.adoption.memory import Known, Memory
-from cachefs.adoption.takeover import MEMORY_NAME
+from cachefs.adoption.takeover import MEMORY_NAME, require_on_disk
 from cachefs.catalog.names import BadName, check_name
 from cachefs.content import ContentId
 from cachefs.errors import ConfigError, MetainfoError
@@ -39,6 +39,7 @@ async def place(
         check_name(name)
     except BadName as error:
         raise ConfigError(name, error.why) from None
+    require_on_disk(file)
     where = data_dir / CATALOGUE / name
     _require_free(where, file)
     found = await _identified(data_dir, name, file, entries.get(name, _UNKNOWN), report)

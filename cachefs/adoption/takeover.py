@@ -18,6 +18,7 @@ from typing import Any
 import trio
 from rich.filesize import decimal
 
+from cachefs import mountinfo
 from cachefs.adoption.hashing import Local, Recall, Report, identify, local_files
 from cachefs.adoption.memory import Memory
 from cachefs.content import ContentId
@@ -54,10 +55,11 @@ class Other:
 
 @dataclass(slots=True)
 class Adoption:
-    """What became of a directory's files.
+    """What became of a directory's files; what is told of single ones is sorted by name.
 
     taken: how each was taken over; size: their bytes; others: those of another hash; failed: why names
-    can't be used; unnamed: files whose name the lock doesn't have; missing: names of the lock that are not here.
+    can't be used; unnamed: files whose name the lock doesn't have; missing: names of the lock that are not here;
+    inner: a folder whose files would have names of the lock, were they taken from there.
     """
 
     taken: dict[str, How] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class Adoption:
     failed: dict[str, str] = field(default_factory=dict)
     unnamed: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    inner: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -74,9 +77,9 @@ class Adoption:
             "bytes": self.size,
             "others": [
                 {"name": o.name, "hash": o.found.hex, "lock": o.expected.hex, "wrong_pieces": list(o.wrong)}
-                for o in sorted(self.others, key=lambda other: other.name)
+                for o in self.others
             ],
-            "failed": dict(sorted(self.failed.items())),
+            "failed": self.failed,
             "unnamed": sorted(self.unnamed),
             "missing": sorted(self.missing),
         }
@@ -87,14 +90,15 @@ class Adoption:
 
     def lines(self) -> Iterator[str]:
         """For people: what isn't right, name by name, and a summary."""
-        for other in sorted(self.others, key=lambda each: each.name):
+        for other in self.others:
             yield from other.lines()
-        for name, why in sorted(self.failed.items()):
+        for name, why in self.failed.items():
             yield f"{name}: {why}"
         if self.taken:
             yield f"{len(self.taken):,} files match, {decimal(self.size)} ({self.ways()})"
         else:
-            yield "no file matches"
+            meant = f"; names of the lock are in its folder {_shown(self.inner)}: is that meant?" if self.inner else ""
+            yield f"no file matches{meant}"
         if self.others or self.failed:
             yield f"{len(self.others):,} are something else, {len(self.failed):,} can't be used; left alone"
         if self.unnamed:
@@ -118,13 +122,17 @@ class Takeover:
     memory: Memory
 
     async def directory(self, root: Path, entries: Mapping[str, ContentId], report: Report | None = None) -> Adoption:
-        """Take over the files below `root` that are what `entries` say; ConfigError if it can't be read."""
+        """Take over the files below `root` that are what `entries` say; ConfigError if they aren't there to be read."""
+        require_on_disk(root)
         try:
-            files = await trio.to_thread.run_sync(local_files, root, entries)
+            files, unreadable = await trio.to_thread.run_sync(local_files, root, entries)
         except OSError as error:
             raise ConfigError(str(error.filename or root), f"can't be read: {error.strerror}") from error
         adoption = await self.files(files, report)
+        adoption.failed = dict(sorted({**adoption.failed, **unreadable}.items()))
         adoption.unnamed = [file.name for file in files if file.expected is None]
+        parts = (name.partition("/") for name in adoption.unnamed)
+        adoption.inner = next((folder for folder, _, name in parts if name in entries), "")
         return adoption
 
     async def files(self, files: list[Local], report: Report | None = None) -> Adoption:
@@ -135,6 +143,8 @@ class Takeover:
             nursery.start_soon(self._take_all, identified, adoption)
             with found:
                 await identify(files, self.recall, self.memory, done=found.send_nowait, report=report)
+        adoption.others.sort(key=lambda other: other.name)
+        adoption.failed = dict(sorted(adoption.failed.items()))
         return adoption
 
     async def _take_all(self, identified: trio.MemoryReceiveChannel[Local], adoption: Adoption) -> None:
@@ -159,9 +169,19 @@ class Takeover:
         adoption.others.append(Other(file.name, file.path, file.info.content, file.expected, file.wrong, pieces))
 
 
+def require_on_disk(path: Path) -> None:
+    """ConfigError if a cachefs mount shows the path: taking it over would fetch all of it, to serve it from itself."""
+    if mountinfo.showing(path) is not None:
+        raise ConfigError(str(path), "a cachefs mount shows this; name the files as they lie on a disk")
+
+
 def _names(names: list[str]) -> str:
-    listed = ", ".join(sorted(names)[:_NAMED]) + (", …" if len(names) > _NAMED else "")
-    return listed.encode("utf-8", "backslashreplace").decode()  # a file may have any bytes for a name
+    return ", ".join(map(_shown, sorted(names)[:_NAMED])) + (", …" if len(names) > _NAMED else "")
+
+
+def _shown(name: str) -> str:
+    """A name on one line of a terminal: a file may have any bytes for a name."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
 
 
 def _some(numbers: tuple[int, ...]) -> str:

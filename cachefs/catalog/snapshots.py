@@ -108,7 +108,8 @@ def _decode(text: str, path: Path) -> dict[str, object]:
         line = line_of(text, _key_pattern(error.key), occurrence=2)
         raise CatalogError(path, "given twice; keep the right one", line=line, key=error.key) from None
     except json.JSONDecodeError as error:
-        raise CatalogError(path, f"not JSON: {error.msg}; {_REMAKE}", line=error.lineno) from None
+        what = f"not JSON: {error.msg} (column {error.colno})"  # a lock as we write it has one line
+        raise CatalogError(path, f"{what}; {_REMAKE}", line=error.lineno) from None
     except (ValueError, RecursionError) as error:
         raise CatalogError(path, f"not a lock: {error}; {_REMAKE}") from None
     if not isinstance(lock, dict):

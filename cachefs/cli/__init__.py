@@ -2,13 +2,15 @@
 
 How it works: importing libtorrent or pyfuse3 takes longer than printing a help text, so the group knows
 its commands by a table (name, where the command is, one line of help) and imports only the one that was
-asked for. Errors we raise on purpose end here, as `cachefs: message` on stderr and exit code 1; they may
-come wrapped in the exception groups of trio's nurseries. Any other exception is a bug and keeps its traceback.
+asked for. Errors we raise on purpose end here, as `cachefs: message` on stderr and exit code 1, and so does Ctrl-C,
+with the exit code that shells have for it; they may come wrapped in the exception groups of trio's nurseries. Any other
+exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,14 +69,17 @@ COMMANDS = {
 }
 
 
-def intended(error: BaseException) -> CachefsError | None:
-    """The CachefsError that `error` is, or consists of when it is a group; None if it is anything else."""
-    if isinstance(error, CachefsError):
-        return error
+INTERRUPTED = 130
+"""The exit code of a program that SIGINT ended, as shells tell it: 128 and the signal's number."""
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors that `error` consists of: itself, unless it is a group."""
     if isinstance(error, BaseExceptionGroup):
-        found = [intended(inner) for inner in error.exceptions]
-        return found[0] if all(found) else None
-    return None
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
 
 
 class LazyGroup(click.Group):
@@ -94,12 +99,13 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (CachefsError, BaseExceptionGroup) as error:
-            expected = intended(error)
-            if expected is None:
+        except (CachefsError, KeyboardInterrupt, BaseExceptionGroup) as error:
+            found = list(leaves(error))
+            if not all(isinstance(one, CachefsError | KeyboardInterrupt) for one in found):
                 raise
-            click.echo(f"cachefs: {expected}", err=True)
-            ctx.exit(1)
+            interrupted = any(isinstance(one, KeyboardInterrupt) for one in found)
+            click.echo(f"cachefs: {'interrupted' if interrupted else found[0]}", err=True)
+            ctx.exit(INTERRUPTED if interrupted else 1)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

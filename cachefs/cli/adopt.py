@@ -10,10 +10,9 @@ import click
 import trio
 
 from cachefs.adoption.offline import adopt as take_over
-from cachefs.cli.progress import Report, bytes_bar
-from cachefs.cli.seed import DIRECTORY
-from cachefs.cli.verify import shown_on
-from cachefs.config import Config, load_config
+from cachefs.cli.progress import Report, bytes_bar, shown_on
+from cachefs.cli.target import DIRECTORY
+from cachefs.config import Config, load_config, settings_file
 from cachefs.control import socket as control
 from cachefs.errors import ConfigError, DataDirBusy
 
@@ -43,7 +42,8 @@ def adopt(
 
     Exit code 1 if a file of a name in the lock isn't what the lock says, or can't be read.
     """
-    config = load_config(config_file).override(data_dir=data_dir, chain_toml=chain_toml, chain=chain)
+    config = load_config(settings_file(config_file, data_dir))
+    config = config.override(data_dir=data_dir, chain_toml=chain_toml, chain=chain)
     if config.mount.data_dir is None:
         raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
     with bytes_bar("hashing") as bar:

@@ -9,24 +9,23 @@ from typing import Any
 
 import click
 
-from cachefs.cli.target import data_dir_of
+from cachefs.cli.target import daemon_options, with_data_dir
 from cachefs.errors import CatalogError
 from cachefs.store.state import Info, State
 
 
 @click.group()
-@click.option("--mount", "mountpoint", type=click.Path(path_type=Path), help="Name it by its mount point.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Name it by its data directory.")
+@daemon_options
 @click.pass_context
 def db(context: click.Context, mountpoint: Path | None, data_dir: Path | None) -> None:
     """Look into the database of the only mount, or of the one that is named."""
-    context.obj = data_dir_of(mountpoint, data_dir)
+    context.obj = mountpoint, data_dir
 
 
 @db.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="As JSON: a list of objects with the five fields.")
-@click.pass_obj
+@with_data_dir
 def show(data_dir: Path, names: tuple[str, ...], as_json: bool) -> None:
     """Print BittorrentInfo, or the rows of NAMEs: Name, Hash, Length, Created, Completed.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.filesize import decimal
 
+from cachefs.cli.progress import names_bar, shown_on
 from cachefs.cli.target import daemon_options, data_dir_of
 from cachefs.control.keeping import perform
 
@@ -21,7 +22,8 @@ def evict(patterns: tuple[str, ...], mountpoint: Path | None, data_dir: Path | N
 
     Files that are open or pinned stay, and are named. Works on a data directory that isn't mounted, too.
     """
-    result = perform(data_dir_of(mountpoint, data_dir), "evict", lambda _: None, patterns=patterns)
+    with names_bar("evicting") as bar:
+        result = perform(data_dir_of(mountpoint, data_dir), "evict", shown_on(bar), patterns=patterns)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

@@ -10,8 +10,9 @@ from typing import Any
 import click
 from rich.filesize import decimal
 
+from cachefs.cli.progress import names_bar, shown_on
 from cachefs.cli.target import daemon_options, data_dir_of
-from cachefs.config import load_config
+from cachefs.config import load_config, settings_file
 from cachefs.control.keeping import perform
 from cachefs.store.eviction import Limits
 
@@ -23,12 +24,13 @@ from cachefs.store.eviction import Limits
 def gc(mountpoint: Path | None, data_dir: Path | None, config_file: Path | None, as_json: bool) -> None:
     """Delete content that the lock doesn't name any more, and what the limits say is too much or too old.
 
-    A mount knows its limits; for a data directory that isn't mounted they come from --config. What is open or pinned
-    stays.
+    A mount knows its limits; for a data directory that isn't mounted they come from --config, or else from its
+    cachefs.toml. What is open or pinned stays.
     """
-    config = load_config(config_file)
+    config = load_config(settings_file(config_file, data_dir))
     directory = data_dir_of(mountpoint, data_dir or config.mount.data_dir)
-    result = perform(directory, "gc", lambda _: None, limits=Limits.of_settings(config.limits))
+    with names_bar("collecting") as bar:
+        result = perform(directory, "gc", shown_on(bar), limits=Limits.of_settings(config.limits))
     click.echo(json.dumps(result, indent=2) if as_json else "\n".join(_lines(result)))
 
 

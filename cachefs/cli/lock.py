@@ -6,6 +6,7 @@ difference, and is taken into use at once if a daemon runs on the data directory
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,15 +22,14 @@ from cachefs.adoption.placing import place
 from cachefs.catalog.chain import format_chain
 from cachefs.catalog.difference import Difference
 from cachefs.catalog.snapshots import parse_lock
-from cachefs.cli.progress import bytes_bar
-from cachefs.cli.reload import PATIENCE
-from cachefs.cli.target import data_dir_of
-from cachefs.config import load_config
+from cachefs.cli.progress import bytes_bar, shown_on
+from cachefs.cli.target import daemon_options, with_data_dir
+from cachefs.config import load_config, settings_file
 from cachefs.content import ContentId
 from cachefs.control import socket as control
-from cachefs.errors import CatalogError, ConfigError, DataDirBusy, NoDaemon
+from cachefs.errors import CatalogError, ConfigError, NoDaemon
 from cachefs.locks import LockFile
-from cachefs.store.lock import DataDirLock
+from cachefs.store.lock import holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Target:
 
     def chain(self, given: str, config_file: Path | None) -> Mapping[str, ContentId]:
         """The published list: as given, as configured, or the one that the daemon was started with."""
-        settings = load_config(config_file).override(chain_toml=given).snapshots
+        settings = load_config(settings_file(config_file, self.data_dir)).override(chain_toml=given).snapshots
         location = settings.chain_toml or self._chain_of_daemon()
         if not location:
             raise ConfigError("chain_toml", "not known: give --chain-toml PATH|URL, or the mount's --config")
@@ -60,18 +60,17 @@ class Target:
         """Show what was changed, and have the daemon take it into use."""
         show_difference(difference)
         try:
-            control.ask(self.data_dir, "reload", timeout=PATIENCE)
+            with bytes_bar("hashing local files") as bar:
+                answer = control.follow(self.data_dir, "reload", shown_on(bar))
         except NoDaemon:
             click.echo(self._who_uses_it())
         else:
-            click.echo("in use")
+            click.echo("\n".join([*answer["remarks"], "in use"]))
 
     def _who_uses_it(self) -> str:
-        try:
-            with DataDirLock(self.data_dir):
-                return "not mounted: the next mount uses it"
-        except DataDirBusy:  # its daemon doesn't listen yet, and may have read the lock already
+        if holder(self.data_dir):  # its daemon doesn't listen yet, and may have read the lock already
             return "a mount is just coming up or going down: `cachefs reload` when it is usable"
+        return "not mounted: the next mount uses it"
 
 
 def show_difference(difference: Difference) -> None:
@@ -90,9 +89,18 @@ def chain_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def on_target(command: Callable[..., None]) -> Callable[..., None]:
+    """Call a command with the lock that is meant."""
+
+    @functools.wraps(command)
+    def run(data_dir: Path, **arguments: Any) -> None:
+        command(Target(data_dir), **arguments)
+
+    return with_data_dir(run)
+
+
 @click.group()
-@click.option("--mount", "mountpoint", type=click.Path(path_type=Path), help="Name the lock by its mount point.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Name it by its data directory.")
+@daemon_options
 @click.pass_context
 def lock(context: click.Context, mountpoint: Path | None, data_dir: Path | None) -> None:
     """Look at the lock, and change it: of the only mount, or the one that is named.
@@ -100,13 +108,13 @@ def lock(context: click.Context, mountpoint: Path | None, data_dir: Path | None)
     A change is checked as a whole, written in one step, and taken into use at once if it is mounted. The last ten
     locks are kept.
     """
-    context.obj = Target(data_dir_of(mountpoint, data_dir))
+    context.obj = mountpoint, data_dir
 
 
 @lock.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="As in the file.")
-@click.pass_obj
+@on_target
 def show(target: Target, names: tuple[str, ...], as_json: bool) -> None:
     """Print the lock, or the entries of NAMEs, in the form of a chain.toml."""
     present = target.file.load()
@@ -129,7 +137,7 @@ def _known(names: Iterable[str], entries: Mapping[str, ContentId]) -> Iterable[s
 @click.option("--back", type=click.IntRange(1), metavar="N", help="Since the Nth lock before, not with chain.toml.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @chain_options
-@click.pass_obj
+@on_target
 def diff(target: Target, back: int | None, as_json: bool, chain_toml: str, config_file: Path | None) -> None:
     """Show how chain.toml differs from the lock: what `update` would change."""
     present = target.file.load().downloads
@@ -147,7 +155,7 @@ def diff(target: Target, back: int | None, as_json: bool, chain_toml: str, confi
 @lock.command(name="set")
 @click.argument("pairs", metavar="NAME HASH...", nargs=-1, required=True)
 @click.option("--new", is_flag=True, help="Add NAME if the lock doesn't have it.")
-@click.pass_obj
+@on_target
 def set_(target: Target, pairs: tuple[str, ...], new: bool) -> None:
     """Give NAME the content with info-hash HASH; it is fetched when first read."""
     if len(pairs) % 2:
@@ -167,7 +175,7 @@ def _content(name: str, text: str) -> ContentId:
 @click.argument("name")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path))
 @click.option("--new", is_flag=True, help="Add NAME if the lock doesn't have it.")
-@click.pass_obj
+@on_target
 def override(target: Target, name: str, file: Path, new: bool) -> None:
     """Use FILE as NAME: link it into DATA_DIR/snapshots, and put its hash into the lock.
 
@@ -184,7 +192,7 @@ def override(target: Target, name: str, file: Path, new: bool) -> None:
 @lock.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @chain_options
-@click.pass_obj
+@on_target
 def update(target: Target, names: tuple[str, ...], chain_toml: str, config_file: Path | None) -> None:
     """Bring the lock, or NAMEs alone, up to chain.toml; content whose hash is the same stays."""
     published = target.chain(chain_toml, config_file)
@@ -194,7 +202,7 @@ def update(target: Target, names: tuple[str, ...], chain_toml: str, config_file:
 @lock.command()
 @click.argument("steps", metavar="[N]", type=click.IntRange(1), default=1)
 @click.option("--list", "only_list", is_flag=True, help="Show which locks there are to go back to.")
-@click.pass_obj
+@on_target
 def rollback(target: Target, steps: int, only_list: bool) -> None:
     """Put the lock back that was in use before the present one, or N before; a second rollback undoes the first."""
     if not only_list:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from cachefs.cli.seed import DIRECTORY
+from cachefs.catalog.names import BadName, check_name
+from cachefs.cli.target import DIRECTORY
 from cachefs.errors import ControlError
 from cachefs.mountinfo import mounts
 from cachefs.origin.torrents import list_names
@@ -20,7 +21,12 @@ def manifest(directory: Path | None) -> None:
     Without DIR, the snapshots of the only mount. Nothing is opened or fetched.
     """
     for name in list_names(directory or _mounted()):
-        click.echo(name)
+        try:
+            check_name(name)
+        except BadName as error:
+            click.echo(f"cachefs: {name!r} is left out: {error.why}", err=True)
+        else:
+            click.echo(name)
 
 
 def _mounted() -> Path:

@@ -8,6 +8,7 @@ import click
 import trio
 
 from cachefs.catalog.chain import load_chain
+from cachefs.cli.progress import names_bar
 from cachefs.webcheck import Checked, check
 
 
@@ -27,9 +28,11 @@ def manifest_verify(urls: tuple[str, ...], chain_toml: Path | None, timeout: flo
     each fault, sorted, and a summary for each URL. Exits with 1 if there is a fault.
     """
     wanted = load_chain(chain_toml) if chain_toml is not None else {}
-    results = [trio.run(check, url, wanted, timeout) for url in urls]
-    for result in results:
-        _tell(result)
+    results = []
+    for url in urls:
+        with names_bar(url) as report:
+            results.append(trio.run(check, url, wanted, timeout, report))
+        _tell(results[-1])
     if any(result.faults for result in results):
         raise click.exceptions.Exit(1)
 

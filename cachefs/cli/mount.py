@@ -1,30 +1,41 @@
 """`cachefs mount`: mount in the foreground, or with --daemon return as soon as the mount is usable.
 
 How it works: the daemon is this same command started again in a session of its own, with its messages going
-to `<data-dir>/cachefs.log` and one end of a pipe on which it says how it went. So there is no fork of a
-process that has threads, and what goes wrong at the start is printed where the user typed the command.
+to `<data-dir>/cachefs.log` and one end of a pipe on which it says how far it is, and how it went, in lines of JSON. So
+there is no fork of a process that has threads, and what goes wrong at the start is printed where the user typed the
+command.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
+from rich.filesize import decimal
 
+from cachefs.cli import leaves
+from cachefs.cli.progress import bytes_bar
 from cachefs.config import Config, load_config, settings_file
 from cachefs.control import systemd
 from cachefs.errors import CachefsError, ConfigError, StoreFailed
-from cachefs.mount import Mounted, run
+
+if TYPE_CHECKING:
+    from cachefs.mount import Mounted
 
 LOG_NAME = "cachefs.log"
+_TELL_EVERY = 0.25
 
 
 @click.command()
@@ -39,7 +50,7 @@ LOG_NAME = "cachefs.log"
 @click.option(
     "--rclone-remote", "rclone_remotes", multiple=True, metavar="REMOTE:PATH", help="A remote of your rclone.conf."
 )
-@click.option("--no-rclone", is_flag=True, help="Never run rclone; torrents ask web seeds themselves.")
+@click.option("--no-rclone", is_flag=True, help="Never run rclone: your own remotes are not asked.")
 @click.option("--torrent-dir", type=click.Path(path_type=Path), help="A directory of .torrent files.")
 @click.option("--listen", metavar="HOST:PORT", help="Where peers may connect; port 0 for any.")
 @click.option("--offline-discovery", is_flag=True, help="No DHT, local discovery or port mapping: given sources only.")
@@ -67,7 +78,14 @@ def mount(
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpcore", "pyfuse3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    run(config, lambda mounted: _ready(mounted, ready_fd))
+    from cachefs.mount import run  # which takes half a second, and who starts a daemon doesn't need it
+
+    starter = _Starter(ready_fd)
+    try:
+        run(config, starter.ready, starter.hashing)
+    except BaseException as error:
+        starter.failed(error)
+        raise
 
 
 def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str, Any]) -> Config:
@@ -82,25 +100,63 @@ def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str
     return load_config(settings_file(config_file, given["data_dir"])).override(mountpoint=mountpoint, **given)
 
 
-def _ready(mounted: Mounted, ready_fd: int | None) -> None:
-    told = [f"{mounted.chain}, {mounted.names:,} names in the lock, {mounted.shown:,} shown"] if mounted.chain else []
-    told += [f"{mounted.records:,} records"] if mounted.records or not told else []
-    text = "\n".join([*mounted.remarks, f"{mounted.mountpoint}: {'; '.join(told)}; ready"])
-    if ready_fd is None:
-        click.echo(text)
-        systemd.tell_ready(text)
-        return
-    os.write(ready_fd, json.dumps({"ready": text}).encode())
-    os.close(ready_fd)
+class _Starter:
+    """Whoever waits for the mount: the command that started this daemon, at the other end of a pipe, or systemd."""
+
+    def __init__(self, pipe: int | None) -> None:
+        self._pipe = pipe
+        self._told_at = float("-inf")
+
+    def hashing(self, done: int, total: int) -> None:
+        """Tell how far local files are hashed, in bytes."""
+        now = time.monotonic()
+        if now - self._told_at < _TELL_EVERY:
+            return
+        self._told_at = now
+        if self._pipe is None:
+            systemd.tell_working(f"hashing local files: {decimal(done)} of {decimal(total)}")
+        else:
+            os.set_blocking(self._pipe, False)  # it may be stopped
+            self._say({"hashing": [done, total]})
+
+    def ready(self, mounted: Mounted) -> None:
+        """Tell that the mount is usable, which is the last there is to tell."""
+        told = (
+            [f"{mounted.chain}, {mounted.names:,} names in the lock, {mounted.shown:,} shown"] if mounted.chain else []
+        )
+        told += [f"{mounted.records:,} records"] if mounted.records or not told else []
+        text = "\n".join([*mounted.remarks, f"{mounted.mountpoint}: {'; '.join(told)}; ready"])
+        if self._pipe is None:
+            click.echo(text)
+            systemd.tell_ready(text)
+        else:
+            self._end({"ready": text})
+
+    def failed(self, error: BaseException) -> None:
+        """Tell why the mount doesn't become usable, if that is not a fault of ours."""
+        expected = [str(one) for one in leaves(error) if isinstance(one, CachefsError)]
+        if self._pipe is not None and expected:
+            self._end({"error": expected[0]})
+
+    def _end(self, what: Mapping[str, object]) -> None:
+        assert self._pipe is not None
+        os.set_blocking(self._pipe, True)
+        self._say(what)
+        os.close(self._pipe)
+        self._pipe = None
+
+    def _say(self, what: Mapping[str, object]) -> None:
+        assert self._pipe is not None
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it may have gone, which is no reason to follow
+            os.write(self._pipe, json.dumps(what).encode() + b"\n")
 
 
 def _start_daemon(config: Config) -> None:
-    data_dir = config.mount.data_dir
-    if data_dir is None:
+    if config.mount.data_dir is None:
         raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
     arguments = [argument for argument in sys.argv[1:] if argument != "--daemon"]
     reading, writing = os.pipe()
-    with _log_file(data_dir) as log_file:
+    with _log_file(config.mount.data_dir) as log_file:
         start = log_file.seek(0, os.SEEK_END)
         process = subprocess.Popen(
             [sys.executable, "-m", "cachefs", *arguments, "--ready-fd", str(writing)],
@@ -111,28 +167,50 @@ def _start_daemon(config: Config) -> None:
             start_new_session=True,
         )
         os.close(writing)
-        with os.fdopen(reading, "rb") as answers:
-            answer = answers.read()
-        if not answer:
+        answer = _answer(process, reading)
+        if "ready" not in answer:
             process.wait()
-            raise CachefsError(_last_words(log_file, start, data_dir / LOG_NAME))
-    click.echo(json.loads(answer)["ready"])
+            _show_fusermount(log_file, start)
+            nothing = f"the daemon ended before the mount was usable; see {config.mount.data_dir / LOG_NAME}"
+            raise CachefsError(answer.get("error", nothing))
+    click.echo(answer["ready"])
 
 
-def _log_file(data_dir: Path) -> IO[bytes]:
-    """Where the daemon's words go: nowhere for long if the file system is read-only, for there a mount works, too."""
+@contextlib.contextmanager
+def _log_file(data_dir: Path) -> Iterator[IO[bytes]]:
+    """Where the daemon's messages go; StoreFailed if the data directory can't be used."""
+    path = data_dir / LOG_NAME
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return (data_dir / LOG_NAME).open("a+b")
+        log_file: IO[bytes] = path.open("a+b")
     except OSError as error:
-        if error.errno == errno.EROFS and data_dir.is_dir():
-            return tempfile.TemporaryFile()
-        raise StoreFailed(f"{data_dir}: can't be used as data directory: {error.strerror}") from None
+        if error.errno != errno.EROFS:
+            raise StoreFailed(f"{data_dir}: can't be used as data directory: {error.strerror}") from error
+        click.echo(f"cachefs: {path}: {error.strerror}, so the daemon's messages are lost", err=True)
+        log_file = tempfile.TemporaryFile()  # noqa: SIM115  it is closed below
+    with log_file:
+        yield log_file
 
 
-def _last_words(log_file: IO[bytes], start: int, path: Path) -> str:
-    """Why the daemon ended, from what it wrote."""
+def _answer(process: subprocess.Popen[bytes], reading: int) -> dict[str, str]:
+    """What the daemon says at last: that it is `ready`, or its `error`; nothing at all if it ends without a word."""
+    try:
+        with os.fdopen(reading, "rb") as answers, bytes_bar("hashing local files") as bar:
+            for said in map(json.loads, answers):
+                if "hashing" not in said:
+                    return dict(said)
+                if bar is not None:
+                    bar(*said["hashing"])
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+    return {}
+
+
+def _show_fusermount(log_file: IO[bytes], start: int) -> None:
+    """Print what fusermount3 wrote into the log since `start`: messages speak of it."""
     log_file.seek(start)
-    lines = log_file.read().decode("utf-8", "replace").strip().splitlines()
-    told = next((line for line in reversed(lines) if line.startswith("cachefs: ")), "")
-    return told.removeprefix("cachefs: ") or f"the daemon ended before the mount was usable; see {path}"
+    for line in log_file.read().decode("utf-8", "replace").splitlines():
+        if line.startswith(("fuse: ", "fusermount3: ")):
+            click.echo(line, err=True)

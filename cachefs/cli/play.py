@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from cachefs.catalog.records import CATALOGUE, Record
-from cachefs.cli import intended
+from cachefs.cli import leaves
 from cachefs.cli.progress import bytes_bar
 from cachefs.cli.records import Target, failing, opened, options, target, tell_strange
 from cachefs.errors import CachefsError
@@ -49,10 +49,10 @@ def _paths(place: Target, mountpoint: Path | None, records: Sequence[Record], wa
         try:
             yield _path(place, mountpoint, record, wait)
         except (CachefsError, BaseExceptionGroup) as error:
-            expected = intended(error)
-            if expected is None or len(records) == 1:
+            found = list(leaves(error))
+            if len(records) == 1 or not all(isinstance(one, CachefsError) for one in found):
                 raise
-            click.echo(f"cachefs: {expected}", err=True)
+            click.echo(f"cachefs: {found[0]}", err=True)
 
 
 def _played(player: str, paths: Sequence[Path]) -> int:

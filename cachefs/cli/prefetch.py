@@ -46,7 +46,7 @@ def prefetch(
         click.echo(json.dumps(result, indent=2))
     else:
         click.echo(f"{result['done']:,} of {result['files']:,} files here, {decimal(result['fetched'])} fetched")
-    for name, why in result["failed"].items():
+    for name, why in sorted(result["failed"].items()):
         click.echo(f"{name}: {why}", err=True)
     if result["failed"]:
         sys.exit(1)

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import click
 
+from cachefs.cli.progress import bytes_bar, shown_on
 from cachefs.cli.target import data_dir_of
 from cachefs.control import socket as control
-
-PATIENCE = 3600.0
-"""Seconds to wait for the daemon: it may have local files to hash first."""
 
 
 @click.command()
@@ -24,5 +22,7 @@ def reload(mountpoint: Path | None, data_dir: Path | None, as_json: bool) -> Non
     The whole lock is checked first: a bad edit changes nothing and is told with its line. Open files keep
     their bytes; whoever opens a file from now on gets the new ones. SIGHUP to the daemon does the same.
     """
-    answer = control.ask(data_dir_of(mountpoint, data_dir), "reload", timeout=PATIENCE)
+    place = data_dir_of(mountpoint, data_dir)
+    with bytes_bar("hashing local files") as bar:
+        answer = control.follow(place, "reload", shown_on(bar))
     click.echo(json.dumps(answer["difference"], indent=2) if as_json else "\n".join(answer["text"]))

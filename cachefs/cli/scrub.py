@@ -6,25 +6,24 @@ from pathlib import Path
 
 import click
 
-from cachefs.cli.progress import bytes_bar
+from cachefs.cli.progress import bytes_bar, shown_on
 from cachefs.cli.target import data_dir_of
-from cachefs.cli.verify import conclude, shown_on
+from cachefs.cli.verify import conclude
+from cachefs.config.values import Wrong, as_size
 from cachefs.control import socket as control
-
-_UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
 
 
 class RateType(click.ParamType[float]):
-    """Bytes per second, with k, M or G for thousands, millions or billions of them."""
+    """Bytes per second: a number, or a size as in cachefs.toml, whose B may be left out."""
 
     name = "BYTES"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         text = str(value)
-        number = text[:-1] if text[-1:] in _UNITS else text
-        if not (number.isascii() and number.isdigit()):
-            self.fail(f"{text!r} is not bytes per second, as 50M or 52428800", param, ctx)
-        return int(number) * _UNITS.get(text[-1], 1)
+        try:
+            return as_size(text if text.endswith("B") else f"{text}B", Path())
+        except Wrong:
+            self.fail(f"{text!r} is not bytes per second, as 50M, 1.5MiB or 52428800", param, ctx)
 
 
 @click.command()
@@ -33,7 +32,8 @@ class RateType(click.ParamType[float]):
 @click.option(
     "--rate", type=RateType(), help="Bytes per second to read, 50M say; 0 for no limit. [scrub] rate if not given."
 )
-def scrub(mountpoint: Path | None, data_dir: Path | None, rate: float | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="What was found, as JSON.")
+def scrub(mountpoint: Path | None, data_dir: Path | None, rate: float | None, as_json: bool) -> None:
     """Read all that the mount at MOUNTPOINT (or the only one) holds from the disk, and fetch what is wrong again.
 
     The daemon does this by itself every [scrub] interval. Exits with 1 if something is wrong and can't be fetched.
@@ -42,4 +42,4 @@ def scrub(mountpoint: Path | None, data_dir: Path | None, rate: float | None) ->
     arguments = {} if rate is None else {"rate": rate}
     with bytes_bar("scrubbing") as bar:
         answer = control.follow(place, "scrub", shown_on(bar), **arguments)
-    conclude(answer)
+    conclude(answer, as_json=as_json)

@@ -17,7 +17,8 @@ import click
 import trio
 
 from cachefs.cli.progress import bytes_bar
-from cachefs.origin import Address, OriginConfig, Serving, serve
+from cachefs.cli.target import DIRECTORY, NEW_DIRECTORY
+from cachefs.origin.serving import Address, OriginConfig, Serving, serve
 
 
 class AddressType(click.ParamType[Address | None]):
@@ -34,10 +35,6 @@ class AddressType(click.ParamType[Address | None]):
         if not (colon and host and port.isascii() and port.isdigit() and int(port) < 2**16):
             self.fail(f"{value!r} is neither HOST:PORT (0.0.0.0:42069, [::1]:8080) nor 'off'", param, ctx)
         return Address(host.removeprefix("[").removesuffix("]"), int(port))
-
-
-DIRECTORY = click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path)
-NEW_DIRECTORY = click.Path(file_okay=False, resolve_path=True, path_type=Path)
 
 
 @click.command()

@@ -8,7 +8,7 @@ import click
 import trio
 
 from cachefs.cli.progress import bytes_bar
-from cachefs.cli.seed import DIRECTORY, NEW_DIRECTORY
+from cachefs.cli.target import DIRECTORY, NEW_DIRECTORY
 from cachefs.cli.torrent_hashes import tell_skipped
 from cachefs.origin.torrents import describe
 

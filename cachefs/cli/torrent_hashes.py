@@ -9,7 +9,7 @@ import trio
 
 from cachefs.catalog.chain import format_chain
 from cachefs.cli.progress import bytes_bar
-from cachefs.cli.seed import DIRECTORY
+from cachefs.cli.target import DIRECTORY
 from cachefs.origin.torrents import Described, Report, describe
 
 

@@ -1,9 +1,8 @@
-"""`cachefs umount`: ask the daemon to end, or clear away a mount whose daemon is gone."""
+"""`cachefs umount`: ask the daemon to end, or take a mount away whose daemon is gone, or can't be asked."""
 
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -27,13 +26,16 @@ def umount(mountpoint: Path) -> None:
     entry = mountinfo.mount_at(mountpoint)
     if entry is None:
         raise ControlError(f"nothing of cachefs is mounted at {mountpoint}")
-    if not mountinfo.is_dead(mountpoint):
-        with suppress(NoDaemon):  # it has no socket in a read-only data directory, and notices what is done below
-            control.ask(entry.data_dir, "stop")
-            _wait_ended(entry)
-            return
-    overlay.uncover(mountpoint)
-    mountinfo.unmount_lazily(mountpoint)
+    if mountinfo.is_dead(mountpoint):
+        overlay.uncover(mountpoint)
+        mountinfo.unmount_lazily(mountpoint)
+        return
+    try:
+        control.ask(entry.data_dir, "stop")
+    except NoDaemon:  # it can't be told, on a read-only disk say: it ends when its mount is gone
+        overlay.uncover(mountpoint)
+        mountinfo.unmount_lazily(mountpoint)
+    _wait_ended(entry)
 
 
 def _wait_ended(entry: mountinfo.MountEntry) -> None:

@@ -72,7 +72,13 @@ class Config:
                 raise TypeError(f"no setting is called {key}")
             if value is not None and value not in ("", (), []):
                 changed.setdefault(owners[key], {})[key] = value
-        return _changed(self, changed, Path.cwd(), lambda _, key: f"--{key.replace('_', '-')}")
+        return _changed(self, changed, Path.cwd(), lambda _, key: _option(key))
+
+
+def _option(key: str) -> str:
+    """What the command line calls a setting: one that takes several is given one at a time."""
+    several = ("webseeds", "peers", "trackers", "rclone_remotes")
+    return f"--{(key.removesuffix('s') if key in several else key).replace('_', '-')}"
 
 
 def settings_file(given: Path | None, data_dir: Path | None) -> Path | None:

@@ -109,10 +109,13 @@ class Sources:
 class Fetch:
     """[fetch]: who is asked for a block. Times are in seconds.
 
-    peer_grace: how long peers of a file are looked for before rclone fetches it; stalled_after: how long readers wait
-    for a torrent with peers before rclone takes over; slow_below: bytes per second under which a torrent is slow;
-    hedging: whether a late block is asked from a second source; hedge_factor: how many times the usual wait is late;
-    hedge_floor: never earlier than this; extra_traffic: the share of all traffic that such requests may add.
+    peer_grace: how long peers of a file are looked for before web seeds are asked for it; stalled_after: how long
+    readers wait for a torrent with peers before web seeds take over; slow_below: bytes per second under which a torrent
+    is slow; hedging: whether a late block is asked from a second source; hedge_factor: how many times the usual wait is
+    late; hedge_floor: never earlier than this; extra_traffic: the share of all traffic that such requests may add;
+    direct: whether web seeds are asked directly, where no proxy stands before them, and not through rclone; requests:
+    the most requests to one web seed or remote at a time; stall: after how long without a byte a request is given up;
+    rebuild_limit: the most bytes an hour that are fetched to make the metadata of files whose .torrent nobody has.
     """
 
     peer_grace: float = field(default=1.0, metadata={"read": as_seconds(0, _DAY)})
@@ -122,6 +125,10 @@ class Fetch:
     hedge_factor: float = field(default=4.0, metadata={"read": as_number(1, 100, "factor")})
     hedge_floor: float = field(default=0.25, metadata={"read": as_seconds(0.01, _DAY)})
     extra_traffic: float = field(default=0.1, metadata={"read": as_number(0, 1, "share")})
+    direct: bool = field(default=True, metadata={"read": as_flag})
+    requests: int = field(default=8, metadata={"read": as_whole(1, 64, "requests")})
+    stall: float = field(default=10.0, metadata={"read": as_seconds(0.1, _DAY)})
+    rebuild_limit: int = field(default=2**31, metadata={"read": as_whole(0, _UNLIMITED, "bytes")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,17 +137,12 @@ class Rclone:
 
     enabled: whether it is run, where there is anything to ask it for; binary: which one, None for the first on PATH or
     beside our own Python that is new enough; config: the rclone.conf that rclone_remotes are in, None for rclone's own
-    place; requests: the most requests to one source at a time; stall: seconds without a byte after which a request is
-    given up; rebuild_limit: the largest file, in bytes, that is fetched whole to learn its metadata when nobody has its
-    .torrent.
+    place.
     """
 
     enabled: bool = field(default=True, metadata={"read": as_flag})
     binary: Path | None = field(default=None, metadata={"read": as_path})
     config: Path | None = field(default=None, metadata={"read": as_path})
-    requests: int = field(default=8, metadata={"read": as_whole(1, 64, "requests")})
-    stall: float = field(default=10.0, metadata={"read": as_seconds(0.1, _DAY)})
-    rebuild_limit: int = field(default=2**31, metadata={"read": as_whole(0, _UNLIMITED, "bytes")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,4 +244,4 @@ class Scrub:
     """
 
     interval: float = field(default=30 * _DAY, metadata={"read": as_seconds(0, 3650 * _DAY)})
-    rate: int = field(default=20_000_000, metadata={"read": as_whole(0, _UNLIMITED, "bytes per second")})
+    rate: int = field(default=20_000_000, metadata={"read": as_size})

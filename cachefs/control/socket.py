@@ -26,6 +26,7 @@ import trio
 
 from cachefs.errors import CachefsError, ControlError, NoDaemon
 from cachefs.sockets import address, listening
+from cachefs.store.lock import holder
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +184,9 @@ def _answers(data_dir: Path, command: str, arguments: Mapping[str, Any], timeout
     except TimeoutError:
         raise ControlError(f"the daemon of {data_dir} doesn't answer within {timeout:g} s") from None
     except OSError as error:
+        who = holder(data_dir)
+        if who:
+            raise NoDaemon(f"{data_dir}: {who} doesn't answer: it is still coming up, or going down") from None
         raise NoDaemon(f"no daemon answers for {data_dir}: {error.strerror}; is it mounted?") from None
 
 

@@ -20,7 +20,7 @@ from cachefs.cache import Cache
 from cachefs.fetch.base import Fetcher
 from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.outage import Outage
-from cachefs.fetch.rclone import RcloneFetcher
+from cachefs.fetch.remote import RemoteFetcher
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger
 from cachefs.manifests import Manifests
@@ -44,7 +44,7 @@ class StatusSource:
     cache: Cache
     fetcher: Fetcher
     router: Router
-    rclone: RcloneFetcher
+    remote: RemoteFetcher
     ledger: Ledger
     upkeep: Upkeep
     started: float
@@ -84,7 +84,7 @@ class StatusSource:
             "fetched": {choice.value: size for choice, size in self.router.fetched.items()},
             "handed_over": dict(self.router.handed_over),
             "hedging": self._hedging(),
-            "rclone": await self.rclone.report(),
+            "rclone": await self.remote.report(),
             "waiting": self._waiting(),
             "last_error": self.cache.last_error,
         }

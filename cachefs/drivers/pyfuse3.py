@@ -8,8 +8,8 @@ Attributes never change while a name keeps its inode number, so the kernel may k
 too (`keep_cache`): a second read costs the kernel alone. The exception is a size that isn't known: it is
 given out for listings with a lifetime of zero, so that a `stat` comes back and asks.
 
-A read that the page cache can answer replies without a single await: pyfuse3 sends the reply before the
-event loop turns to another task, which is what lets all reads share one buffer.
+Between a read's getting its bytes out of the page cache and its reply nothing is awaited, also when it had to wait for
+them to be fetched before: that is what lets all reads share one buffer.
 """
 
 from __future__ import annotations

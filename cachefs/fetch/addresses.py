@@ -15,7 +15,7 @@ from typing import TypeAlias
 import httpcore
 import trio
 
-from cachefs.errors import SourceRefused
+from cachefs.errors import SourceFailed, SourceRefused
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -85,10 +85,18 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 
 async def _resolve(host: str) -> list[str]:
     try:
+        return await resolve(host)
+    except SourceFailed as error:
+        raise httpcore.ConnectError(str(error)) from None
+
+
+async def resolve(host: str) -> list[str]:
+    """The addresses of a host, those first that are to be tried first; SourceFailed if it isn't known."""
+    try:
         found = await trio.socket.getaddrinfo(host, None, type=trio.socket.SOCK_STREAM)
     except OSError as error:
-        raise httpcore.ConnectError(f"the name {host} can't be resolved: {error.strerror}") from None
+        raise SourceFailed(f"the name {host} can't be resolved: {error.strerror}") from None
     except UnicodeError:
-        raise httpcore.ConnectError(f"{host!r} is not a host name") from None
+        raise SourceFailed(f"{host!r} is not a host name") from None
     # A scope (fe80::1%eth0) says which link: such an address is never public, and is judged without it.
     return list(dict.fromkeys(str(info[4][0]).partition("%")[0] for info in found))

@@ -1,7 +1,8 @@
 """What is the matter with a web host: one small request of our own, after something went wrong.
 
-How it works: rclone says that an answer was unusable, but not when to come back, nor that a host ignores ranges
-and sends every file from its start. One request for a single byte, whose body isn't read, tells both.
+How it works: rclone, where it stands between, says that an answer was unusable, but not when to come back, nor that a
+host ignores ranges and sends every file from its start. One request for a single byte, whose body isn't read, tells
+both.
 """
 
 from __future__ import annotations
@@ -43,8 +44,12 @@ async def diagnose(url: str) -> Diagnosis | None:
 
 
 def retry_after(response: httpx.Response) -> float:
-    """For how many seconds an answer asks to be left alone: a number or a date (RFC 9110, 10.2.3), else 0."""
-    value = response.headers.get("retry-after", "")
+    """For how many seconds an answer asks to be left alone, else 0."""
+    return seconds_until(response.headers.get("retry-after", ""))
+
+
+def seconds_until(value: str) -> float:
+    """What a Retry-After says in seconds: a number or a date (RFC 9110, 10.2.3); 0 if it is neither."""
     if value.isdigit():
         return float(value)
     try:

@@ -1,13 +1,11 @@
 """Which fetcher an item is for: the one rule, in one place.
 
-How it works: an item without URLs of its own has a torrent, its web seeds and rclone. One that only has URLs goes to
+How it works: an item without URLs of its own has a torrent, its web seeds and remotes. One that only has URLs goes to
 the fetcher that asks for ranges. One with both, a record that has a swarm, is fetched from its peers first
 and by its URLs when there are none, by the same table. The cache sees a single fetcher.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from cachefs.fetch.base import Download, Fetcher, Job, Sink, Transfer
 
@@ -31,12 +29,5 @@ class ByKind:
         return (self._ranges if by_urls else self._snapshots).download(job, sink)
 
     def transfers(self) -> list[Transfer]:
-        swarms = map(_of_urls, self._swarms.transfers())
-        joined = {transfer.content: transfer for transfer in [*self._ranges.transfers(), *swarms]}
+        joined = {transfer.content: transfer for transfer in [*self._ranges.transfers(), *self._swarms.transfers()]}
         return [*self._snapshots.transfers(), *joined.values()]
-
-
-def _of_urls(transfer: Transfer) -> Transfer:
-    """The table speaks of rclone, in whose place the URLs are."""
-    by = transfer.by.replace("rclone", "urls")
-    return replace(transfer, by=by, because=transfer.because.replace("rclone has no source", "no URL may be asked"))

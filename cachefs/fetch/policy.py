@@ -1,10 +1,10 @@
 """Who is asked for a block: every rule of it, in one place.
 
-How it works: nothing here does anything. `hand_over` says whether a file's torrent or rclone is to fetch what is
-wanted, by the first row of a table that holds. `Hedging` says when a block that somebody waits for is late, and
-whether a second source may be asked for it: only while such extra requests stay within a share of what
-was fetched anyway. `rank` puts sources in the order in which they are worth asking. What is known of a source
-is in health.py; who acts on all this is the router and the rclone fetcher.
+How it works: nothing here does anything. `hand_over` says whether a file's torrent or the web (web seeds, remotes, a
+record's own URLs) is to fetch what is wanted, by the first row of a table that holds. `Hedging` says when a block
+that somebody waits for is late, and whether a second source may be asked for it: only while such extra requests stay
+within a share of what was fetched anyway. `rank` puts sources in the order in which they are worth asking. What is
+known of a source is in health.py; who acts on all this is the router and the fetchers of ranges.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Choice(enum.Enum):
     """Which back end fetches."""
 
     TORRENT = "torrent"
-    RCLONE = "rclone"
+    WEB = "web"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Situation:
 
     has_torrent: bool
     """Whether there is a torrent that could be asked."""
-    rclone_sources: int
-    """How many of rclone's sources may be asked for this file."""
+    web_sources: int
+    """How many web seeds and remotes may be asked for this file."""
     findable: bool
     """Whether there is any way to find a peer."""
     peers: int
@@ -64,15 +64,13 @@ class Rule:
 
 
 HAND_OVER: Sequence[Rule] = (
-    Rule("no torrent", lambda now, _: not now.has_torrent, Choice.RCLONE),
-    Rule("rclone has no source for it", lambda now, _: not now.rclone_sources, Choice.TORRENT),
-    Rule("there is no way to find peers", lambda now, _: not now.peers and not now.findable, Choice.RCLONE),
-    Rule("no peers yet; a web seed has the .torrent", lambda now, _: not now.peers and now.from_web, Choice.RCLONE),
-    Rule("no peers", lambda now, s: not now.peers and now.looked_for >= s.peer_grace, Choice.RCLONE),
-    Rule("the torrent is stalled", lambda now, s: now.waited >= s.stalled_after and not now.arriving, Choice.RCLONE),
-    Rule(
-        "the torrent is slow", lambda now, s: now.waited >= s.stalled_after and now.rate < s.slow_below, Choice.RCLONE
-    ),
+    Rule("no torrent", lambda now, _: not now.has_torrent, Choice.WEB),
+    Rule("no web source may be asked", lambda now, _: not now.web_sources, Choice.TORRENT),
+    Rule("there is no way to find peers", lambda now, _: not now.peers and not now.findable, Choice.WEB),
+    Rule("no peers yet; a web seed has the .torrent", lambda now, _: not now.peers and now.from_web, Choice.WEB),
+    Rule("no peers", lambda now, s: not now.peers and now.looked_for >= s.peer_grace, Choice.WEB),
+    Rule("the torrent is stalled", lambda now, s: now.waited >= s.stalled_after and not now.arriving, Choice.WEB),
+    Rule("the torrent is slow", lambda now, s: now.waited >= s.stalled_after and now.rate < s.slow_below, Choice.WEB),
     Rule("torrent first", lambda now, s: True, Choice.TORRENT),
 )
 """From top to bottom; the first row that holds decides."""

@@ -29,7 +29,8 @@ import trio
 
 from cachefs.content import Span
 from cachefs.errors import RcloneGone, RcloneUnusable
-from cachefs.fetch.rclone_rc import Body, RemoteControl
+from cachefs.fetch.rclone_rc import RemoteControl
+from cachefs.fetch.wire import Body
 
 if TYPE_CHECKING:
     from cachefs.config import Rclone

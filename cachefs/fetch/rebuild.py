@@ -1,4 +1,4 @@
-"""Metadata through rclone: .torrent files of the operator's remotes, and metadata made anew from the bytes.
+"""Metadata of last resort: .torrent files of the operator's remotes, and metadata made anew from the bytes.
 
 How it works: an info-hash is decided by a file's name, length, piece length and bytes. When nobody has a
 .torrent but somebody has the file, the file is fetched whole and hashed on the way for each of the piece lengths
@@ -36,9 +36,9 @@ from cachefs.errors import (
     StoreFull,
 )
 from cachefs.fetch.policy import rank
-from cachefs.fetch.rclone import RcloneFetcher
-from cachefs.fetch.rclone_rc import Body
+from cachefs.fetch.remote import RemoteFetcher
 from cachefs.fetch.remotes import RemoteSource
+from cachefs.fetch.wire import Body
 from cachefs.metainfo import MAX_METAINFO, Metainfo
 
 log = logging.getLogger(__name__)
@@ -84,13 +84,13 @@ class Hasher:
         return found
 
 
-class RcloneMetadata:
+class RemoteMetadata:
     """Metadata for names of which nobody else knows any.
 
     `keep` takes over a whole file's bytes; `hold` gives room for so many while they come, or raises StoreFull.
     """
 
-    def __init__(self, fetcher: RcloneFetcher, directory: Path, keep: Keep, hold: Hold) -> None:
+    def __init__(self, fetcher: RemoteFetcher, directory: Path, keep: Keep, hold: Hold) -> None:
         self._fetcher = fetcher
         self._directory = directory
         self._keep = keep
@@ -117,7 +117,7 @@ class RcloneMetadata:
     async def _torrent(self, source: RemoteSource, path: str, content: ContentId) -> Metainfo:
         raw = bytearray()
         with self._patience() as patience:
-            async with self._fetcher.child.open(source.remote, path, None) as body:
+            async with self._fetcher.open(source, path, None) as body:
                 if not 0 < body.length <= MAX_METAINFO:
                     raise SourceFailed(f"{path} has {body.length} bytes")
                 raw = bytearray(body.length)
@@ -147,16 +147,17 @@ class RcloneMetadata:
 
     async def _sources(self, content: ContentId, name: str) -> list[RemoteSource]:
         with trio.move_on_after(_START_WITHIN):
-            await self._fetcher.child.until_known()
-        if not self._fetcher.child.ready:
+            await self._fetcher.until_reached()
+        reached = [source for source in self._fetcher.configured() if self._fetcher.reaches(source)]
+        if not reached:
             raise MetadataUnavailable(name, self._fetcher.child.trouble)
-        return rank(self._fetcher.configured(), content)
+        return rank(reached, content)
 
     async def _rebuild(self, source: RemoteSource, name: str, content: ContentId) -> Metainfo:
         failure: CachefsError = NotAtSource(name)
         for path in source.paths(name):
             try:
-                async with self._fetcher.child.open(source.remote, path, None) as body:
+                async with self._fetcher.open(source, path, None) as body:
                     self._pay(body.total)
                     async with self._hold(body.total):
                         return await self._fetch(source, body, name, content)
@@ -175,7 +176,7 @@ class RcloneMetadata:
         if size > left:
             raise SourceFailed(
                 f"there is no .torrent, and {size:,} bytes to make one from are more than the {left:,} that "
-                f"[rclone] rebuild_limit leaves for this hour"
+                f"[fetch] rebuild_limit leaves for this hour"
             )
         self._spent.append((now, size))
 
@@ -200,6 +201,7 @@ class RcloneMetadata:
         """Write the file while hashing it; the torrents it may be."""
         hasher, left = Hasher(), body.total
         buffer = memoryview(bytearray(PIECE_LENGTHS[0]))
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with _ours(path), os.fdopen(descriptor, "wb") as file:
             while left:

@@ -1,10 +1,11 @@
-"""What rclone is asked for: the web seeds that are known, and remotes of the operator's own.
+"""Who is asked for parts of files: the web seeds that are known, and remotes of the operator's own.
 
-How it works: a web seed becomes a remote of rclone's http kind, described to the child in environment variables:
-its URL is never part of a remote string, and neither is a name. Names are percent-encoded here, because hosts
-disagree on `/` and rclone would choose one way (`no_escape` tells it to leave paths alone). An operator's remote
-is used as he wrote it. Web seeds that a .torrent carries (BEP 19) are strangers' words: how far they are
-followed is a setting.
+How it works: a web seed is asked directly, unless the settings say otherwise or a proxy of the environment's stands
+before it, which rclone knows how to talk to. Then it becomes a remote of rclone's http kind, described to the child in
+environment variables: its URL is never part of a remote string, and neither is a name. Names are percent-encoded
+here, because hosts disagree on `/` and rclone would choose one way (`no_escape` tells it to leave paths alone). An
+operator's remote is used as he wrote it. Web seeds that a .torrent carries (BEP 19) are strangers' words: how far they
+are followed is a setting.
 
 Variables for remotes: https://rclone.org/docs/#environment-variables
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import trio
 
@@ -27,16 +29,20 @@ _MOST_PER_ITEM = 8
 
 
 class RemoteSource:
-    """A source that rclone reads: `name` is what the user calls it, `remote` what rclone does.
+    """A source of ranges: `name` is what the user calls it, `remote` what rclone does, "" if it is asked directly.
 
-    `variables` are the part of rclone's environment that describes it; none for one of the operator's.
+    `variables` are the part of rclone's environment that describes it; none for one of the operator's. One that is
+    `public` is a stranger's: nothing of it is asked at private addresses.
     """
 
-    def __init__(self, name: str, remote: str, seed: WebSeed | None, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, remote: str, seed: WebSeed | None, variables: Mapping[str, str], *, public: bool = False
+    ) -> None:
         self.name = name
         self.remote = remote
         self.seed = seed
         self.variables = variables
+        self.public = public
         self.health = SourceHealth()
         self.busy = 0
         self.jumps = 0
@@ -44,8 +50,13 @@ class RemoteSource:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def direct(self) -> bool:
+        """Whether rclone has nothing to do with it."""
+        return not self.remote
+
     def paths(self, name: str) -> list[str]:
-        """What to ask rclone for, likeliest first."""
+        """What to ask for, likeliest first."""
         if self.seed is None:
             return [name]
         return [url.removeprefix(self.seed.base) for url in self.seed.urls(name)]
@@ -57,11 +68,14 @@ class RemoteSource:
 
 
 class Remotes:
-    """All sources of rclone's, and the environment that describes those that are ours."""
+    """All sources of ranges, and the environment that describes to rclone those that it is asked for and are ours."""
 
-    def __init__(self, web_seeds: Iterable[WebSeed], remotes: Iterable[str], carried: str) -> None:
+    def __init__(
+        self, web_seeds: Iterable[WebSeed], remotes: Iterable[str], carried: str, *, direct: bool = True
+    ) -> None:
         self.environment: dict[str, str] = {}
         self._carried = carried
+        self._direct = direct
         self._by_base: dict[str, RemoteSource] = {}
         self._refused: set[str] = set()
         self._news = trio.Event()
@@ -69,21 +83,25 @@ class Remotes:
         self.sources += [RemoteSource(remote, remote, None, {}) for remote in remotes]
         self._room = len(self._by_base) + _MOST_CARRIED
 
-    def _of_seed(self, seed: WebSeed) -> RemoteSource:
+    def _of_seed(self, seed: WebSeed, *, public: bool = False) -> RemoteSource:
         number = len(self._by_base)
-        variables = _http_remote(f"CACHEFS_WEB_{number}", seed.base)
-        source = self._by_base[seed.base] = RemoteSource(str(seed), f"cachefs_web_{number}:", seed, variables)
+        remote = "" if self._direct and not _has_proxy(seed) else f"cachefs_web_{number}:"
+        variables = _http_remote(f"CACHEFS_WEB_{number}", seed.base) if remote else {}
+        source = self._by_base[seed.base] = RemoteSource(str(seed), remote, seed, variables, public=public)
         self.environment |= variables
         self._news.set()
+        self._news = trio.Event()
         return source
 
-    def known(self) -> bool:
-        """Whether there is anything to ask rclone for."""
-        return bool(self.sources or self._by_base)
+    def for_rclone(self, *, web_seeds: bool = False) -> bool:
+        """Whether there is anything to ask rclone for; of `web_seeds` alone, if that is asked."""
+        sources = self._by_base.values() if web_seeds else (*self.sources, *self._by_base.values())
+        return any(not source.direct for source in sources)
 
-    async def wait_known(self) -> None:
-        """Return when there may be."""
-        await self._news.wait()
+    async def wait_for_rclone(self) -> None:
+        """Return when there is."""
+        while not self.for_rclone():
+            await self._news.wait()
 
     def of(self, item: Item) -> list[RemoteSource]:
         """The sources that may have `item`."""
@@ -97,7 +115,7 @@ class Remotes:
             if base in self._by_base or base in self._refused or len(self._by_base) >= self._room:
                 continue
             if self._carried == "any" or await _is_public(host):
-                self._of_seed(WebSeed(base))
+                self._of_seed(WebSeed(base), public=self._carried == "public")
                 new = True
             else:
                 self._refused.add(base)
@@ -125,6 +143,11 @@ def _base(url: str, name: str) -> str:
         if unquote(url[at:]) == name:
             return url[:at]
     return ""
+
+
+def _has_proxy(seed: WebSeed) -> bool:
+    """Whether the environment names a proxy for it."""
+    return urlsplit(seed.base).scheme in getproxies() and not proxy_bypass(f"{seed.host}:{seed.port}")
 
 
 def _http_remote(name: str, url: str) -> Mapping[str, str]:

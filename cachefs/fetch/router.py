@@ -1,14 +1,14 @@
-"""One download made of two: the router decides, block by block, whether a file's torrent or rclone fetches it.
+"""One download made of two: the router decides, block by block, whether a file's torrent or the web fetches it.
 
 How it works: the cache sees one `Download`. Behind it the torrent is in the session from the first moment, looking
 for peers and ready to seed, while the table in policy.py says who is asked for what readers want. Conditions
 change, so it is asked again several times a second while something is wanted. When it changes its mind, requests
-that rclone has under way are not thrown away.
+that are under way to web seeds are not thrown away.
 
 Two writers must not meet in one block: libtorrent may write what a peer sent before it was checked. So a block that
-rclone fetched is written to the file only if no peer can have been asked for it; otherwise libtorrent is given the
+came from the web is written to the file only if no peer can have been asked for it; otherwise libtorrent is given the
 whole piece, overwrites with it whatever it had, and lands it as its own. A block that a reader waits for too
-long while the torrent has it is asked from rclone as well: hedging works across the two.
+long while the torrent has it is asked from the web as well: hedging works across the two.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cachefs.content import ContentId
 from cachefs.fetch.base import Job, Sink, Transfer
 from cachefs.fetch.policy import HAND_OVER, Choice, Hedging, Rule, Situation, hand_over
 from cachefs.fetch.ranges import RangeFetcher
-from cachefs.fetch.rclone import RcloneFetcher
+from cachefs.fetch.remote import RemoteFetcher
 from cachefs.fetch.torrent import TorrentFetcher
 from cachefs.fetch.torrent_download import TorrentDownload
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 _REVIEW_EVERY = 0.1
 _GIVEN_UP_FOR = 30.0
-"""Seconds that a torrent which stalled is left alone while rclone fetches."""
+"""Seconds that a torrent which stalled is left alone while the web fetches."""
 _DROUGHT = 60.0
 """Seconds for which a file without peers spares the next files the wait for theirs."""
 
 
-class _RcloneSide:
-    """What rclone's half tells: the blocks go to both halves, the end to the router."""
+class _WebSide:
+    """What the web's half tells: the blocks go to both halves, the end to the router."""
 
     def __init__(self, whole: RoutedDownload) -> None:
         self._whole = whole
@@ -56,7 +56,7 @@ class _RcloneSide:
 
 
 class RoutedDownload:
-    """A `Download` by a torrent and rclone; to the torrent it is the `Sink`."""
+    """A `Download` by a torrent and from the web; to the torrent it is the `Sink`."""
 
     def __init__(self, router: Router, job: Job, sink: Sink) -> None:
         self.job = job
@@ -74,7 +74,7 @@ class RoutedDownload:
         self._torrent_gave_at = trio.current_time()
         self._given_up_until = float("-inf")
         self._row = HAND_OVER[-1]
-        self.rclone = router.rclone.download(job, _RcloneSide(self))
+        self.web = router.web.download(job, _WebSide(self))
         self.torrent = None if job.item.metainfo is None else router.torrent.download(job, self)
 
     @property
@@ -95,29 +95,29 @@ class RoutedDownload:
         self.review()
 
     def moved_at(self) -> float:
-        return max(half.moved_at() for half in (self.rclone, self.torrent) if half is not None)
+        return max(half.moved_at() for half in (self.web, self.torrent) if half is not None)
 
     def sources(self) -> list[str]:
-        return [name for half in (self.torrent, self.rclone) if half is not None for name in half.sources()]
+        return [name for half in (self.torrent, self.web) if half is not None for name in half.sources()]
 
     def trouble(self) -> str:
-        halves = [self.rclone.trouble()]
+        halves = [self.web.trouble()]
         if self.torrent is not None:
             halves.append(self.torrent.trouble())
         return "; ".join(filter(None, halves))
 
     def restart(self) -> None:
-        self.rclone.restart()
+        self.web.restart()
         if self.torrent is not None:
             self.torrent.restart()
 
     def doubted(self) -> None:
-        if self.torrent is not None:  # rclone has no memory of what is here
+        if self.torrent is not None:  # the web's half has no memory of what is here
             self.torrent.doubted()
 
     def open(self) -> None:
         self.opened = True
-        self.rclone.open()
+        self.web.open()
         if self.torrent is not None:
             self.torrent.open()
 
@@ -126,14 +126,14 @@ class RoutedDownload:
         self._forget_wishes()
         if self.torrent is not None:
             self.torrent.close()
-        self.rclone.close()
+        self.web.close()
 
     def leave(self) -> None:
         self.opened = False
         self._forget_wishes()
         if self.torrent is not None:
             self.torrent.leave()
-        self.rclone.leave()
+        self.web.leave()
 
     def _forget_wishes(self) -> None:
         self._urgent, self._ahead, self._hedged = {}, frozenset(), set()
@@ -145,23 +145,23 @@ class RoutedDownload:
     def landed(self, index: int) -> None:
         """The torrent has a block."""
         self._torrent_gave_at = trio.current_time()
-        self._came(index, Choice.RCLONE if index in self._offered else Choice.TORRENT)
+        self._came(index, Choice.WEB if index in self._offered else Choice.TORRENT)
 
     def _came(self, index: int, by: Choice) -> None:
         if index not in self._counted:
             self._counted.add(index)
-            self._router.hedging.won += by is Choice.RCLONE and index in self._hedged
+            self._router.hedging.won += by is Choice.WEB and index in self._hedged
             self._router.count(by, self.job.item.manifest.span(index).length, self._why(index))
         self._urgent.pop(index, None)
         self._hedged.discard(index)
-        self.rclone.landed(index)
+        self.web.landed(index)
         self._sink.landed(index)
 
     def _why(self, index: int) -> str:
         return "late at its first source" if index in self._hedged else self.reason
 
     async def deliver(self, index: int, data: memoryview) -> None:
-        """rclone has a block."""
+        """The web's half has a block."""
         torrent = self.torrent
         if torrent is None:
             await self._sink.deliver(index, data)
@@ -171,7 +171,7 @@ class RoutedDownload:
             await torrent.step_aside(index)
             await self._sink.deliver(index, data)
             torrent.pieces.arrived(index)
-        self._came(index, Choice.RCLONE)
+        self._came(index, Choice.WEB)
 
     async def _hand_to(self, torrent: TorrentDownload, index: int, data: memoryview) -> None:
         await trio.to_thread.run_sync(self.job.item.manifest.verify, index, data)
@@ -194,7 +194,7 @@ class RoutedDownload:
 
     def end_if_idle(self) -> None:
         """End when both halves have let go; begin anew if somebody opened it just then."""
-        if self.torrent is not None or self.rclone.busy:
+        if self.torrent is not None or self.web.busy:
             return
         if self.opened and self.job.item.metainfo is not None:
             self.torrent = self._router.torrent.download(self.job, self)
@@ -212,20 +212,20 @@ class RoutedDownload:
         if rule.choice is not self._choice or not self.reason:
             self._changed(rule.reason)
         self._choice, self.reason = rule.choice, rule.reason
-        if rule.choice is Choice.RCLONE:
+        if rule.choice is Choice.WEB:
             if self.torrent is not None:
                 self.torrent.demand(frozenset(), frozenset())
-            self.rclone.demand(self._urgent.keys(), self._ahead)
+            self.web.demand(self._urgent.keys(), self._ahead)
         elif self.torrent is not None:
             self._hedge()
             self.torrent.demand(self._urgent.keys(), self._ahead)
-            under_way = self.rclone.flying()
-            self.rclone.demand(self._urgent.keys() & (under_way | self._hedged), self._ahead & under_way)
+            under_way = self.web.flying()
+            self.web.demand(self._urgent.keys() & (under_way | self._hedged), self._ahead & under_way)
 
     def _rule(self) -> Rule:
         """The row of the table that holds now; one that gave the torrent up holds for a while."""
         now = self._situation()
-        if trio.current_time() >= self._given_up_until or not now.rclone_sources:
+        if trio.current_time() >= self._given_up_until or not now.web_sources:
             self._row = hand_over(now, self._router.settings)
         return self._row
 
@@ -246,7 +246,7 @@ class RoutedDownload:
         waited = now - max(self._torrent_gave_at, min(self._urgent.values())) if self._urgent else 0.0
         return Situation(
             has_torrent=torrent is not None,
-            rclone_sources=len(self.rclone.askable()),
+            web_sources=len(self.web.askable()),
             findable=self._router.torrent.has_peers,
             peers=holders,
             looked_for=float("inf") if self._router.drought else now - self._seeking_since,
@@ -257,19 +257,19 @@ class RoutedDownload:
         )
 
     def _hedge(self) -> None:
-        """Ask rclone too for what readers wait for too long."""
+        """Ask the web too for what readers wait for too long."""
         hedging, now = self._router.hedging, trio.current_time()
         late_after = hedging.late_after()
         for index, since in self._urgent.items():
             size = self.job.item.manifest.span(index).length
             if index in self._hedged or now - since < late_after or not hedging.allows(size):
                 continue
-            if self.rclone.askable():
+            if self.web.askable():
                 hedging.hedge(size)
                 self._hedged.add(index)
 
     def transfer(self) -> Transfer:
-        halves = [self.rclone.transfer()]
+        halves = [self.web.transfer()]
         if self.torrent is not None:
             halves.append(self.torrent.transfer())
         item = self.job.item
@@ -286,25 +286,25 @@ class RoutedDownload:
 
 
 class Router:
-    """The `Fetcher` that joins the two. In the place of rclone may stand the fetcher of a record's own URLs."""
+    """The `Fetcher` that joins the two: a torrent, and web seeds and remotes or a record's own URLs."""
 
     def __init__(
         self,
         settings: Fetch,
         torrent: TorrentFetcher,
-        rclone: RcloneFetcher | RangeFetcher,
+        web: RemoteFetcher | RangeFetcher,
         hedging: Hedging,
         from_web: Callable[[ContentId], bool],
     ) -> None:
         self.settings = settings
         self.torrent = torrent
-        self.rclone = rclone
+        self.web = web
         self.hedging = hedging
         self.from_web = from_web
         self.fetched = dict.fromkeys(Choice, 0)
         """The bytes of verified blocks that each back end fetched."""
         self.handed_over: dict[str, int] = {}
-        """The bytes that rclone fetched, by the row of the table that let it."""
+        """The bytes that came from the web, by the row of the table that let it."""
         self._downloads: set[RoutedDownload] = set()
         self._no_peers_at = float("-inf")
 
@@ -316,7 +316,7 @@ class Router:
     def count(self, by: Choice, size: int, why: str) -> None:
         """A verified block came by this back end."""
         self.fetched[by] += size
-        if by is Choice.RCLONE:
+        if by is Choice.WEB:
             self.handed_over[why] = self.handed_over.get(why, 0) + size
 
     def found_no_peers(self) -> None:
@@ -340,9 +340,8 @@ class Router:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look again at what is wanted, for ever."""
-        rclone = self.rclone
-        if isinstance(rclone, RcloneFetcher):
-            self.torrent.leave_web_seeds_to(rclone.serves)
+        if isinstance(self.web, RemoteFetcher):
+            self.torrent.leave_web_seeds_to(self.web.serves)
         task_status.started()
         while True:
             await trio.sleep(_REVIEW_EVERY)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import mkstemp
 
 from cachefs.content import ContentId, Span
 from cachefs.errors import StoreFailed, StoreFull
@@ -171,7 +171,8 @@ def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> Non
 
 def replace_file(path: Path, raw: bytes) -> None:
     """Make `path` a file of `raw`, whole or not at all to anyone who opens it meanwhile. Not synced."""
-    fd, temporary = mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    temporary = f"{path}.{secrets.token_hex(4)}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _COMMON, _OURS)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(raw)

@@ -25,7 +25,7 @@ import trio
 
 from cachefs.content import Bitmap, ContentId, Manifest, Span
 from cachefs.errors import CachefsError, Stopping, StoreFailed
-from cachefs.store import disk, places, recovery, space
+from cachefs.store import disk, losses, places, recovery, space
 from cachefs.store.places import How
 from cachefs.store.recovery import Found
 from cachefs.store.state import ObjectRow, Seal, State
@@ -122,6 +122,10 @@ class ObjectStore:
         row = self._tools.state.load_object(manifest.content)
         return recovery.recorded_bits(manifest, row) or Bitmap(manifest.blocks)
 
+    def lost(self, manifest: Manifest) -> list[int]:
+        """The blocks that were held, were found wrong or gone, and aren't here again. Blocking, short. StoreFailed."""
+        return losses.missing(self._tools.state, manifest, self.recorded(manifest))
+
     async def adopt(self, manifest: Manifest, source: Path, seal: Seal) -> How:
         """Take over a file whose bytes the caller has verified against `manifest` while it looked like `seal`.
 
@@ -144,7 +148,6 @@ class ObjectStore:
             how, now = taken
             self.brought.add(content)
             self._tools.state.save_object(content, recovery.whole(manifest, now, self._tools.clock()))
-            self.brought.add(content)
             return how
 
     async def doubtful(self) -> list[ContentId]:
@@ -280,6 +283,8 @@ class ObjectStore:
             lost = [index for index in recovery.recorded_bits(manifest, row) or () if index not in stored.verified]
             if lost:
                 _log.warning("%s: %d blocks are gone or wrong, and missing from now on", path, len(lost))
+                with self._tolerant(stored):
+                    losses.note(self._tools.state, manifest, lost)
         except BaseException:
             stored.abandon()
             raise

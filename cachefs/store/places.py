@@ -30,6 +30,9 @@ _ANOTHER_WAY = {
     errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.EINVAL, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS,
 }  # fmt: skip
 _CHUNK = 2**30
+_NEVER: set[tuple[int, int]] = set()
+"""File systems, from and to, between which there are no reflinks. To find that out takes a file, made and deleted,
+and ext4 is slow to make the next one after many of those."""
 
 
 class How(enum.Enum):
@@ -102,9 +105,16 @@ def _sealed(source: Path, made: Path, seal: Seal, how: How) -> Seal:
 def _clone(source: Path, made: Path) -> None:
     original = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        between = os.fstat(original).st_dev, made.parent.stat().st_dev
+        if between in _NEVER:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         copy = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.ioctl(copy, _FICLONE, original)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV):
+                _NEVER.add(between)
+            raise
         finally:
             os.close(copy)
     finally:

@@ -31,10 +31,14 @@ Hashed = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What became of one object: how many of its blocks were thought to be here, and which of them weren't."""
+    """What became of one object: how many of its blocks were thought to be here, and which of them weren't.
+
+    `lost`: those that were found wrong earlier, and haven't come again.
+    """
 
     held: int
     wrong: tuple[int, ...]
+    lost: tuple[int, ...] = ()
 
 
 class Checker:
@@ -49,7 +53,7 @@ class Checker:
 
     async def check(self, store: ObjectStore, manifest: Manifest, hashed: Hashed = lambda size: None) -> Checked:
         """Hash what is held of an object, and doubt what is wrong of it. StoreFull, StoreFailed."""
-        recorded = store.recorded(manifest)
+        recorded, earlier = store.recorded(manifest), store.lost(manifest)
         stored = await store.open(manifest)
         here, wrong = stored.verified.copy(), set[int]()
         try:
@@ -61,7 +65,8 @@ class Checker:
                 finally:
                     await stored.release()
         lost = {index for index in recorded if index not in here}
-        return Checked(len(here) + len(lost), tuple(sorted(wrong | lost)))
+        still = tuple(index for index in earlier if index not in here)
+        return Checked(len(here) + len(lost), tuple(sorted(wrong | lost)), still)
 
     async def _wrong(self, stored: StoredObject, blocks: Bitmap, hashed: Hashed) -> set[int]:
         found: set[int] = set()

@@ -2,11 +2,12 @@
 
 How it works: `BittorrentInfo` has a row for each name of the lock (Erigon's columns); `objects` has one for
 each content id, with a bit for every block known to be good **on disk**; `scrubs` says when an object was last
-read again. Nothing here is precious: names come back from the lock, lengths from the manifests, bits by
-hashing the data files. So `synchronous=NORMAL` is enough (a power cut may lose the last commits, never the
-database's consistency), but for taking a bit back: the bit that was written before must not return. A
-database that is damaged is moved aside and started anew. It is never deleted, in case someone wants
-to know what happened. On a read-only file system a copy in memory is used: reads work, nothing is kept.
+read again, `losses` which of its blocks were found wrong since it was complete. Nothing here is precious: names come
+back from the lock, lengths from the manifests, bits by hashing the data files. So `synchronous=NORMAL` is enough (a
+power cut may lose the last commits, never the database's consistency), but for taking a bit back: the bit that was
+written before must not return. A database that is damaged is moved aside and started anew. It is never deleted, in
+case someone wants to know what happened. On a read-only file system a copy in memory is used: reads work, nothing is
+kept.
 
 All calls are synchronous and quick, and belong to the thread that called `open`.
 """
@@ -39,12 +40,13 @@ CREATE TABLE objects (
     last_used REAL NOT NULL
 );
 """
-# Made where it is missing, so that a database from before there were pins or scrubs goes on.
+# Made where it is missing, so that a database from before there were these goes on.
 _LATER = (
     """CREATE TABLE IF NOT EXISTS pins (
         catalogue TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL, PRIMARY KEY (catalogue, name)
     ) WITHOUT ROWID""",
     "CREATE TABLE IF NOT EXISTS scrubs (id TEXT PRIMARY KEY NOT NULL, scrubbed REAL NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS losses (id TEXT PRIMARY KEY NOT NULL, bitmap BLOB NOT NULL) WITHOUT ROWID",
 )
 # What was just completed was hashed as it came.
 _LONGEST_UNREAD = """
@@ -91,8 +93,11 @@ class State:
 
         StoreFailed if it isn't there or isn't sound: nothing is mended here.
         """
+        if not path.exists():
+            raise StoreFailed(f"{path} isn't there; the first mount makes it, or `cachefs adopt`")
+        how = "mode=ro" if os.access(path.parent, os.W_OK) else "mode=ro&immutable=1"  # a log needs a file beside it
         with _translated():
-            db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+            db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
             try:
                 _check(db)
             except (sqlite3.Error, _BrokenError) as error:
@@ -156,6 +161,8 @@ class State:
         values = (str(content), row.block_length, row.length, row.bitmap, row.held, *seal, row.completed, row.last_used)
         with self._transaction() as db:
             db.execute(f"INSERT OR REPLACE INTO objects (id, {_FIELDS}) VALUES (?,?,?,?,?,?,?,?,?,?)", values)
+            if row.completed is not None:
+                db.execute("DELETE FROM losses WHERE id = ?", (str(content),))
             db.execute(_COMPLETED, (row.completed, content.hex))
 
     def save_object_synced(self, content: ContentId, row: ObjectRow) -> None:
@@ -184,7 +191,19 @@ class State:
         with self._transaction() as db:
             db.execute("DELETE FROM objects WHERE id = ?", (str(content),))
             db.execute("DELETE FROM scrubs WHERE id = ?", (str(content),))
+            db.execute("DELETE FROM losses WHERE id = ?", (str(content),))
             db.execute(_COMPLETED, (None, content.hex))
+
+    def losses(self, content: ContentId) -> bytes | None:
+        """A bit for each block of an object that was found wrong since it was complete; None if there are none."""
+        with _translated():
+            row = self._db.execute("SELECT bitmap FROM losses WHERE id = ?", (str(content),)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def save_losses(self, content: ContentId, bitmap: bytes) -> None:
+        """Record these until the object is complete or forgotten."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO losses (id, bitmap) VALUES (?, ?)", (str(content), bitmap))
 
     def save_scrubbed(self, content: ContentId, when: float) -> None:
         """Record when all that is held of an object was read again."""

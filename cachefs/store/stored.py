@@ -29,7 +29,7 @@ import trio
 
 from cachefs.content import Bitmap, Manifest
 from cachefs.errors import CachefsError, RecordInconsistent, StoreFailed
-from cachefs.store import disk, places, recovery, space
+from cachefs.store import disk, losses, places, recovery, space
 from cachefs.store.guard import Guard
 from cachefs.store.recovery import Found
 from cachefs.store.state import ObjectRow, Seal, State
@@ -175,8 +175,7 @@ class StoredObject:
         """
         if offset + size > self._length:
             size = max(0, self._length - offset)
-        if not self.complete and size:
-            self._require(offset, size)
+        self._require(offset, size)
         if size > READ_NOW_LIMIT:
             return None
         view = self._tools.buffer[:size]
@@ -188,16 +187,16 @@ class StoredObject:
         return view if count == size and unchanged else None
 
     async def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`, less only what lies past the end; StoreFailed rather than fewer."""
-        while True:
-            ready = self.read_now(offset, size)
-            if ready is not None:
-                return bytes(ready)
+        """`size` bytes at `offset`, less only what lies past the end, from the disk; StoreFailed rather than fewer."""
+        size = min(size, self._length - offset)
+        while size > 0:
+            self._require(offset, size)
             doubts = self._doubts
-            data = await trio.to_thread.run_sync(self._read, offset, min(size, self._length - offset))
+            data = await trio.to_thread.run_sync(self._read, offset, size)
             if doubts == self._doubts:
                 self._renew_seal()
                 return data
+        return b""
 
     def _read(self, offset: int, size: int) -> bytes:
         if self._shared:
@@ -213,6 +212,8 @@ class StoredObject:
                 self._save(self.verified.copy())
 
     def _require(self, offset: int, size: int) -> None:
+        if self.complete or not size:
+            return
         for index in range(offset // self._block_length, -(-(offset + size) // self._block_length)):
             if index not in self.verified:
                 raise StoreFailed(f"{self.path}: block {index} was read before it was there")
@@ -255,6 +256,7 @@ class StoredObject:
                     bits.discard(index)
                 row = replace(row, bitmap=bytes(bits), held=self.manifest.held(bits), seal=None, completed=None)
                 self._tools.state.save_object_synced(self.manifest.content, row)
+            losses.note(self._tools.state, self.manifest, bad)
         except BaseException:
             self._dirty = True
             if self._owner is not None:

@@ -1,10 +1,10 @@
-"""One file fetched through rclone: ranges of it from web seeds and the operator's remotes, block by block.
+"""One file fetched by ranges, from web seeds and the operator's remotes, block by block.
 
 How it works: what is wanted is cut into runs of neighbouring blocks, and each run is one request to one source;
 a block that somebody waits for begins its run, so it comes first. The blocks of a run are verified and land as
 they arrive. Which source is asked, when a block is late and may be asked for twice, is for policy.py to say. The
-first right answer wins, and the other request is dropped. A wrong block bans its source for this content, an
-unusable answer leaves the source alone for a while, and either way the block is asked for elsewhere at once.
+first right answer wins, and the other request is dropped. A request that fails is judged by remote_judge.py, and its
+blocks are asked for elsewhere at once.
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ from typing import TYPE_CHECKING
 import trio
 
 from cachefs.content import Span
-from cachefs.errors import BlockInvalid, CachefsError, NotAtSource, OtherContent, RcloneGone, SourceFailed
+from cachefs.errors import CachefsError, NotAtSource, OtherContent, SourceFailed
 from cachefs.fetch.base import Job, Sink, Transfer
-from cachefs.fetch.diagnosis import diagnose
-from cachefs.fetch.rclone_rc import Body
+from cachefs.fetch.remote_judge import Judge
 from cachefs.fetch.remotes import RemoteSource
+from cachefs.fetch.wire import Body
 
 if TYPE_CHECKING:
-    from cachefs.fetch.rclone import RcloneFetcher
+    from cachefs.fetch.remote import RemoteFetcher
 
 log = logging.getLogger(__name__)
 
 _RUN_BYTES = 8 * 2**20
 _AHEAD_RUNS = 4
 _GIVE_WAY = 0.005
-_FORBIDDEN = ("HTTP 401", "HTTP 403", "HTTP 404", "HTTP 410")
-_FORBIDDEN_FOR = 60.0
 
 
 class _Run:
@@ -62,10 +60,10 @@ class _Run:
         self.received = 0
 
 
-class RcloneDownload:
-    """A `Download` by rclone; from `RcloneFetcher.download`."""
+class RemoteDownload:
+    """A `Download` by ranges; from `RemoteFetcher.download`."""
 
-    def __init__(self, fetcher: RcloneFetcher, job: Job, sink: Sink) -> None:
+    def __init__(self, fetcher: RemoteFetcher, job: Job, sink: Sink) -> None:
         self.job = job
         self.opened = True
         self.landed_bytes = 0
@@ -75,7 +73,7 @@ class RcloneDownload:
         self._urgent: dict[int, float] = {}
         self._ahead: list[int] = []
         self._runs: set[_Run] = set()
-        self._trouble = ""
+        self._judge = Judge(fetcher, job.item)
         self._moved_at = float("-inf")
         self._gave: set[str] = set()
 
@@ -112,7 +110,7 @@ class RcloneDownload:
         return sorted(self._gave)
 
     def trouble(self) -> str:
-        return self._trouble
+        return self._judge.trouble
 
     def restart(self) -> None:
         for source in self._fetcher.sources(self.job.item):
@@ -142,7 +140,7 @@ class RcloneDownload:
     def transfer(self) -> Transfer:
         sources = len({run.source for run in self._runs})
         wanted = len(self._urgent) + len(self._ahead)
-        return Transfer(self.job.item.content, self.job.item.name, sources, self.rate, wanted, self._trouble)
+        return Transfer(self.job.item.content, self.job.item.name, sources, self.rate, wanted, self.trouble())
 
     def landed(self, index: int) -> None:
         """A block is here, by whatever way: whoever is still busy with it has lost."""
@@ -157,7 +155,7 @@ class RcloneDownload:
     def _lost(self, run: _Run) -> None:
         age = trio.current_time() - run.began
         if not run.received:
-            self._failed(run.source, f"silent for {age:.1f} s, while another source answered")
+            self._judge.failed(run.source, f"silent for {age:.1f} s, while another source answered")
         else:
             run.source.health.measured(run.received, age)
             why = f"slow: {run.received / max(age, 1e-3) / 1000:,.0f} kB/s; another source was quicker"
@@ -218,16 +216,21 @@ class RcloneDownload:
             if run.scope.cancelled_caught and not run.dropped:
                 raise SourceFailed(f"silent for {self._fetcher.settings.stall:g} s")
         except CachefsError as error:
-            self._judge(run, error)
+            self._failed(run, error)
         except Exception:  # a fault of ours costs a request, not the mount
             log.exception("%s: fetching from %s", self.job.item.name, run.source)
-            self._failed(run.source, "a fault of the daemon, told in its log")
+            self._judge.failed(run.source, "a fault of the daemon, told in its log")
         finally:
             self._runs.discard(run)
             run.source.busy -= 1
             run.source.jumps -= run.jump
             self._fetcher.schedule()
             self._end_if_idle()
+
+    def _failed(self, run: _Run, error: CachefsError) -> None:
+        if not self._judge.blames(run.source, error):  # the store's: nothing that another source could mend
+            self._urgent, self._ahead = {}, []
+            self._sink.failed(error)
 
     async def _request(self, run: _Run) -> None:
         paths = run.source.paths(self.job.item.name)
@@ -246,10 +249,8 @@ class RcloneDownload:
         start = manifest.span(run.blocks.start).offset
         span = Span(start, manifest.span(run.blocks.stop - 1).end - start)
         self._be_patient(run)
-        async with self._fetcher.child.open(
-            run.source.remote, path, span if run.source.health.ranges else None
-        ) as body:
-            if body.total != manifest.length:
+        async with self._fetcher.open(run.source, path, span if run.source.health.ranges else None) as body:
+            if body.total not in (-1, manifest.length):
                 raise OtherContent(f"has {body.total} bytes under this name, the lock's content has {manifest.length}")
             buffer = memoryview(bytearray(manifest.block_length))
             for index in run.blocks:
@@ -292,56 +293,4 @@ class RcloneDownload:
         run.source.health.breaker.succeeded()
         self.landed_bytes += size
         self._gave.add(run.source.name)
-        self._trouble = ""
-
-    # What went wrong
-
-    def _judge(self, run: _Run, error: CachefsError) -> None:
-        """What a request that failed says about its source. Nobody asks it again before that is clear."""
-        match error:
-            case RcloneGone():
-                self._fetcher.child.suspect()
-                self._trouble = str(error)
-            case NotAtSource():
-                self._refused(run.source, "does not have it", self._fetcher.memory)
-            case OtherContent():
-                self._refused(run.source, str(error), _FORBIDDEN_FOR)
-            case BlockInvalid():
-                why = f"sent wrong bytes for {self.job.item.name}; banned for this file: {error}"
-                run.source.health.refuse(self.job.item.content, "sent wrong bytes", float("inf"))
-                self._fetcher.start(self._look_into, run, why)
-            case SourceFailed() if str(error).startswith(_FORBIDDEN):
-                self._refused(run.source, str(error), _FORBIDDEN_FOR)
-            case SourceFailed():
-                self._failed(run.source, str(error))
-                if str(error).startswith(("HTTP", "cut short")):
-                    self._fetcher.start(self._look_into, run, str(error))
-            case _:  # the store's: nothing that another source could mend
-                self._urgent, self._ahead = {}, []
-                self._sink.failed(error)
-
-    async def _look_into(self, run: _Run, why: str) -> None:
-        """Ask the host itself what the matter is, for rclone tells only half of it: no ranges, or when to come back."""
-        source, content = run.source, self.job.item.content
-        found = await diagnose(source.seed.urls(self.job.item.name)[0]) if source.seed is not None else None
-        if found is not None and found.whole_only and source.health.ranges:
-            source.health.ranges = False
-            source.health.forgive(content)
-            self._note(source, "does not answer ranges: it is asked for whole files only, if nobody else can")
-        elif found is not None and found.retry_after:
-            self._failed(source, why, found.retry_after)
-        elif "wrong bytes" in why:
-            self._note(source, why, lied=True)
-        self._fetcher.schedule()
-
-    def _refused(self, source: RemoteSource, why: str, seconds: float) -> None:
-        source.health.refuse(self.job.item.content, why, seconds)
-        self._note(source, f"{why}: {self.job.item.name}")
-
-    def _failed(self, source: RemoteSource, why: str, retry_after: float = 0.0) -> None:
-        source.health.breaker.failed(why, retry_after=retry_after)
-        self._note(source, f"{why}; asked again in {retry_after:g} s, as it wishes" if retry_after else why)
-
-    def _note(self, source: RemoteSource, why: str, *, lied: bool = False) -> None:
-        self._trouble = f"{source.name}: {why}"
-        self._fetcher.ledger.failed(source.name, why, lied=lied)
+        self._judge.trouble = ""

@@ -1,30 +1,34 @@
-"""Fetching through rclone: the sources that all files of a mount share, and the one child that asks them.
+"""Fetching from web seeds and remotes: the sources that all files of a mount share, and the ways to ask them.
 
-How it works: each file is a download of its own (rclone_download.py). They share the sources, so a request that
-ends lets all of them look for something to ask, those with readers first. Many times a second downloads that are
-waited for look whether a block is late.
+How it works: web seeds are asked directly (direct.py), and the operator's remotes through the one rclone child, which
+is started when there is anything to ask it. Each file is a download of its own (remote_download.py). They share the
+sources, so a request that ends lets all of them look for something to ask, those with readers first. Many times a
+second downloads that are waited for look whether a block is late.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from cachefs.content import ContentId
+from cachefs.content import ContentId, Span
 from cachefs.errors import CachefsError
 from cachefs.fetch.base import Item, Job, Sink, Transfer
+from cachefs.fetch.direct import Direct
 from cachefs.fetch.policy import Hedging, rank
 from cachefs.fetch.rclone_child import RcloneChild
-from cachefs.fetch.rclone_download import RcloneDownload
+from cachefs.fetch.remote_download import RemoteDownload
 from cachefs.fetch.remotes import Remotes, RemoteSource
 from cachefs.fetch.sources import Ledger
+from cachefs.fetch.wire import Body
 
 if TYPE_CHECKING:
-    from cachefs.config import Rclone
+    from cachefs.config import Fetch, Rclone
 
 log = logging.getLogger(__name__)
 
@@ -32,41 +36,46 @@ _LOOK_EVERY = 0.05
 _MEASURE_EVERY = 1.0
 
 
-class RcloneFetcher:
-    """The `Fetcher` by rclone; use it inside `run`."""
+class RemoteFetcher:
+    """The `Fetcher` by ranges of web seeds and remotes; use it inside `run`."""
 
     def __init__(
-        self, settings: Rclone, ledger: Ledger, hedging: Hedging, remotes: Remotes, directory: Path, *, memory: float
+        self, settings: Fetch, rclone: Rclone, ledger: Ledger, remotes: Remotes, directory: Path, *, memory: float
     ) -> None:
         self.settings = settings
         self.ledger = ledger
-        self.hedging = hedging
+        self.hedging = Hedging(settings)
         self.memory = memory
-        self.child = RcloneChild(settings, directory, remotes.environment)
+        self.child = RcloneChild(rclone, directory, remotes.environment)
+        self._with_rclone = rclone.enabled
         self._remotes = remotes
-        self._downloads: dict[ContentId, RcloneDownload] = {}
+        self._direct = Direct()
+        self._downloads: dict[ContentId, RemoteDownload] = {}
         self._nursery: trio.Nursery | None = None
         self._work = trio.Event()
         self._received: dict[RemoteSource, int] = {}
+        self._by_rclone = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look after requests, and after rclone once there is anything to ask it, for ever."""
-        async with trio.open_nursery() as self._nursery:
-            if self.settings.enabled:
-                self._nursery.start_soon(self._keep_child)
-            self._nursery.start_soon(self._look)
-            self._nursery.start_soon(self._measure)
-            task_status.started()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                if self._with_rclone:
+                    self._nursery.start_soon(self._keep_child)
+                self._nursery.start_soon(self._look)
+                self._nursery.start_soon(self._measure)
+                task_status.started()
+        finally:
+            self._direct.close()
 
     async def _keep_child(self) -> None:
-        while not self._remotes.known():
-            await self._remotes.wait_known()
+        await self._remotes.wait_for_rclone()
         await self.child.run()
 
     # What the cache and the downloads ask
 
-    def download(self, job: Job, sink: Sink) -> RcloneDownload:
-        download = RcloneDownload(self, job, sink)
+    def download(self, job: Job, sink: Sink) -> RemoteDownload:
+        download = RemoteDownload(self, job, sink)
         self.remember(download)
         assert self._nursery is not None
         if job.item.metainfo is not None and job.item.metainfo.web_seeds:
@@ -77,11 +86,11 @@ class RcloneFetcher:
         if await self._remotes.learn(item):
             self.child.describe(self._remotes.environment)
 
-    def remember(self, download: RcloneDownload) -> None:
+    def remember(self, download: RemoteDownload) -> None:
         """The download may want something from here on."""
         self._downloads[download.job.item.content] = download
 
-    def forget(self, download: RcloneDownload) -> None:
+    def forget(self, download: RemoteDownload) -> None:
         """The download is over: nothing more is written to its file."""
         self._downloads.pop(download.job.item.content, None)
 
@@ -97,13 +106,28 @@ class RcloneFetcher:
         return self._remotes.sources
 
     def usable(self, item: Item) -> list[RemoteSource]:
-        """The sources that may be asked for `item` now, best first; none while rclone isn't there."""
-        known = [source for source in self._remotes.of(item) if self.child.knows(source.variables)]
-        return rank(known, item.content) if self.child.ready else []
+        """The sources that may be asked for `item` now, best first; of rclone's none while it isn't there."""
+        return rank([source for source in self._remotes.of(item) if self.reaches(source)], item.content)
+
+    async def until_reached(self) -> None:
+        """Return when all configured sources can be asked, or never can be: at once, if none needs rclone."""
+        if self._with_rclone and not all(source.direct for source in self._remotes.sources):
+            await self.child.until_known()
+
+    def reaches(self, source: RemoteSource) -> bool:
+        """Whether it can be asked at all."""
+        return source.direct or (self.child.ready and self.child.knows(source.variables))
+
+    def open(self, source: RemoteSource, path: str, span: Span | None) -> AbstractAsyncContextManager[Body]:
+        """A file's bytes, or those of a span; SourceFailed in all its kinds, RcloneGone."""
+        if source.direct:
+            assert source.seed is not None
+            return self._direct.open(source.seed.base + path, span, public=source.public)
+        return self.child.open(source.remote, path, span)
 
     def serves(self) -> bool:
-        """Whether web seeds are asked through rclone: it answers, or is about to."""
-        return self.settings.enabled and self._remotes.known() and self.child.expected
+        """Whether web seeds are asked here: directly, or through an rclone that answers or is about to."""
+        return not self._remotes.for_rclone(web_seeds=True) or (self._with_rclone and self.child.expected)
 
     def is_free(self, source: RemoteSource) -> bool:
         """Whether it may be sent one request more."""
@@ -118,10 +142,11 @@ class RcloneFetcher:
         try:
             await task(*arguments)
         except Exception:  # a fault of ours costs a request, not the mount
-            log.exception("fetching through rclone")
+            log.exception("fetching from web seeds and remotes")
 
     def received(self, source: RemoteSource, size: int) -> None:
         """Count bytes of a source."""
+        self._by_rclone += 0 if source.direct else size
         self.ledger.received(source.name, size)
         self._received[source] = self._received.get(source, 0) + size
 
@@ -149,19 +174,20 @@ class RcloneFetcher:
             self.schedule()  # a source that was left alone may be asked again
 
     async def _measure(self) -> None:
-        landed: dict[RcloneDownload, int] = {}
+        landed: dict[RemoteDownload, int] = {}
         while True:
             await trio.sleep(_MEASURE_EVERY)
+            self._direct.tidy()
             received, self._received = self._received, {}
-            self.ledger.set_rates("rclone", {s.name: size / _MEASURE_EVERY for s, size in received.items()})
+            self.ledger.set_rates("web", {s.name: size / _MEASURE_EVERY for s, size in received.items()})
             for download in self._downloads.values():
                 download.rate = (download.landed_bytes - landed.get(download, 0)) / _MEASURE_EVERY
             landed = {download: download.landed_bytes for download in self._downloads.values()}
 
     def _trouble(self) -> str:
-        if not self.settings.enabled:
+        if not self._with_rclone:
             return "turned off ([rclone] enabled)"
-        return self.child.trouble if self._remotes.known() else "not needed: no web seed and no remote is known"
+        return self.child.trouble if self._remotes.for_rclone() else "not needed: web seeds are asked directly"
 
     async def report(self) -> dict[str, Any]:
         """rclone's own account: which binary, whether it answers, and what it is transferring."""
@@ -172,6 +198,7 @@ class RcloneFetcher:
             "pid": child.pid,
             "restarts": child.restarts,
             "trouble": self._trouble(),
+            "received": self._by_rclone,
             "transferring": [],
         }
         if child.control is not None:
