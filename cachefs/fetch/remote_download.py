@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _RUN_BYTES = 8 * 2**20
 _AHEAD_RUNS = 4
 _GIVE_WAY = 0.005
+_TOO_SOON = 0.05
+"""Seconds before which nothing can be said against a source that another one was quicker than."""
 
 
 class _Run:
@@ -154,7 +156,9 @@ class RemoteDownload:
 
     def _lost(self, run: _Run) -> None:
         age = trio.current_time() - run.began
-        if not run.received:
+        if age < _TOO_SOON:
+            pass  # it had no time to answer
+        elif not run.received:
             self._judge.failed(run.source, f"silent for {age:.1f} s, while another source answered")
         else:
             run.source.health.measured(run.received, age)
