@@ -25,6 +25,9 @@ from cachefs.store.stored import StoredObject
 _BATCH = 32 * 2**20
 """Bytes that a thread hashes at a time: switching threads costs a tenth of hashing one block."""
 
+_THREADS_A_CORE = 2
+"""While one waits for the disk another hashes: a sixth faster from the disk than one, and no slower from memory."""
+
 Hashed = Callable[[int], None]
 """Told how many bytes more were hashed."""
 
@@ -45,7 +48,7 @@ class Checker:
     """Hashes blocks: with all cores, or at `rate` bytes per second (0: no limit) from the disk itself."""
 
     def __init__(self, *, from_disk: bool = False, rate: float = 0.0) -> None:
-        self.threads = 1 if rate else os.cpu_count() or 1
+        self.threads = 1 if rate else _THREADS_A_CORE * (os.cpu_count() or 1)
         self._from_disk = from_disk
         self._rate = rate
         self._due = float("-inf")
