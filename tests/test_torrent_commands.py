@@ -21,6 +21,7 @@ from tests.mount_kit import (
     PIECE,
     Library,
     cachefs,
+    command_of,
     make_library,
     mounted,
 )
@@ -38,6 +39,16 @@ def test_torrent_hashes_prints_the_chain_toml_and_writes_nothing(library: Librar
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout == second.stdout == library.chain.read_text()
     assert sorted(library.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [("torrent-hashes",), ("manifest",), ("--help",)])
+def test_what_cant_be_printed_for_a_full_disk_is_one_line_and_a_failure(
+    library: Library, arguments: tuple[str, ...]
+) -> None:
+    command = command_of(arguments if arguments[0] == "--help" else [*arguments, library.root])
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "cachefs: what it prints can't be written: No space left on device\n")
 
 
 def test_torrent_hashes_says_what_it_leaves_out(tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 """The `cachefs` command: a table of subcommands, each in a file of its own and loaded when it is called.
 
-How it works: importing libtorrent or pyfuse3 takes longer than printing a help text, so the group knows
-its commands by a table (name, where the command is, one line of help) and imports only the one that was
-asked for. Errors we raise on purpose end here, as `cachefs: message` on stderr and exit code 1, and so does Ctrl-C,
-with the exit code that shells have for it; they may come wrapped in the exception groups of trio's nurseries. Any other
-exception is a bug and keeps its traceback.
+How it works: importing libtorrent or pyfuse3 takes longer than printing a help text, so the group knows its commands
+by a table (name, where the command is, one line of help) and imports only the one that was asked for. Errors we raise
+on purpose end here, as `cachefs: message` on stderr and exit code 1. So does a full disk that cannot take what is
+printed, and so does Ctrl-C, with the exit code that shells have for it; errors may come wrapped in the exception
+groups of trio's nurseries. Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +73,8 @@ COMMANDS = {
 }
 
 
+_NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
 INTERRUPTED = 130
 """The exit code of a program that SIGINT ended, as shells tell it: 128 and the signal's number."""
 
@@ -80,6 +86,12 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
             yield from leaves(inner)
     else:
         yield error
+
+
+def _drop_output() -> None:
+    """Have what is still in stdout's buffer go nowhere, so that the interpreter doesn't fail to write it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class LazyGroup(click.Group):
@@ -95,6 +107,17 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, lazy.help) for name, lazy in COMMANDS.items()])
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            if error.errno not in _NO_ROOM or error.filename is not None:
+                raise
+            # The store's files have become errors of ours long before: this was being printed.
+            click.echo(f"cachefs: what it prints can't be written: {error.strerror}", err=True)
+            _drop_output()
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
