@@ -23,7 +23,7 @@ import trio
 
 from cachefs.catalog import records, snapshots
 from cachefs.content import ContentId
-from cachefs.errors import CachefsError
+from cachefs.errors import CachefsError, StoreFailed
 from cachefs.store import space
 from cachefs.store.eviction import Limits, catalogue_of
 from cachefs.store.lock import DataDirLock
@@ -108,19 +108,25 @@ class Keeper:
         return sorted({item for pattern in patterns for item in _matching(pattern, everything)})
 
     def pin(self, patterns: Iterable[str]) -> list[str]:
-        """Let none of these be evicted until they are unpinned; the names."""
+        """Let none of these be evicted until they are unpinned; the names. StoreFailed."""
+        self._require_lasting()
         items = self.matching(patterns)
         self._state.set_pins(Pin(item.catalogue, item.name, item.content) for item in items)
         self._room.pinned |= {item.content for item in items}
         return [item.label for item in items]
 
     def unpin(self, patterns: Iterable[str]) -> list[str]:
-        """Take pins away, also of names that are in no lock any more; the names."""
+        """Take pins away, also of names that are in no lock any more; the names. StoreFailed."""
+        self._require_lasting()
         pinned = [Named(pin.catalogue, pin.name, pin.content) for pin in self._state.pins()]
         items = sorted({item for pattern in patterns for item in _matching(pattern, pinned, "no pinned name")})
         self._state.drop_pins(Pin(item.catalogue, item.name, item.content) for item in items)
         self._room.pinned = {pin.content for pin in self._state.pins()}
         return [item.label for item in items]
+
+    def _require_lasting(self) -> None:
+        if not self._state.lasting:
+            raise StoreFailed(f"{self._store.root.parent} can't be written to: pins stay as they are there")
 
     def pins(self) -> list[str]:
         """The names that are pinned."""

@@ -50,3 +50,13 @@ def test_cached_records_are_read_and_the_mount_is_taken_away_as_any_other(data: 
             ended = cachefs("umount", tmp_path / "mnt")
         assert ended.returncode == 0, ended.stderr
         assert mountinfo.mount_at(tmp_path / "mnt") is None
+
+
+@pytest.mark.parametrize("command", ["pin", "unpin"])
+def test_a_pin_that_could_not_be_kept_is_refused(data: Path, command: str) -> None:
+    assert cachefs("pin", "records/here.mp3", "--data-dir", data).returncode == 0
+    with read_only(data):
+        done = cachefs(command, "records/here.mp3", "--data-dir", data)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"cachefs: {data} can't be written to: pins stay as they are there\n"
+        assert cachefs("pin", "--data-dir", data).stdout == "records/here.mp3\n"

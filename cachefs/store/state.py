@@ -68,11 +68,12 @@ _VERDICTS = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB
 
 
 class State:
-    """The database; `rebuilt` says that what was there before had to be set aside."""
+    """The database; `rebuilt`: what was there before had to be set aside; not `lasting`: it is a copy in memory."""
 
-    def __init__(self, db: sqlite3.Connection, *, rebuilt: bool) -> None:
+    def __init__(self, db: sqlite3.Connection, *, rebuilt: bool, lasting: bool = True) -> None:
         self._db = db
         self.rebuilt = rebuilt
+        self.lasting = lasting
 
     @classmethod
     def open(cls, path: Path) -> State:
@@ -80,7 +81,7 @@ class State:
         with _translated(f"{path}"):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(path.parent, os.W_OK):
-                return cls(_copy_in_memory(path), rebuilt=False)
+                return cls(_copy_in_memory(path), rebuilt=False, lasting=False)
             with _alone(path.with_name(f".{path.name}.flock")):
                 with contextlib.suppress(_BrokenError):
                     return cls(_connect(path), rebuilt=False)
