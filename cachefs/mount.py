@@ -94,7 +94,7 @@ def _places(config: Config) -> tuple[Path, Path]:
     if config.mount.data_dir is None:
         raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
     mountpoint = mountinfo.located(config.mount.mountpoint)
-    data_dir = Path(os.path.abspath(config.mount.data_dir))  # noqa: PTH100
+    data_dir = Path(os.path.abspath(config.mount.data_dir))  # noqa: PTH100  as the shell's pwd
     if data_dir.is_relative_to(mountpoint):
         raise ConfigError(str(data_dir), f"the data directory can't be inside the mount point {mountpoint}")
     return mountpoint, data_dir

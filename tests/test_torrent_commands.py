@@ -41,13 +41,15 @@ def test_torrent_hashes_prints_the_chain_toml_and_writes_nothing(library: Librar
     assert sorted(library.root.rglob("*")) == before
 
 
-@pytest.mark.parametrize("arguments", [("torrent-hashes",), ("manifest",), ("--help",)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["torrent-hashes", "manifest", "--help"])
 def test_what_cant_be_printed_for_a_full_disk_is_one_line_and_a_failure(
-    library: Library, arguments: tuple[str, ...]
+    library: Library, monkeypatch: pytest.MonkeyPatch, command: str, unbuffered: str
 ) -> None:
-    command = command_of(arguments if arguments[0] == "--help" else [*arguments, library.root])
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    arguments = command_of([command] if command == "--help" else [command, library.root])
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (1, "cachefs: what it prints can't be written: No space left on device\n")
 
 
