@@ -126,6 +126,11 @@ class Filesystem:
             "user.cachefs.error": known.error or self._shelves[node.catalogue].trouble(node),
         }
 
+    def fact(self, inode: int, name: str) -> str | None:
+        """One extended attribute of a file; None if it has none of this name."""
+        # The kernel asks for others too, security.capability for one, before it does anything with a file.
+        return self.facts(inode).get(name) if name.startswith("user.cachefs.") else None
+
     async def open(self, inode: int, thread: int = 0, *, direct: bool = False) -> int:
         """A handle for reading, opened by this thread, `direct` past the kernel's page cache.
 

@@ -19,7 +19,6 @@ Format of the options: the kernel's Documentation/filesystems/overlayfs.rst; `\\
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import grp
 import logging
@@ -34,6 +33,7 @@ from pathlib import Path
 import trio
 
 from cachefs import mountinfo
+from cachefs.drivers import syscalls
 from cachefs.errors import CachefsError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,6 @@ WORK = "overlay-work"
 _OPTIONS = "index=off,metacopy=off,redirect_dir=nofollow,xino=off"
 _LONGEST_DATA = 4095
 _FRESHEN_EVERY = 1.0
-_MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 2, 4, 32
-_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
-_CAP_SYS_ADMIN = 21
 
 _NEEDS_ROOT = (
     "only root may mount an overlayfs. Start it with sudo or as a systemd service (docs/operating.md has a unit), "
@@ -59,7 +56,6 @@ _REASONS = {
     errno.EINVAL: "the kernel can't use it as an upper layer: put the data directory on a local ext4, xfs or btrfs, "
     f"and {WORK} beside it on the same; `dmesg` says more",
 }
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +85,7 @@ class WritableView:
 
     def __init__(self, directory: Path, upper: Path, owner: Owner) -> None:
         """ConfigError if this process may not mount it, or the places can't go together."""
-        if not _may_mount():
+        if not syscalls.may_mount():
             raise ConfigError("--writable", _NEEDS_ROOT)
         if directory.is_relative_to(upper):
             raise ConfigError(str(directory.parent), f"a writable mount can't be inside {upper}, its upper layer")
@@ -112,7 +108,7 @@ class WritableView:
         """Lay it over the directory, which must be served meanwhile; CachefsError says what the kernel objects to."""
         try:
             self._prepare()
-            _mount(self.directory, self._data())
+            syscalls.mount("overlay", "cachefs", self.directory, self._data())
         except OSError as error:
             why = _REASONS.get(error.errno or 0, error.strerror)
             raise CachefsError(f"{self.upper}: can't be laid over {self.directory}: {why}") from error
@@ -154,7 +150,7 @@ class WritableView:
         """
         self._outdated = outdated
         try:
-            _mount(self.directory, "", _MS_REMOUNT)
+            syscalls.mount("overlay", "cachefs", self.directory, "", syscalls.MS_REMOUNT)
         except OSError as error:
             raise CachefsError(f"{self.directory}: can't be refreshed: {error.strerror}") from error
 
@@ -182,34 +178,16 @@ def uncover(mountpoint: Path) -> None:
 
 def _uncover(directory: Path) -> None:
     try:
-        _umount(directory)
+        syscalls.umount(directory)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
         log.warning("%s: taken away from %s", directory, _users(directory))
-        _umount(directory, _MNT_DETACH)
-
-
-def _may_mount() -> bool:
-    status = Path("/proc/self/status").read_text()
-    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    return effective is not None and bool(int(effective[1], 16) >> _CAP_SYS_ADMIN & 1)
+        syscalls.umount(directory, syscalls.MNT_DETACH)
 
 
 def _escaped(path: Path) -> str:
     return re.sub(r"([\\,:])", r"\\\1", str(path))
-
-
-def _mount(directory: Path, data: str, flags: int = 0) -> None:
-    """mount(2) of an overlayfs, which Python doesn't have; OSError."""
-    source, target, options = b"cachefs", os.fsencode(directory), os.fsencode(data)
-    if _libc.mount(source, target, b"overlay", ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | flags), options) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def _umount(directory: Path, flags: int = 0) -> None:
-    if _libc.umount2(os.fsencode(directory), _UMOUNT_NOFOLLOW | flags) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _users(directory: Path) -> str:

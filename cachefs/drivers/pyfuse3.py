@@ -4,10 +4,6 @@ How it works: each handler translates arguments, calls the file system and trans
 error becomes the errno of the file system's table; an unknown one is logged with its traceback and
 becomes EIO, because an exception that leaves a handler would end the mount for everybody.
 
-Attributes never change while a name keeps its inode number, so the kernel may keep them for ever, and pages
-too (`keep_cache`): a second read costs the kernel alone. The exception is a size that isn't known: it is
-given out for listings with a lifetime of zero, so that a `stat` comes back and asks.
-
 Between a read's getting its bytes out of the page cache and its reply nothing is awaited, also when it had to wait for
 them to be fetched before: that is what lets all reads share one buffer.
 """
@@ -19,8 +15,6 @@ import errno
 import functools
 import logging
 import os
-import stat
-import struct
 from collections.abc import Callable, Coroutine, Iterable
 from functools import wraps
 from pathlib import Path
@@ -31,22 +25,16 @@ import trio
 
 from cachefs import mountinfo
 from cachefs.content import Span
+from cachefs.drivers import looks, notices
+from cachefs.drivers.looks import Look
 from cachefs.drivers.overlay import Owner
 from cachefs.errors import CachefsError
 from cachefs.filesystem import Attributes, Filesystem, errno_of
 
 log = logging.getLogger(__name__)
 
-LASTING = 86_400.0
-"""For how long, in seconds, the kernel may keep what doesn't change."""
-
 MAX_TASKS = 2_000
 """Requests under way at once. Blocked reads are limited well below it, so that others find a task free."""
-
-_OURS = b"user.cachefs."
-
-_NOTIFICATION = struct.Struct("=IiQQqq")
-_INVAL_INODE = 2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,22 +67,20 @@ class Operations(pyfuse3.Operations):
     def __init__(self, filesystem: Filesystem, owner: Owner | None) -> None:
         super().__init__()
         self._fs = filesystem
-        self._uid, self._gid = (owner.uid, owner.gid) if owner else (os.getuid(), os.getgid())
-        self._directory_mode = stat.S_IFDIR | (0o755 if owner else 0o555)
+        self._look = Look.of(owner)
 
     def _entry(self, attributes: Attributes) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(attributes.inode)
         entry.generation = 0
-        directory = attributes.is_directory
-        entry.st_mode = pyfuse3.ModeT(self._directory_mode if directory else stat.S_IFREG | 0o444)
-        entry.st_nlink = 2 if directory else 1
-        entry.st_uid, entry.st_gid = self._uid, self._gid
+        entry.st_mode = pyfuse3.ModeT(self._look.mode(attributes))
+        entry.st_nlink = looks.links(attributes)
+        entry.st_uid, entry.st_gid = self._look.uid, self._look.gid
         entry.st_size = attributes.size or 0
-        entry.st_blksize = 2**20
-        entry.st_blocks = -(-entry.st_size // 512)
+        entry.st_blksize = looks.PREFERRED_READ
+        entry.st_blocks = looks.sectors(attributes)
         entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = int(attributes.mtime * 1e9)
-        entry.entry_timeout = entry.attr_timeout = 0.0 if attributes.size is None else LASTING
+        entry.entry_timeout = entry.attr_timeout = looks.lifetime(attributes)
         return entry
 
     @guarded
@@ -130,8 +116,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
-        # The kernel asks for others too, security.capability for one, before it does anything with a file.
-        fact = self._fs.facts(inode).get(os.fsdecode(name)) if name.startswith(_OURS) else None
+        fact = self._fs.fact(inode, os.fsdecode(name))
         if fact is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return os.fsencode(fact)
@@ -211,7 +196,7 @@ class Pyfuse3Driver:
         """
         for span in spans:
             with contextlib.suppress(OSError):  # the kernel doesn't know the inode any more
-                await trio.to_thread.run_sync(_forget_pages, inode, span, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(notices.forget_pages, _connection(), inode, span, abandon_on_cancel=True)
 
     def forget(self, entries: Iterable[tuple[int, str]]) -> None:
         """Have the kernel look these names (directory inode, name) up anew.
@@ -228,17 +213,6 @@ class Pyfuse3Driver:
     def close(self) -> None:
         """Unmount, even while files are open: they get errors from now on."""
         pyfuse3.close()
-
-
-def _forget_pages(inode: int, span: Span) -> None:
-    """FUSE_NOTIFY_INVAL_INODE, whose range libfuse passes on and pyfuse3 doesn't. OSError.
-
-    The range matters: dropping a page waits for whoever is reading it, and a reader that waits for another block of
-    the same file must not keep bad pages alive. Format: fuse_out_header and fuse_notify_inval_inode_out in
-    linux/fuse.h; a notification has the unique number 0 and its code in place of the error.
-    """
-    size = _NOTIFICATION.size
-    os.write(_connection(), _NOTIFICATION.pack(size, _INVAL_INODE, 0, inode, span.offset, span.length))
 
 
 @functools.cache
