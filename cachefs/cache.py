@@ -256,6 +256,13 @@ class Cache:
             if waiting.cancelled_caught and flow.idle_for() >= deadline:
                 raise self._unavailable(flow, deadline)
 
+    async def complete(self, reader: Reader) -> None:
+        """Return when all of it is here and durable. Unavailable, StoreFull, StoreFailed."""
+        stored = reader.flow.stored
+        for block in stored.verified.missing(range(stored.manifest.blocks)):
+            await self.fetch(reader, block)
+        await stored.commit()
+
     async def _arrival(self, reader: Reader, missing: list[int]) -> None:
         flow = reader.flow
         if self._stopping:

@@ -165,6 +165,14 @@ class Filesystem:
         """
         return await self._cache.read(self._reader(handle), offset, size)
 
+    def descriptor(self, handle: int) -> int | None:
+        """A descriptor of a file on disk that has all of an open file, checked, and stays; None if there is none."""
+        return self._reader(handle).flow.stored.descriptor
+
+    async def complete(self, handle: int) -> None:
+        """Return when everything of an open file is here and durable. Unavailable, StoreFull, StoreFailed."""
+        await self._cache.complete(self._reader(handle))
+
     def flushed(self, handle: int) -> None:
         """A descriptor was closed; `close` follows when it was the last one and nothing is read for it any more."""
         reader = self._readers.get(handle)

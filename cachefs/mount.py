@@ -36,8 +36,7 @@ from cachefs.content import ContentId, Span
 from cachefs.control import keeping
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
-from cachefs.drivers import overlay, tuning
-from cachefs.drivers.pyfuse3 import Pyfuse3Driver
+from cachefs.drivers import driver, overlay, tuning
 from cachefs.errors import CachefsError, ConfigError, StoreFull
 from cachefs.fetch.base import Item
 from cachefs.fetch.outage import Outage
@@ -82,6 +81,7 @@ class Mounted:
 def run(config: Config, ready: Callable[[Mounted], None], hashing: Progress) -> None:
     """Mount, tell `hashing` how far local files are, call `ready` when it is usable, return when it is gone."""
     mountpoint, data_dir = _places(config)
+    driver.require_rights(config.mount)
     _writable_view(config, mountpoint, data_dir)  # before anything is touched, for what it refuses
     with DataDirLock(data_dir, mountpoint):
         _prepare_mountpoint(mountpoint)
@@ -164,7 +164,9 @@ class Assembly:
         self._view = view = _writable_view(config, mountpoint, data_dir)
         allow_other = config.mount.allow_other or (view is not None and view.foreign)
         owner = view.owner if view else None
-        self._driver = Pyfuse3Driver(filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner)
+        self._driver = driver.driver_of(
+            config.mount, filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner
+        )
         self._outage = Outage(self._waited_for, self._progress, sources.evidence)
         followers = (self._keeper.refresh,)
         parts = Parts(
@@ -188,7 +190,7 @@ class Assembly:
         self._status = StatusSource(
             mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
             sources.metadata, self._cache, fetcher, sources.router, sources.remote, sources.ledger, self._upkeep,
-            time.time(), self._outage, view is not None, self._room,
+            time.time(), self._outage, view is not None, self._room, self._driver,
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
         pick_up = PickUp(RECORDS, self._prefetcher, lambda: self._reloader.shown.tree)

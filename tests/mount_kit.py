@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 from click.testing import CliRunner
 
@@ -36,6 +38,12 @@ from cachefs.origin.torrents import publish
 from tests.counterparts import Child, CounterpartFailed, Peer, Seedbox, cachefs_seed, make_snapshots, running
 
 PIECE = metainfo.ERIGON_PIECE_LENGTH
+
+PASSTHROUGH = pytest.mark.skipif(
+    os.geteuid() != 0 or tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (6, 9),
+    reason="passthrough needs root and Linux 6.9",
+)
+"""Where it isn't to be had, the mount says so; there is nothing else to test."""
 
 HEADERS, BODIES = "v1-000000-000500-headers.seg", "v1-000000-000500-bodies.seg"
 TRANSACTIONS = "v1-000000-000500-transactions.seg"

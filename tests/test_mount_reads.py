@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from tests.mount_kit import (
     BODIES,
     DOMAIN,
     HISTORY,
+    PASSTHROUGH,
     PIECE,
     Library,
     Mount,
@@ -41,26 +42,36 @@ SEED = 20260711
 
 @dataclass(frozen=True)
 class Origin:
-    """A library, the peer that seeds it, and where cold mounts of it may be made."""
+    """A library, the peer that seeds it, and which driver the cold mounts of it are to have."""
 
     library: Library
     peer: Peer
+    driver: tuple[str, ...] = ()
 
     @contextmanager
     def cold(self, place: Path, *options: str) -> Iterator[Mount]:
         """A mount that has all metadata and no byte of content."""
         torrents = ("--torrent-dir", str(self.library.products))
-        with mounted(place, self.library.chain, *torrents, *options, peers=[self.peer]) as mount:
+        with mounted(place, self.library.chain, *torrents, *self.driver, *options, peers=[self.peer]) as mount:
             mount.knows(len(self.library.files))
             yield mount
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origin]:
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origin]:
     library = make_library(tmp_path_factory.mktemp("origin"), *SIZES)
     with seeding(library) as box:
         assert box.peer is not None
         yield Origin(library, box.peer)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param((), id="pyfuse3"), pytest.param(("--passthrough",), id="devfuse", marks=PASSTHROUGH)],
+)
+def origin(seeded: Origin, request: pytest.FixtureRequest) -> Origin:
+    """With either driver in turn: everything here holds for both."""
+    return replace(seeded, driver=request.param)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from cachefs.metainfo import ERIGON_PIECE_LENGTH
@@ -20,11 +21,12 @@ from tools.bench_stage import (
     heated,
     random_reads,
     read_through,
+    sealed,
     shown,
     ten_lines,
     tracker,
 )
-from tools.benchkit import Report, filesystem, interleaved, is_root
+from tools.benchkit import Report, filesystem, interleaved, is_root, passes_through
 from tools.mounting import output
 
 BESIDE = "the latter, beside it a mount that serves as much"
@@ -32,6 +34,7 @@ MOUNT, ARIA2, CURL = "through the mount, dd bs=1M", "aria2c", "curl | openssl sh
 TEN_LINES = "ten lines of libtorrent, all its defaults"
 DISKS = {"bare libtorrent in a hurry, default disk": "default", "bare libtorrent in a hurry, pread disk": "pread"}
 _COLD_READS, _HOT_READS = 8_192, 200_000
+_NO_PASSTHROUGH = "Passthrough is left out: it needs root and Linux 6.9."
 _ROOT_ONLY = "Not root: the page cache can't be dropped, so those figures are left out."
 
 
@@ -105,16 +108,24 @@ def _warm(
 ) -> Report:
     """`hot` and `cold` measure a file whose bytes are in the page cache, or not; `cold` is `hot` if not given."""
     report, plain, by_cold = Report(title), filesystem(stage.original), cold or hot
-    with cachefs_seed(stage.origin, http=False) as box, stage.cold_mount("--peer", str(box.peer)) as mount:
-        output("cmp", stage.original, shown(mount))
-        files = {"mount": shown(mount), plain: stage.original}
+    kinds = {"mount": (), "mount --passthrough": ("--passthrough",)} if passes_through() else {"mount": ()}
+    with cachefs_seed(stage.origin, http=False) as box, ExitStack() as mounts:
+        files = {}
+        for kind, options in kinds.items():
+            mount = mounts.enter_context(stage.cold_mount("--peer", str(box.peer), *options))
+            output("cmp", stage.original, shown(mount))
+            sealed(mount)
+            files[kind] = shown(mount)
+        files[plain] = stage.original
         ways = {"page cache dropped": lambda path: by_cold(dropped(path))} if is_root() else {}
         ways["page cache hot"] = lambda path: hot(heated(path))
         sides = {f"{where}, {state}": _of(way, path) for state, way in ways.items() for where, path in files.items()}
         report.add(interleaved(stage.runs, sides), unit)
         for state in ways:
-            report.compare(f"mount over {plain}, {state}", f"mount, {state}", f"{plain}, {state}")
+            for kind in kinds:
+                report.compare(f"{kind} over {plain}, {state}", f"{kind}, {state}", f"{plain}, {state}")
     report.notes += [] if is_root() else [_ROOT_ONLY]
+    report.notes += [] if passes_through() else [_NO_PASSTHROUGH]
     return report
 
 

@@ -98,6 +98,12 @@ def shown(mount: Mount) -> Path:
     return mount.path / CATALOGUE / NAME
 
 
+def sealed(mount: Mount) -> None:
+    """Return when what was read is durable: from then on the kernel may be given it."""
+    while not mount.status()["store"]["complete"]:
+        time.sleep(0.1)
+
+
 def read_through(path: Path) -> float:
     """Read a file once with dd; seconds."""
     return timed("dd", f"if={path}", "of=/dev/null", "bs=1M", "status=none")

@@ -57,6 +57,7 @@ _TELL_EVERY = 0.25
 @click.option("--all-versions", is_flag=True, help="Show every version of a block file, not only the highest.")
 @click.option("--deadline", type=float, metavar="SECONDS", help="How long a read waits for bytes before it fails.")
 @click.option("--allow-other", is_flag=True, help="Let other users read, too.")
+@click.option("--passthrough", is_flag=True, help="Let the kernel read complete files by itself (root, Linux 6.9).")
 @click.option("--writable", is_flag=True, help="Let files be written beside the snapshots (root only).")
 @click.option("--owner", metavar="USER[:GROUP]", help="Who may write, and owns what is shown.")
 @click.option("--daemon", is_flag=True, help="Return when the mount is usable, and go on in the background.")
@@ -94,7 +95,7 @@ def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str
     if given.pop("all_versions"):
         given["versions"] = "all"
     given["enabled"] = False if given.pop("no_rclone") else None
-    for flag in ("allow_other", "writable"):
+    for flag in ("allow_other", "passthrough", "writable"):
         given[flag] = given[flag] or None
     given["peers"] = list(given["peers"])
     return load_config(settings_file(config_file, given["data_dir"])).override(mountpoint=mountpoint, **given)

@@ -27,8 +27,10 @@ def status(mountpoint: Path | None, data_dir: Path | None, as_json: bool) -> Non
 def lines(answer: Mapping[str, Any]) -> Iterator[str]:
     """The status as text, a line at a time."""
     mount, catalogue, metadata, store = (answer[key] for key in ("mount", "catalogue", "metadata", "store"))
-    writable = ", snapshots writable" if mount["writable"] else ""
-    yield f"mount      {mount['mountpoint']}  pid {mount['pid']}, up {_duration(mount['uptime'])}{writable}"
+    manner = ", snapshots writable" if mount["writable"] else ""
+    if mount["passed_through"] is not None:
+        manner += f", passthrough ({mount['passed_through']:,} open)"
+    yield f"mount      {mount['mountpoint']}  pid {mount['pid']}, up {_duration(mount['uptime'])}{manner}"
     yield f"data       {mount['data_dir']}"
     if catalogue["chain"]:
         yield f"catalogue  {catalogue['chain']}: {catalogue['names']:,} names in the lock, {catalogue['shown']:,} shown"

@@ -43,6 +43,7 @@ class Mount:
 
     mountpoint: the directory to mount on; data_dir: where fetched bytes, locks and state are kept;
     allow_other: whether users other than the one who mounts may read (needs user_allow_other in /etc/fuse.conf);
+    passthrough: whether the kernel reads complete files by itself (root only, Linux 6.9);
     writable: whether an overlayfs lets files be written beside those that are shown (root only); owner: USER or
     USER:GROUP to whom what it shows belongs, "" for who mounts.
     """
@@ -50,6 +51,7 @@ class Mount:
     mountpoint: Path | None = field(default=None, metadata={"read": as_path})
     data_dir: Path | None = field(default=None, metadata={"read": as_path})
     allow_other: bool = field(default=False, metadata={"read": as_flag})
+    passthrough: bool = field(default=False, metadata={"read": as_flag})
     writable: bool = field(default=False, metadata={"read": as_flag})
     owner: str = field(default="", metadata={"read": as_owner})
 

@@ -17,6 +17,7 @@ import trio
 
 from cachefs import __version__
 from cachefs.cache import Cache
+from cachefs.drivers.driver import Driver
 from cachefs.fetch.base import Fetcher
 from cachefs.fetch.metadata import MetadataService
 from cachefs.fetch.outage import Outage
@@ -51,6 +52,7 @@ class StatusSource:
     outage: Outage
     writable: bool
     room: Room
+    driver: Driver
 
     async def collect(self) -> Mapping[str, Any]:
         """All of it, now. Sizes in bytes, rates in bytes per second, times in seconds."""
@@ -61,6 +63,7 @@ class StatusSource:
                 "mountpoint": str(self.mountpoint),
                 "data_dir": str(self.data_dir),
                 "writable": self.writable,
+                "passed_through": self.driver.passed_through,
                 "pid": os.getpid(),
                 "uptime": time.time() - self.started,
             },

@@ -175,6 +175,10 @@ class Pyfuse3Driver:
         options = {"default_permissions", "ro", "nosuid", "nodev", "subtype=cachefs", f"fsname={source}"}
         self._options = options | ({"allow_other"} if allow_other else set())
 
+    @property
+    def passed_through(self) -> None:
+        """libfuse knows no passthrough."""
+
     def mount(self) -> None:
         """Mount; the kernel's first request waits for `serve`. CachefsError if the kernel or fusermount3 refuses."""
         try:

@@ -133,6 +133,11 @@ class StoredObject:
         return self._seal is not None
 
     @property
+    def descriptor(self) -> int | None:
+        """The file, for others to read from, if it has all of it and nobody writes to it; None otherwise."""
+        return self._fd if self.sealed and not self._shared else None
+
+    @property
     def frozen(self) -> bool:
         """Whether a sync failed, so that nothing more is committed until it is opened again."""
         return self._frozen
