@@ -2,7 +2,8 @@
 
 How it works: one base class, so that a boundary catches exactly what we meant and lets a bug through.
 The message is made from the fields, says what, where and what to do, and is what the user sees. None
-of them knows an errno: that is decided once, in a table in `filesystem.py`.
+of them knows an errno: which errno a reader gets for one is decided in `filesystem.py`, and which of
+them an errno of the disk's becomes in `diskerrors.py`, each once.
 """
 
 from __future__ import annotations

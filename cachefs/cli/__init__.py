@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from cachefs import __version__
+from cachefs.diskerrors import NO_ROOM
 from cachefs.errors import CachefsError
 
 
@@ -73,7 +74,7 @@ COMMANDS = {
 }
 
 
-_NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_NO_ROOM = NO_ROOM | {errno.EFBIG}  # EFBIG: what stdout is may not grow (`ulimit -f`)
 
 INTERRUPTED = 130
 """The exit code of a program that SIGINT ended, as shells tell it: 128 and the signal's number."""

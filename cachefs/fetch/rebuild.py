@@ -12,13 +12,11 @@ up, and for no more than `rebuild_limit` bytes an hour.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -26,6 +24,7 @@ import trio
 
 from cachefs import metainfo
 from cachefs.content import ContentId
+from cachefs.diskerrors import named
 from cachefs.errors import (
     CachefsError,
     ContentMismatch,
@@ -201,9 +200,10 @@ class RemoteMetadata:
         """Write the file while hashing it; the torrents it may be."""
         hasher, left = Hasher(), body.total
         buffer = memoryview(bytearray(PIECE_LENGTHS[0]))
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with _ours(path), os.fdopen(descriptor, "wb") as file:
+        with named(path):
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with named(path), os.fdopen(descriptor, "wb") as file:
             while left:
                 part = buffer[: min(left, len(buffer))]
                 with self._patience() as patience:
@@ -215,16 +215,6 @@ class RemoteMetadata:
                 await trio.to_thread.run_sync(hasher.update, part)
                 left -= len(part)
         return hasher.metainfos(name)
-
-
-@contextlib.contextmanager
-def _ours(path: Path) -> Iterator[None]:
-    """Tell what the disk says as the store would: StoreFull, StoreFailed."""
-    try:
-        yield
-    except OSError as error:
-        kind = StoreFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreFailed
-        raise kind(f"{path}: {error.strerror or error}") from error
 
 
 async def _fill(body: Body, view: memoryview) -> None:

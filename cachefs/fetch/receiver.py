@@ -9,7 +9,6 @@ a `Fetched`, so holding one means that the bytes were checked.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from pathlib import Path
 import trio
 
 from cachefs.content import ContentId
-from cachefs.errors import RecordMismatch, SourceLied, SourceTooLarge, StoreFailed, StoreFull, UrlFailed
+from cachefs.diskerrors import named
+from cachefs.errors import RecordMismatch, SourceLied, SourceTooLarge, UrlFailed
 from cachefs.fetch.digests import Declared
 
 _CHUNK = 2**20
@@ -132,13 +132,10 @@ class Receiver:
         if self.expected.md5 or self._declared.md5:
             self._sums.md5.update(data)
         view = memoryview(data)
-        try:
+        with named(self.path):
             while view:
                 count = os.pwrite(self._fd, view, self._written)
                 view, self._written = view[count:], self._written + count
-        except OSError as error:
-            kind = StoreFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreFailed
-            raise kind(f"{self.path}: {error.strerror}") from error
 
     def restart(self) -> None:
         """Forget what came: the source begins anew."""
@@ -170,7 +167,5 @@ class Receiver:
             raise UrlFailed(url, "gave no bytes at all")
 
     def _sync(self) -> None:
-        try:
+        with named(self.path):  # what was taken without complaint may have no room only now
             os.fdatasync(self._fd)
-        except OSError as error:
-            raise StoreFailed(f"{self.path}: {error.strerror}") from error

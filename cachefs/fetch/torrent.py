@@ -13,7 +13,6 @@ as its info dictionary is here.
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -23,7 +22,8 @@ import trio
 
 from cachefs import metainfo
 from cachefs.content import ContentId
-from cachefs.errors import MetadataUnavailable, StoreFailed, StoreFull
+from cachefs.diskerrors import kind_of
+from cachefs.errors import MetadataUnavailable, StoreFailed
 from cachefs.fetch.base import Job, Sink, Transfer
 from cachefs.fetch.nodelay import set_nodelay
 from cachefs.fetch.sources import Ledger, WebSeed
@@ -214,8 +214,7 @@ class TorrentFetcher:
         self._with(alert, lambda download: download.pieces.on_hash_failed(alert.piece_index))
 
     def _on_file_error(self, alert: lt.file_error_alert) -> None:
-        full = alert.error.value() in (errno.ENOSPC, errno.EDQUOT)
-        error = (StoreFull if full else StoreFailed)(f"{alert.filename()}: {alert.error.message()}")
+        error = kind_of(alert.error.value())(f"{alert.filename()}: {alert.error.message()}")
         self._with(alert, lambda download: download.on_file_error(error))
 
     def _on_torrent_error(self, alert: lt.torrent_error_alert) -> None:

@@ -13,6 +13,7 @@ import trio
 
 from cachefs import metainfo
 from cachefs.content import Bitmap, ContentId
+from cachefs.diskerrors import named
 from cachefs.errors import MetadataUnavailable, MetainfoError, SourceSilent, UrlFailed
 from cachefs.fetch.base import Item, Job
 from cachefs.fetch.torrent import TorrentFetcher
@@ -65,7 +66,7 @@ class WholeTorrents:
         """Fetch all of it into the new file `path`. SourceSilent, StoreFull, StoreFailed."""
         if self._fetcher.has(info.content):
             raise UrlFailed(url, "is being fetched or seeded in its swarm already")
-        with path.open("xb") as file:
+        with named(path), path.open("xb") as file:
             file.truncate(info.manifest.length)
         landing = _Landing(info.manifest.blocks)
         job = Job(Item(info.name, info.manifest, info, catalogue=""), lambda: path, landing.have)

@@ -25,7 +25,7 @@ from pathlib import Path
 import trio
 
 from cachefs.content import ContentId
-from cachefs.errors import StoreFailed
+from cachefs.diskerrors import named
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _LOOK_EVERY = 0.05
@@ -62,7 +62,7 @@ class Incoming:
     _held: dict[Path, int] = field(default_factory=dict)
 
     def make_file(self) -> Path:
-        """A new, empty file that is ours until `release`; StoreFailed."""
+        """A new, empty file that is ours until `release`; StoreFull, StoreFailed."""
         while True:
             path = self.path / f"{secrets.token_hex(8)}.part"
             fd = self._open(path)
@@ -100,11 +100,9 @@ class Incoming:
         return removed
 
     def _open(self, path: Path) -> int:
-        try:
+        with named(path):
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             return os.open(path, _FLAGS, 0o600)
-        except OSError as error:
-            raise StoreFailed(f"{path}: {error.strerror}") from error
 
     @asynccontextmanager
     async def flight(self, key: str) -> AsyncIterator[Flight]:

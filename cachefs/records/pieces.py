@@ -17,6 +17,7 @@ import trio
 from cachefs import metainfo
 from cachefs.catalog.records import Pieces, Record
 from cachefs.content import ContentId, Manifest
+from cachefs.diskerrors import named
 from cachefs.errors import MetainfoError, StoreFailed
 from cachefs.metainfo import Metainfo
 from cachefs.store import disk
@@ -49,7 +50,7 @@ def list_pieces(path: Path, size: int, *, with_sha1: bool = False) -> Listed:
     """The pieces of a file. Blocking, and can be cancelled in a thread of trio's; StoreFailed."""
     length = piece_length(size)
     sha256, sha1 = bytearray(), bytearray()
-    with disk.named(path), path.open("rb") as file:
+    with named(path), path.open("rb") as file:
         while piece := file.read(length):
             trio.from_thread.check_cancelled()
             sha256 += hashlib.sha256(piece).digest()
@@ -124,7 +125,7 @@ class PieceLists:
 
     def _write(self, name: str, raw: bytes) -> None:
         path = self._directory / name
-        with disk.named(path):
+        with named(path):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._read(name) != raw:
                 disk.replace_file(path, raw)

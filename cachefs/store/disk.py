@@ -3,8 +3,7 @@
 How it works: a file is always as long as its content, and sparse; what was never written is a hole that
 takes no room, and SEEK_DATA tells holes from data without reading. Files are opened by digest in directories
 of mode 0700. A symbolic link is followed in one case only: to read a file that was taken over in place
-(`places`), and then only that one link. An OSError becomes StoreFull or StoreFailed here, once,
-with the path that it is about.
+(`places`), and then only that one link.
 """
 
 from __future__ import annotations
@@ -14,27 +13,16 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from cachefs.content import ContentId, Span
-from cachefs.errors import StoreFailed, StoreFull
+from cachefs.diskerrors import named
+from cachefs.errors import StoreFailed
 from cachefs.store.state import Seal
 
 _COMMON = os.O_CLOEXEC | os.O_NOFOLLOW
 _OURS = 0o600
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM}
-
-
-@contextlib.contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Turn an OSError into StoreFull or StoreFailed that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        kind = StoreFull if error.errno in _NO_ROOM else StoreFailed
-        raise kind(f"{path}: {error.strerror or error}") from error
 
 
 def directory_of(root: Path, content: ContentId) -> Path:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cachefs.content import Bitmap, Manifest
+from cachefs.diskerrors import named
 from cachefs.errors import StoreFailed
 from cachefs.store import disk, recovery
 from cachefs.store.state import Seal
@@ -31,7 +32,7 @@ class Guard:
 
     def read(self, fd: int, seal: Seal | None, offset: int, size: int) -> bytes:
         """`size` right bytes from `offset` on; StoreFailed if they can't be had. Blocking."""
-        with disk.named(self._path):
+        with named(self._path):
             look = self.require(fd, seal, self._manifest.covering(offset, size))
             data = disk.read_exactly(self._path, fd, offset, size)
             self.require_still(fd, look)

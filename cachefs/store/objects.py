@@ -24,6 +24,7 @@ from pathlib import Path
 import trio
 
 from cachefs.content import Bitmap, ContentId, Manifest, Span
+from cachefs.diskerrors import named
 from cachefs.errors import CachefsError, Stopping, StoreFailed
 from cachefs.store import disk, losses, places, recovery, space
 from cachefs.store.places import How
@@ -76,13 +77,13 @@ class ObjectStore:
     def taken(self, content: ContentId) -> int:
         """The bytes that an object's data takes on disk, open or not. StoreFailed."""
         path = self._directory(content) / "data"
-        with disk.named(path):
+        with named(path):
             return space.taken(path)
 
     def manifest(self, content: ContentId) -> bytes | None:
         """The manifest as it was saved, unchecked; None if there is none. Blocking, short. StoreFailed."""
         path = self._directory(content) / "manifest"
-        with disk.named(path):
+        with named(path):
             return disk.read_file(path) or None
 
     def save_manifest(self, content: ContentId, raw: bytes) -> None:
@@ -164,7 +165,7 @@ class ObjectStore:
                 self.brought.add(content)
 
     def _take(self, place: Path, path: Path) -> None:
-        with disk.named(place):
+        with named(place):
             disk.make_directory(place.parent)
             if not place.exists():
                 path.rename(place)
@@ -307,7 +308,7 @@ class ObjectStore:
     async def _hash(self, stored: StoredObject, found: Found) -> None:
         _log.info("%s: checking %d blocks that were not recorded", stored.path, len(found.suspects))
         try:
-            with disk.named(stored.path):
+            with named(stored.path):
                 await trio.to_thread.run_sync(
                     recovery.rehash, found, stored.manifest, self._tools.sync, limiter=self._hashing
                 )

@@ -21,6 +21,7 @@ import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from cachefs.diskerrors import named
 from cachefs.errors import StoreFailed
 from cachefs.store import disk
 from cachefs.store.state import Seal
@@ -54,7 +55,7 @@ def take(source: Path, data: Path, seal: Seal, ways: Iterable[Way] | None = None
     The first of `ways` that the file systems allow is taken (None: reflink, hard link, in place). `seal` is how the
     source looked when its bytes were verified. StoreFailed if it looks otherwise now, StoreFull.
     """
-    with disk.named(data):
+    with named(data):
         disk.make_directory(data.parent)
         for how, make in ways or WAYS:
             made = data.with_name(f"{data.name}.{secrets.token_hex(4)}")

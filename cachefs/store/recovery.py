@@ -31,6 +31,7 @@ from pathlib import Path
 import trio
 
 from cachefs.content import Bitmap, ContentId, Manifest, Span
+from cachefs.diskerrors import named
 from cachefs.errors import BlockInvalid, StoreFailed
 from cachefs.store import disk, places
 from cachefs.store.state import ObjectRow, Seal
@@ -53,7 +54,7 @@ def find(path: Path, manifest: Manifest, row: ObjectRow | None) -> Found:
     StoreFull or StoreFailed if the file can't be opened or given its length.
     """
     bits = recorded_bits(manifest, row)
-    with disk.named(path):
+    with named(path):
         if row is not None and bits is not None and bits.complete and row.seal is not None:
             fd = disk.open_sealed(path)
             if fd is not None and _matches(fd, row.seal):
@@ -81,7 +82,7 @@ def is_whole(path: Path, manifest: Manifest, row: ObjectRow | None) -> bool:
 
 def looks(path: Path) -> Seal | None:
     """How the data file looks now; None if there is none. StoreFailed."""
-    with disk.named(path):
+    with named(path):
         fd = disk.open_sealed(path)
         if fd is None:
             return None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cachefs.content import ContentId, Span
-from cachefs.store.disk import named
+from cachefs.diskerrors import named
 
 UNIT = 4096
 """Bytes in which file systems allocate."""

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from cachefs.content import ContentId
+from cachefs.diskerrors import kind_of
 from cachefs.errors import StoreFailed, StoreFull
 from cachefs.store.rows import Counts, Info, ObjectRow, Pin, Seal
 
@@ -286,8 +287,9 @@ def _translated(what: str = "state.db") -> Iterator[None]:
         yield
     except (sqlite3.Error, OSError) as error:
         full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        kind = StoreFull if full else kind_of(getattr(error, "errno", None))
         words = getattr(error, "strerror", None) or error
-        raise (StoreFull if full else StoreFailed)(f"{what}: {words}") from error
+        raise kind(f"{what}: {words}") from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:

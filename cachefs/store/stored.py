@@ -28,6 +28,7 @@ from typing import Protocol
 import trio
 
 from cachefs.content import Bitmap, Manifest
+from cachefs.diskerrors import named
 from cachefs.errors import CachefsError, RecordInconsistent, StoreFailed
 from cachefs.store import disk, losses, places, recovery, space
 from cachefs.store.guard import Guard
@@ -104,13 +105,13 @@ class StoredObject:
     @property
     def allocated(self) -> int:
         """The bytes the file takes on disk, whole sectors; 0 once it is closed, or if somebody else has it, too."""
-        with disk.named(self.path):
+        with named(self.path):
             return space.taken(self.path) if self._fd >= 0 else 0
 
     def to_write(self, index: int) -> int:
         """The bytes that the file grows by, at most, when all of a block is written. StoreFailed."""
         span = self.manifest.span(index)
-        with disk.named(self.path):
+        with named(self.path):
             return max(0, space.cost(span) - space.written(self._fd, span))
 
     @property
@@ -169,7 +170,7 @@ class StoredObject:
 
     def _write(self, index: int, data: bytes | bytearray | memoryview) -> None:
         self.manifest.verify(index, data)
-        with disk.named(self.path):
+        with named(self.path):
             disk.write_all(self._fd, data, self.manifest.span(index).offset)
 
     def read_now(self, offset: int, size: int) -> memoryview | None:
@@ -270,7 +271,7 @@ class StoredObject:
 
     def _reopen(self) -> None:
         """Have a file that may be written to, of the right length, whatever became of it."""
-        with disk.named(self.path):
+        with named(self.path):
             places.take_own(self.path)
             disk.reopen(self.path, self._fd, self._length)
             self._shared = False
@@ -298,7 +299,7 @@ class StoredObject:
 
     def _sync(self, read_only: bool) -> Seal:
         """Sync the file, then tell how it looks."""
-        with disk.named(self.path):
+        with named(self.path):
             try:
                 self._tools.sync(self._fd)
             except OSError:

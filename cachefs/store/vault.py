@@ -19,6 +19,7 @@ from pathlib import Path
 import trio
 
 from cachefs.content import Bitmap, ContentId, Manifest
+from cachefs.diskerrors import named
 from cachefs.errors import CachefsError
 from cachefs.store import disk
 from cachefs.store.state import ObjectRow, State
@@ -58,7 +59,7 @@ class Vault:
         if self.sealed(content) == manifest.length:
             return True
         path = self.path(content)
-        with disk.named(path):
+        with named(path):
             if not await trio.to_thread.run_sync(_is_whole, path, manifest):
                 return False
         self._record(manifest)
@@ -73,7 +74,7 @@ class Vault:
             await trio.Path(temporary).unlink(missing_ok=True)
             return False
         path = self.path(manifest.content)
-        with disk.named(path):
+        with named(path):
             await trio.to_thread.run_sync(_move, temporary, path)
         self._record(manifest)
         return True
@@ -81,13 +82,13 @@ class Vault:
     def manifest(self, content: ContentId) -> Manifest | None:
         """What `save_manifest` kept, if it is there and whole. StoreFailed."""
         path = self.path(content).with_name("manifest")
-        with disk.named(path):
+        with named(path):
             return unpacked(content, disk.read_file(path) or b"")
 
     def save_manifest(self, manifest: Manifest) -> None:
         """Keep the manifest of content whose id says nothing of its blocks. StoreFull, StoreFailed."""
         path = self.path(manifest.content).with_name("manifest")
-        with disk.named(path):
+        with named(path):
             disk.make_directory(path.parent)
             disk.replace_file(path, packed(manifest))
 
@@ -96,7 +97,7 @@ class Vault:
         path = self.path(manifest.content)
         now = time.time()
         try:
-            with disk.named(path):
+            with named(path):
                 fd = disk.open_sealed(path)
                 if fd is None:
                     return

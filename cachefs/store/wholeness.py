@@ -15,8 +15,8 @@ from pathlib import Path
 import trio
 
 from cachefs.content import Bitmap, Manifest
+from cachefs.diskerrors import named
 from cachefs.errors import RecordInconsistent
-from cachefs.store import disk
 from cachefs.store.vault import sha256_of
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ async def condemn_unless_whole(path: Path, fd: int, manifest: Manifest, verified
     content = manifest.content
     if content.algorithm != "sha256" or manifest.blocks == 1:
         return None
-    with disk.named(path):
+    with named(path):
         if await trio.to_thread.run_sync(sha256_of, fd, manifest.length) == content.digest:
             return None
         for index in range(manifest.blocks):
