@@ -25,6 +25,7 @@ import trio
 from cachefs import locks
 from cachefs.catalog import records
 from cachefs.catalog.difference import Difference
+from cachefs.catalog.files import is_there
 from cachefs.catalog.records import Record, RecordsLock
 from cachefs.catalog.snapshots import SnapshotLock
 from cachefs.catalog.tree import File, Tree, outdated
@@ -82,8 +83,8 @@ class Shown:
     async def load(cls, config: Config, lock_file: LockFile, chain: str | None) -> Shown:
         """What the files say now; the snapshots' lock is made if there is none, unless records are all there is."""
         path = lock_file.data_dir / records.LOCK_NAME
-        recorded = records.load(path) if path.exists() else None
-        if recorded is not None and not config.snapshots.chain_toml and not lock_file.path.exists():
+        recorded = records.load(path) if is_there(path) else None
+        if recorded is not None and not config.snapshots.chain_toml and not is_there(lock_file.path):
             return cls.of(config, SnapshotLock("", {}), path.stat().st_mtime, recorded)
         lock, created = await lock_file.load_or_make(config, chain)
         # A large lock takes a while; readers are served meanwhile.

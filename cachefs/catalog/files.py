@@ -3,10 +3,15 @@
 How it works: a file is read whole, up to a limit, and is UTF-8 or refused. It is replaced the only way that
 survives a crash at any step: a new file in the same directory is written and synced, renamed over the old
 one, and the directory is synced. Whoever reads meanwhile sees the old text or the new, never a part.
+
+Where such a file is a symbolic link, into a git repository say, that is done where the link leads, and the link stays.
+A link is written through only if we, root or the directory's owner made it: in a directory that a group may write to
+(a writable mount's snapshots/), anybody else's could have root write anywhere.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -18,6 +23,15 @@ from cachefs.errors import CatalogError
 MAX_TEXT = 64 * 2**20
 """The largest chain.toml or lock that is read, in bytes: some 800,000 names."""
 
+_ROOT = 0
+_MOST_LINKS = 40
+"""How many links may lead from one to the next, as in the kernel (path_resolution(7))."""
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file, or a link: one that leads nowhere is told of when it is read, not taken for no file."""
+    return os.path.lexists(path)
+
 
 def read_text(path: Path) -> str:
     """The text of a file; CatalogError if it can't be read, isn't UTF-8 or is larger than MAX_TEXT."""
@@ -25,7 +39,7 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_TEXT + 1)
     except OSError as error:
-        raise CatalogError(path, f"can't be read: {error.strerror}") from error
+        raise CatalogError(path, f"can't be read: {_why(path, error)}") from error
     if len(raw) > MAX_TEXT:
         raise CatalogError(path, f"larger than {MAX_TEXT} bytes")
     try:
@@ -36,16 +50,48 @@ def read_text(path: Path) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Put `text` in place of what `path` holds, all or nothing; CatalogError if that fails."""
+    """Put `text` in place of what `path` holds, or what a link there leads to, all or nothing.
+
+    CatalogError if that fails.
+    """
+    try:
+        _replace(_followed(path), text.encode())
+    except OSError as error:
+        raise CatalogError(path, f"can't be written: {_why(path, error)}") from error
+
+
+def _followed(path: Path) -> Path:
+    """`path`, or the file that a link there leads to, which need not be there. OSError if it isn't to be written."""
+    start = path
+    for _ in range(_MOST_LINKS):
+        if not path.is_symlink():
+            break
+        if path.lstat().st_uid not in (_ROOT, os.geteuid(), path.parent.stat().st_uid):
+            raise OSError(errno.EPERM, f"{path} is a link of another user's")
+        path = path.parent / path.readlink()
+    else:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if path is not start and path.exists() and not path.is_file():  # /dev/null, which a rename would replace
+        raise OSError(errno.EINVAL, "not a file")
+    return path
+
+
+def _why(path: Path, error: OSError) -> str | None:
+    if os.path.islink(path):  # noqa: PTH114  where nothing can be looked at, Path.is_symlink raises
+        return f"it is a link to {os.path.realpath(path)}: {error.strerror}"
+    return error.strerror
+
+
+def _replace(path: Path, raw: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        _write_synced(temporary, text.encode())
+        _write_synced(temporary, raw)
         temporary.rename(path)
         _sync_directory(path.parent)
-    except OSError as error:
+    except OSError:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise CatalogError(path, f"can't be written: {error.strerror}") from error
+        raise
 
 
 def _write_synced(path: Path, raw: bytes) -> None:

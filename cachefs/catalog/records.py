@@ -33,7 +33,7 @@ from typing import Any
 
 import tomli
 
-from cachefs.catalog.files import line_of, read_text, replace_text
+from cachefs.catalog.files import is_there, line_of, read_text, replace_text
 from cachefs.catalog.names import BadName, check_names
 from cachefs.catalog.record import HEADER, Entry, Pieces, Record, as_url, dump, suggestion
 from cachefs.config.values import show
@@ -104,7 +104,7 @@ def lock_of(records: Iterable[Record], more: Iterable[Record] = ()) -> RecordsLo
 
 def load(path: Path) -> RecordsLock:
     """The lock at `path`, an empty one if there is none; CatalogError if it can't be taken."""
-    return parse(read_text(path), path) if os.path.lexists(path) else RecordsLock()
+    return parse(read_text(path), path) if is_there(path) else RecordsLock()
 
 
 def update(path: Path, change: Callable[[RecordsLock], RecordsLock]) -> RecordsLock:

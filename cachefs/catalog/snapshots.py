@@ -15,14 +15,13 @@ Format: Erigon's, `{"chain":"mainnet","downloads":{"<name>":"<info-hash>"}}`, co
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cachefs.catalog.chain import checked_entries
-from cachefs.catalog.files import line_of, read_text, replace_text
+from cachefs.catalog.files import is_there, line_of, read_text, replace_text
 from cachefs.config import Version
 from cachefs.content import ContentId
 from cachefs.errors import CatalogError
@@ -71,7 +70,7 @@ def load_or_create(path: Path, chain: str | None, make: Callable[[], Mapping[str
 
     `chain` is None when nobody has told its name. CatalogError if a lock is there and can't be taken: it is left alone.
     """
-    if os.path.lexists(path):
+    if is_there(path):
         return load(path, chain)
     lock = SnapshotLock(chain or UNKNOWN_CHAIN, make())
     lock.save(path)
