@@ -24,6 +24,8 @@ _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 CHAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OWNER = re.compile(r"[^\s:]+(:[^\s:]+)?")
 _VERSION = re.compile(r"v?([0-9]{1,4})(?:\.([0-9]{1,4}))?")
+# A password with a / in it ends the host for urlsplit: what stands for the port then is no number.
+_LOGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/?#]*|[^/?#\[:]*:[0-9]*[^0-9/?#].*)@")
 
 
 class Wrong(ValueError):
@@ -241,9 +243,20 @@ def as_list(read_one: Callable[[str], object], what: str) -> Reader:
     return read
 
 
+def has_login(url: str) -> bool:
+    """Whether the URL has a name or a password before its host."""
+    return _LOGIN.match(url) is not None
+
+
+def without_login(url: str) -> str:
+    """The URL as it may be printed and logged: with *** for its login, if it has one."""
+    return _LOGIN.sub(r"\1***@", url, count=1) if has_login(url) else url
+
+
 def checked_url(url: str, schemes: tuple[str, ...]) -> str:
     """`url` if it has one of the schemes and a host; ValueError otherwise."""
-    expected = f"expected a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}, got {show(url)}"
+    begins = " or ".join(f"{scheme}://" for scheme in schemes)
+    expected = f"expected a URL that begins with {begins}, got {show(without_login(url))}"
     # Before urlsplit, which silently drops tabs and newlines.
     if not re.fullmatch(r"[!-~]+", url) or "\\" in url:
         raise Wrong(f"{expected}: no spaces, control characters, backslashes or letters beyond ASCII")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cachefs.config.values import without_login
 from cachefs.errors import UrlFailed
 from cachefs.fetch.providers import Provider
 from cachefs.fetch.receiver import Expected, Fetched, Progress, Receiver
@@ -54,7 +55,7 @@ class Downloader:
         async def run() -> Fetched:
             provider = next((provider for provider in self._providers if provider.takes(url)), None)
             if provider is None:
-                raise UrlFailed(url, "nothing here can fetch a URL of this kind")
+                raise UrlFailed(without_login(url), "nothing here can fetch a URL of this kind")
             made.append(make_file())
             receiver = Receiver(made[-1], expected, progress, attempt.started)
             try:

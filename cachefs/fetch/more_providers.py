@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 import trio
 
 from cachefs.config import Rclone
+from cachefs.config.values import without_login
 from cachefs.content import ContentId
 from cachefs.errors import RcloneUnusable, SourceRefused, SourceSilent, UrlFailed
 from cachefs.fetch.digests import Declared
@@ -75,7 +76,8 @@ class RcloneProvider:
         remote = self._remotes.get(parts.netloc)
         if remote is None:
             known = ", ".join(self._remotes) or "none"
-            raise SourceRefused(url, f"no remote {parts.netloc!r} in [records] remotes; there are: {known}")
+            label = parts.netloc.rpartition("@")[2]
+            raise SourceRefused(without_login(url), f"no remote {label!r} in [records] remotes; there are: {known}")
         path = unquote(parts.path).lstrip("/")
         return f"{remote}{path}" if remote.endswith((":", "/")) else f"{remote}/{path}"
 

@@ -24,6 +24,7 @@ import httpcore
 import trio
 
 from cachefs import __version__
+from cachefs.config.values import has_login, without_login
 from cachefs.errors import SourceRefused, SourceSilent, UrlFailed
 from cachefs.fetch.addresses import GuardedBackend
 
@@ -122,6 +123,9 @@ class WebClient:
         raise UrlFailed(url, f"more than {MOST_REDIRECTS} redirects")
 
     def _judge(self, url: str) -> None:
+        if has_login(url):  # a redirect's too: who sends a login along has it read in every log
+            why = "has a login in it, with which nothing is asked; an rclone remote can have it (rclone://LABEL/path)"
+            raise SourceRefused(without_login(url), why)
         scheme = urlsplit(url).scheme
         if scheme == "http" and not self.rules.allow_http:
             raise SourceRefused(url, "is plain http; [records] allow_http = true allows it")
@@ -133,7 +137,7 @@ class WebClient:
         rules = self.rules
         limits = {"connect": rules.connect, "read": rules.stall, "write": rules.stall, "pool": rules.stall}
         sent = {"User-Agent": f"cachefs/{__version__}", "Accept": "*/*", **headers}
-        request = [("Host", _host(url)), *sent.items()]
+        request = [("Host", urlsplit(url).netloc), *sent.items()]
         with _Translated(url, rules):
             response = await self._pool.handle_async_request(
                 httpcore.Request("GET", url, headers=request, extensions={"timeout": limits})
@@ -172,10 +176,6 @@ class _Body:
             with suppress(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
                 async for _ in self._parts:
                     pass
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def _location(answer: Answer) -> str:

@@ -26,7 +26,7 @@ from cachefs import metainfo
 from cachefs.catalog import records
 from cachefs.catalog.names import BadName, check_name, check_names
 from cachefs.catalog.records import Pieces, Record, RecordsLock, as_url
-from cachefs.config.values import Wrong
+from cachefs.config.values import Wrong, without_login
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError
 from cachefs.fetch.providers import send_file
@@ -122,7 +122,7 @@ def _checked(order: Order, lock_path: Path) -> Order:
     except Wrong as error:
         meant = order.source is None and _is_file(order.url)
         why = "it is a local file; say which URL it stands for: --url URL" if meant else str(error)
-        raise EtchRefused(order.url, why) from None
+        raise EtchRefused(without_login(order.url), why) from None
     name = order.name or _name(order, lock_path)
     if not name:
         raise EtchRefused(order.url, "the URL has no name in it; give one: --name NAME")

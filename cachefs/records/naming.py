@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cachefs.catalog import records
 from cachefs.catalog.records import Record, RecordsLock
+from cachefs.config.values import without_login
 from cachefs.errors import CachefsError
 from cachefs.formats import playlists
 
@@ -42,7 +43,8 @@ def meant(word: str, data_dir: Path, mountpoint: Path | None) -> Meant:
     found = [one] if one is not None else known.folder(word)
     if not found:
         close = difflib.get_close_matches(word, known.lock.records, n=1)
-        raise CachefsError(f"{word}: no such record in {path}{f'; did you mean {close[0]}?' if close else ''}")
+        near = f"; did you mean {close[0]}?" if close else ""
+        raise CachefsError(f"{without_login(word)}: no such record in {path}{near}")
     return Meant(tuple(found))
 
 
