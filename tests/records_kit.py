@@ -50,7 +50,8 @@ class Page:
     `body`, its `media` type and an `etag` ("" for none, "auto" for the bytes' hash); `status` other than 200 gives no
     body; `headers` are added, or replace others. `ranges` false ignores Range. Faults: the answer breaks off after
     `cut` bytes of a body, as often as `cuts` says; `declared` is another Content-Length; `endless` never ends;
-    `gate` holds the body back until it is set, `hold` bytes before it.
+    `gate` holds the body back until it is set, `hold` bytes before it; `busy` is how often it answers 503
+    first, with `headers`.
     """
 
     body: bytes = b""
@@ -65,6 +66,7 @@ class Page:
     endless: bool = False
     gate: threading.Event | None = None
     hold: int = 0
+    busy: int = 0
 
     @property
     def tag(self) -> str:
@@ -113,6 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers["x-from"] = str(self.client_address[1])
         self.host.asked.append(Asked(self.path, headers))
         page = self.host.pages.get(self.path, Page(status=404))
+        if page.busy and not page.cuts * page.cut:
+            page.busy -= 1
+            page = Page(status=503, headers=page.headers)
         with suppress(BrokenPipeError, ConnectionResetError):
             self._answer(page, headers)
 

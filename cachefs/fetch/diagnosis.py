@@ -8,11 +8,11 @@ both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from time import time
 
 import httpx
 import trio
+
+from cachefs.fetch.busy import seconds_until
 
 _WITHIN = 5.0
 
@@ -46,13 +46,3 @@ async def diagnose(url: str) -> Diagnosis | None:
 def retry_after(response: httpx.Response) -> float:
     """For how many seconds an answer asks to be left alone, else 0."""
     return seconds_until(response.headers.get("retry-after", ""))
-
-
-def seconds_until(value: str) -> float:
-    """What a Retry-After says in seconds: a number or a date (RFC 9110, 10.2.3); 0 if it is neither."""
-    if value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except (TypeError, ValueError):
-        return 0.0

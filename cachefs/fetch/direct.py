@@ -32,7 +32,7 @@ from cachefs.content import Span
 from cachefs.errors import IgnoresRanges, NotAtSource, OtherContent, SourceBusy, SourceFailed
 from cachefs.fetch import wire
 from cachefs.fetch.addresses import is_public, resolve
-from cachefs.fetch.diagnosis import seconds_until
+from cachefs.fetch.busy import seconds_until
 from cachefs.fetch.wire import Body, Framed, Line, Measured
 
 _MOST_REDIRECTS = 4

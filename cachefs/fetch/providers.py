@@ -8,7 +8,8 @@ Here: `HttpProvider` (https, and http where allowed), `LocalProvider` (a file of
 option only). The rclone remotes and torrents are in `more_providers.py`.
 
 The HTTP provider goes on after a break with `Range` and `If-Range`, given a strong ETag: 206 appends, 200 begins
-anew. Without one it begins anew, a few times. A transfer that makes progress may take as long as it likes.
+anew. Without one it begins anew, a few times. A transfer that makes progress may take as long as it likes. A host
+that gets busy in the midst of it is waited for once, if it doesn't ask for long: another would begin at the first byte.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 import trio
 
 from cachefs.errors import RecordMismatch, SourceLied, SourceRefused, SourceSilent, UrlFailed
+from cachefs.fetch.busy import Busy
 from cachefs.fetch.digests import WANTED, Declared, declared
 from cachefs.fetch.receiver import Fetched, Receiver
 from cachefs.fetch.web import Answer, Interrupted, RangeRefused, Unreachable, WebClient
@@ -106,6 +108,7 @@ class _Transfer:
         self._total: int | None = None
         self._best = 0
         self._failures = 0
+        self._waited = False
 
     async def run(self) -> Fetched:
         while True:
@@ -117,6 +120,8 @@ class _Transfer:
                 await self._patience(Interrupted(error.url, said))
             except (Interrupted, SourceSilent) as error:
                 await self._patience(error)
+            except Busy as error:
+                await self._come_back(error)
             else:
                 return await self._receiver.finish(final)
 
@@ -162,6 +167,14 @@ class _Transfer:
     def _begin_anew(self) -> None:
         self._receiver.restart()
         self._etag = ""
+
+    async def _come_back(self, error: Busy) -> None:
+        """Wait as long as the host asks for, or raise `error`."""
+        long = error.until > trio.current_time() + self._client.rules.stall
+        if self._waited or long or not self._receiver.size:
+            raise error
+        self._waited = True
+        await trio.sleep_until(error.until)
 
     async def _patience(self, error: UrlFailed) -> None:
         """Wait before the next try, or raise `error`: nothing ever came, or nothing new too often."""

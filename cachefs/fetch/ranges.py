@@ -9,7 +9,8 @@ A server that knows no ranges sends the whole, of which every block is taken as 
 A request that breaks off after some blocks simply leaves the rest wanted, and they are asked for again. A source
 that gives nothing is tried a few times, then left alone for a while that grows (`Breaker`); one whose bytes or
 declared checksum are wrong, at once. Then the next URL has its turn, and when none is left, those who wait are told
-why. Asking again within the while gets the same answer at once.
+why. Asking again within the while gets the same answer at once. A host that asked to come back soon is waited for once,
+when none of the others has given anything.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import trio
 
 from cachefs.errors import CachefsError, SourceLied, SourceSilent, UrlFailed
 from cachefs.fetch.base import Job, Sink, Transfer
+from cachefs.fetch.busy import Busy
 from cachefs.fetch.health import Breaker
 from cachefs.fetch.range_request import RangeRequest, Stream, origin_of
 from cachefs.fetch.sources import Ledger
@@ -89,6 +91,23 @@ class RangeFetcher:
 
     async def ask(self, download: RangeDownload, stream: Stream) -> None:
         """Fetch a stretch from one URL after the other; UrlFailed when all have failed."""
+        try:
+            await self._ask(download, stream)
+        except UrlFailed:
+            soon = self._soon(download.job.item.urls)
+            if not soon:
+                raise
+            await trio.sleep_until(min(soon.values()))
+            self.restart(tuple(soon))
+            await self._ask(download, stream)
+
+    def _soon(self, urls: tuple[str, ...]) -> dict[str, float]:
+        """Of URLs that have failed those whose hosts asked to come back soon, and when, on trio's clock."""
+        most = trio.current_time() + self._client.rules.stall
+        failed = {url: self._errors[url] for url in urls}
+        return {url: error.until for url, error in failed.items() if isinstance(error, Busy) and error.until <= most}
+
+    async def _ask(self, download: RangeDownload, stream: Stream) -> None:
         errors: list[UrlFailed] = []
         for url in download.job.item.urls:
             breaker = self._breakers.setdefault(url, Breaker(tolerance=1, first=1.0))
@@ -101,7 +120,8 @@ class RangeFetcher:
                 errors.append(error)
                 self._errors[url] = error
                 self.ledger.failed(origin_of(url), str(error), lied=isinstance(error, SourceLied))
-                breaker.failed(str(error))
+                wish = error.until - trio.current_time() if isinstance(error, Busy) else 0.0
+                breaker.failed(str(error), retry_after=wish)
             else:
                 breaker.succeeded()
                 return

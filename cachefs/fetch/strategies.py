@@ -3,7 +3,7 @@
 How it works: a strategy gets attempts, one for each URL in the order of the record, and runs them until
 one gives the bytes. Each attempt has a receiver of its own, so two never write into one file. All strategies
 end the same way: with bytes that were checked, or with one error that carries every attempt's reason. A full disk
-is nobody's fault and ends them at once.
+is nobody's fault and ends them at once. `patient` makes one that waits for busy hosts, when nobody else has the bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 import trio
 
 from cachefs.errors import CachefsError, UrlFailed
+from cachefs.fetch.busy import Busy
 from cachefs.fetch.receiver import Fetched
 
 Run: TypeAlias = Callable[[], Awaitable[Fetched]]
@@ -112,6 +113,38 @@ class _Race:
             for url, scope in self._scopes.items():
                 if url != attempt.url:
                     scope.cancel()
+
+
+def patient(strategy: Strategy, seconds: float) -> Strategy:
+    """`strategy`; if all fail, once more for those whose hosts asked to come back within so many seconds."""
+
+    async def run(attempts: Sequence[Attempt]) -> Fetched:
+        failed: dict[str, UrlFailed] = {}
+        try:
+            return await strategy([_noting(attempt, failed) for attempt in attempts])
+        except UrlFailed:
+            most = trio.current_time() + seconds
+            soon = {u: e.until for u, e in failed.items() if isinstance(e, Busy) and e.until <= most}
+            if not soon:
+                raise
+        await trio.sleep_until(min(soon.values()))
+        try:
+            return await strategy([attempt for attempt in attempts if attempt.url in soon])
+        except UrlFailed as error:
+            raise together([error, *(e for url, e in failed.items() if url not in soon)]) from None
+
+    return run
+
+
+def _noting(attempt: Attempt, failed: dict[str, UrlFailed]) -> Attempt:
+    async def run() -> Fetched:
+        try:
+            return await attempt.run()
+        except UrlFailed as error:
+            failed[attempt.url] = error
+            raise
+
+    return Attempt(attempt.url, run, attempt.started)
 
 
 def together(errors: Sequence[UrlFailed]) -> UrlFailed:

@@ -3,8 +3,9 @@
 How it works: redirects are followed here, at most four, because each of them is a URL that a server chose: its
 scheme is judged again, and its address where the connection is made (`addresses.py`). What comes back is the
 answer's head, and the body in parts as it arrives. A connection has to be there in 10 s and the next bytes in
-30 s; there is no limit on the whole while bytes come. Every error of the HTTP library becomes one of ours here,
-once: `SourceSilent` and `Interrupted` may be tried again, `SourceRefused` may not.
+30 s; there is no limit on the whole while bytes come. A host that asks to be left alone for a while is (`busy.py`).
+Every error of the HTTP library becomes one of ours here, once: `SourceSilent` and `Interrupted` may be tried again,
+`SourceRefused` may not.
 
 Plain bytes are asked for; a server that sends them compressed all the same is refused, for then neither
 ranges nor checksums mean what we think.
@@ -27,6 +28,7 @@ from cachefs import __version__
 from cachefs.config.values import has_login, without_login
 from cachefs.errors import SourceRefused, SourceSilent, UrlFailed
 from cachefs.fetch.addresses import GuardedBackend
+from cachefs.fetch.busy import Wishes, seconds_until
 
 MOST_REDIRECTS = 4
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
@@ -86,6 +88,7 @@ class WebClient:
 
     def __init__(self, rules: Rules, tls: ssl.SSLContext | None = None) -> None:
         self.rules = rules
+        self._wishes = Wishes()
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls or ssl.create_default_context(),
             max_connections=64,
@@ -108,14 +111,15 @@ class WebClient:
     async def get(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
         """The answer to a GET of `url`, redirects followed: 200 or 206, whatever else is an error.
 
-        SourceRefused, SourceSilent, UrlFailed (404, say), and Interrupted for what may pass; the body raises the
-        last two kinds too.
+        SourceRefused, SourceSilent, UrlFailed (404, say), Busy, and Interrupted for what may pass; the body raises
+        Interrupted and SourceSilent too.
         """
         for _ in range(MOST_REDIRECTS + 1):
             self._judge(url)
+            self._wishes.respect(url)
             async with self._ask(url, headers) as answer:
                 if answer.status not in _REDIRECTS:
-                    _check(answer)
+                    self._check(answer)
                     yield answer
                     return
                 onward = _location(answer)
@@ -131,6 +135,22 @@ class WebClient:
             raise SourceRefused(url, "is plain http; [records] allow_http = true allows it")
         if scheme not in ("http", "https"):
             raise SourceRefused(url, "is neither https nor http")
+
+    def _check(self, answer: Answer) -> None:
+        status, wait = answer.status, seconds_until(answer.headers.get("retry-after", ""))
+        if status in _LOGIN:
+            raise SourceRefused(answer.url, f"HTTP {status}: it won't let us in")
+        if status == 416:
+            raise RangeRefused(answer.url, "HTTP 416: it has no such range")
+        if status in _PASSING and wait:
+            raise self._wishes.wish(answer.url, f"HTTP {status}: busy", wait)
+        if status in _PASSING:
+            raise Interrupted(answer.url, f"HTTP {status}")
+        if status not in (200, 206):
+            raise UrlFailed(answer.url, f"HTTP {status}")
+        encoding = answer.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise UrlFailed(answer.url, f"sends the bytes as {encoding}, though plain ones were asked for")
 
     @asynccontextmanager
     async def _ask(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
@@ -184,21 +204,6 @@ def _location(answer: Answer) -> str:
         raise UrlFailed(answer.url, f"HTTP {answer.status} without a Location")
     # What isn't ASCII came as Latin-1, and goes back as the same bytes.
     return quote(urljoin(answer.url, target), safe="%/:=&?~#+!$,;'@()*[]", encoding="latin-1")
-
-
-def _check(answer: Answer) -> None:
-    status = answer.status
-    if status in _LOGIN:
-        raise SourceRefused(answer.url, f"HTTP {status}: it won't let us in")
-    if status == 416:
-        raise RangeRefused(answer.url, "HTTP 416: it has no such range")
-    if status in _PASSING:
-        raise Interrupted(answer.url, f"HTTP {status}")
-    if status not in (200, 206):
-        raise UrlFailed(answer.url, f"HTTP {status}")
-    encoding = answer.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise UrlFailed(answer.url, f"sends the bytes as {encoding}, though plain ones were asked for")
 
 
 class _Translated:

@@ -16,6 +16,7 @@ import trio
 from cachefs.catalog.records import CATALOGUE, Record
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, UrlFailed
+from cachefs.fetch.busy import Busy
 from cachefs.fetch.web import WebClient
 
 LOOK_EVERY = 3600.0
@@ -81,6 +82,8 @@ class LastCopies:
             try:
                 async with self._web.get(url, {"Range": "bytes=0-0"}):
                     return ""
+            except Busy:  # it is there
+                return ""
             except UrlFailed as error:
                 troubles.append(str(error))
         return "; ".join(troubles)

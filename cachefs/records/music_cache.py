@@ -34,7 +34,7 @@ from cachefs.fetch.health import Breaker
 from cachefs.fetch.more_providers import RcloneProvider
 from cachefs.fetch.providers import HttpProvider, LocalProvider, Provider
 from cachefs.fetch.receiver import Expected, Fetched, Progress
-from cachefs.fetch.strategies import STRATEGIES
+from cachefs.fetch.strategies import STRATEGIES, patient
 from cachefs.fetch.web import Rules, WebClient
 from cachefs.records.incoming import Flight, Incoming
 from cachefs.records.pieces import PieceLists, list_pieces, whole
@@ -79,7 +79,7 @@ class MusicCache:
         self.pieces = PieceLists(data_dir / "pieces", self.vault)
         self.incoming = Incoming(data_dir / "incoming")
         self.downloads = 0
-        self._downloader = Downloader(providers, STRATEGIES[settings.strategy])
+        self._downloader = Downloader(providers, patient(STRATEGIES[settings.strategy], settings.stall_timeout))
         self._breakers: dict[str, Breaker] = {}
         self._errors: dict[str, UrlFailed] = {}
 
