@@ -3,7 +3,9 @@
 How it works: users speak of names, the store of content ids, and this is where one becomes the other. A pin belongs to
 a name: when the lock gives that name other content, the pin goes over to it. Evicting goes through the room, which
 refuses what is open or pinned. Garbage is content that is in the store and in no catalogue. Only kinds of
-content are judged of which a catalogue is known here: what a catalogue that wasn't looked at names is never garbage.
+content are judged of which a catalogue is known here: what a catalogue that wasn't looked at names is never garbage. So
+it is with the files in `pieces/`: one goes when no record, in use or in the lock's file, and no object needs it. Nobody
+could send it again, so one that is younger than a day stays, for whoever is about to write the lock that names it.
 
 The same object serves a running mount and a data directory that no daemon works on (`idle`).
 """
@@ -11,10 +13,11 @@ The same object serves a running mount and a data directory that no daemon works
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +25,7 @@ from pathlib import Path
 import trio
 
 from cachefs.catalog import records, snapshots
+from cachefs.catalog.records import Record
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, StoreFailed
 from cachefs.store import space
@@ -30,14 +34,19 @@ from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.room import Room
 from cachefs.store.state import Pin, State
+from cachefs.store.vault import unpacked
 
 log = logging.getLogger(__name__)
 
 SNAPSHOTS = "snapshots"
 _LEFT_BEHIND = 3600.0  # seconds after which nobody is still at work on a file that is half made
+_SETTLED = 86_400.0
 
 Names = Callable[[], Mapping[str, Mapping[str, ContentId]]]
 """Every catalogue's names and their content, as they are now."""
+
+Records = Callable[[], Iterable[Record]]
+"""The records that are in use now."""
 
 Progress = Callable[[int, int], None]
 """Told how many objects are done, and of how many."""
@@ -71,11 +80,17 @@ class Outcome:
 
 @dataclass(slots=True)
 class Collected:
-    """What `gc` did: content without a name, leavings of unclean ends (bytes), and what the limits asked for."""
+    """What `gc` did: content without a name, leavings of unclean ends (bytes), what the limits asked for, and piece
+    lists and torrents that nothing needs."""
 
     nameless: Outcome
     leavings: int
     limits: Outcome
+    sidecars: Outcome
+
+    @property
+    def freed(self) -> int:
+        return self.nameless.freed + self.leavings + self.limits.freed + self.sidecars.freed
 
 
 def label(catalogue: str, name: str) -> str:
@@ -86,13 +101,21 @@ class Keeper:
     """Pins, evicts and collects by name; `clock` gives Unix seconds."""
 
     def __init__(
-        self, store: ObjectStore, state: State, room: Room, names: Names, clock: Callable[[], float] = time.time
+        self,
+        store: ObjectStore,
+        state: State,
+        room: Room,
+        names: Names,
+        clock: Callable[[], float] = time.time,
+        *,
+        recorded: Records = lambda: (),
     ) -> None:
         self._store = store
         self._state = state
         self._room = room
         self._names = names
         self._clock = clock
+        self._recorded = recorded
 
     def refresh(self) -> None:
         """Have every pin follow its name; to be called when a lock was taken into use. StoreFull, StoreFailed."""
@@ -152,7 +175,29 @@ class Keeper:
             await self._room.look()
             for content, evicted in await self._room.sweep():
                 _note(limits, named.get(content, str(content)), evicted.freed, evicted.stays)
-        return Collected(outcome, leavings, limits)
+        return Collected(outcome, leavings, limits, await trio.to_thread.run_sync(self._collect_sidecars))
+
+    def _collect_sidecars(self) -> Outcome:
+        """Delete the piece lists and torrents that nothing needs; none where no record is known."""
+        directory = self._store.root.with_name(records.SIDECARS)
+        try:
+            known = [*self._recorded(), *records.load(directory.with_name(records.LOCK_NAME))]
+            if not known:
+                return Outcome()
+            kept = {name for record in known for name in record.sidecars} | self._lists_of_objects()
+            return Outcome(space.remove_sidecars(directory, kept, self._clock() - _SETTLED))
+        except CachefsError as error:
+            return Outcome(stays={str(directory): str(error)})
+
+    def _lists_of_objects(self) -> Set[str]:
+        """The names that the piece lists of all objects have, or would have."""
+        found = set()
+        for content in self._store.known():
+            raw = self._store.manifest(content) if content.algorithm == "sha256" else None
+            manifest = unpacked(content, raw) if raw else None
+            if manifest is not None:
+                found.add(hashlib.sha256(manifest.digests).hexdigest())
+        return found
 
     async def _evict(self, contents: Mapping[ContentId, str], progress: Progress, *, manifest: bool = False) -> Outcome:
         outcome = Outcome()

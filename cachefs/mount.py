@@ -158,7 +158,10 @@ class Assembly:
         self._records = self._record_parts.shelf(shown.records, self._cache, self._room.next_records)
         shelf = SnapshotShelf(self._manifests, sources.metadata, mtimes(state))
         shelves: dict[str, Shelf] = {CATALOGUE: shelf, RECORDS: self._records}
-        self._keeper = Keeper(self._store, state, self._room, lambda: self._reloader.shown.contents())
+        self._keeper = Keeper(
+            self._store, state, self._room, lambda: self._reloader.shown.contents(),
+            recorded=lambda: self._reloader.shown.records.values(),
+        )  # fmt: skip
         self._prefetcher = Prefetcher(self._cache, self._room, shelves)
         self._filesystem = filesystem = Filesystem(shown.tree, shelves, self._cache, born=shown.created)
         self._view = view = _writable_view(config, mountpoint, data_dir)

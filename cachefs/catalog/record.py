@@ -80,6 +80,12 @@ class Record:
         return (self.url, *self.mirrors)
 
     @property
+    def sidecars(self) -> tuple[str, ...]:
+        """The names of its files beside the lock, in `pieces/`: its piece list, its torrent."""
+        listed = (self.pieces.digest.hex(),) if self.pieces else ()
+        return (*listed, f"{self.swarm.hex}.torrent") if self.swarm else listed
+
+    @property
     def mtime(self) -> float:
         """When it was etched, in Unix seconds; 0 if that isn't known, so that it never changes by itself."""
         return self.etched_at.timestamp() if self.etched_at else 0.0

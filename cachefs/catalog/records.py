@@ -40,13 +40,28 @@ from cachefs.config.values import show
 from cachefs.content import ContentId
 from cachefs.errors import CatalogError
 
-__all__ = ["CATALOGUE", "LOCK_NAME", "Pieces", "Record", "RecordsLock", "as_url", "load", "lock_of", "parse", "update"]
+__all__ = [
+    "CATALOGUE",
+    "LOCK_NAME",
+    "SIDECARS",
+    "Pieces",
+    "Record",
+    "RecordsLock",
+    "as_url",
+    "load",
+    "lock_of",
+    "parse",
+    "update",
+]
 
 CATALOGUE = "records"
 """The catalogue's folder in the mount."""
 
 LOCK_NAME = "records-lock.toml"
 """The lock's file name, in the data directory itself."""
+
+SIDECARS = "pieces"
+"""The folder of piece lists and torrents, beside the lock."""
 
 _VERSION = "1.0"
 _HEAD = f'# Written by cachefs; edit names and URLs if you like, comments are not kept.\nlock-version = "{_VERSION}"\n'

@@ -22,7 +22,7 @@ from cachefs.store.eviction import Limits
 @click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path), help="Has the [limits].")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def gc(mountpoint: Path | None, data_dir: Path | None, config_file: Path | None, as_json: bool) -> None:
-    """Delete content that the lock doesn't name any more, and what the limits say is too much or too old.
+    """Delete content and piece lists that no lock names any more, and what the limits say is too much or too old.
 
     A mount knows its limits; for a data directory that isn't mounted they come from --config, or else from its
     cachefs.toml. What is open or pinned stays.
@@ -35,9 +35,12 @@ def gc(mountpoint: Path | None, data_dir: Path | None, config_file: Path | None,
 
 
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
-    nameless, limits = result["nameless"], result["limits"]
+    nameless, limits, sidecars = result["nameless"], result["limits"], result["sidecars"]
     yield f"{len(nameless['gone']):,} without a name, {decimal(sum(nameless['gone'].values()))}"
     yield f"{len(limits['gone']):,} beyond the limits, {decimal(sum(limits['gone'].values()))}"
-    for name, why in (nameless["stays"] | limits["stays"]).items():
+    if sidecars["gone"]:
+        freed = decimal(sum(sidecars["gone"].values()))
+        yield f"{len(sidecars['gone']):,} piece lists and torrents of no record, {freed}"
+    for name, why in (nameless["stays"] | limits["stays"] | sidecars["stays"]).items():
         yield f"{name} stays: {why}"
     yield f"{decimal(result['freed'])} freed"

@@ -40,8 +40,7 @@ def commands(keeper: Keeper) -> dict[str, control.Command | control.Job]:
 
     async def gc(tell: Tell) -> Mapping[str, Any]:
         collected = await keeper.collect(_told(tell))
-        freed = collected.nameless.freed + collected.leavings + collected.limits.freed
-        return asdict(collected) | {"freed": freed}
+        return asdict(collected) | {"freed": collected.freed}
 
     return {"pin": pin, "unpin": unpin, "pins": pins, "evict": control.Job(evict), "gc": control.Job(gc)}
 

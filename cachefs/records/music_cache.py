@@ -24,7 +24,7 @@ from pathlib import Path
 import trio
 
 from cachefs.catalog import records
-from cachefs.catalog.records import LOCK_NAME, Pieces, Record
+from cachefs.catalog.records import LOCK_NAME, SIDECARS, Pieces, Record
 from cachefs.config import Rclone
 from cachefs.config import Records as Settings
 from cachefs.content import ContentId
@@ -76,7 +76,7 @@ class MusicCache:
         self.web = web
         self.lock_path = data_dir / LOCK_NAME
         self.vault = Vault(data_dir / "store", state)
-        self.pieces = PieceLists(data_dir / "pieces", self.vault)
+        self.pieces = PieceLists(data_dir / SIDECARS, self.vault)
         self.incoming = Incoming(data_dir / "incoming")
         self.downloads = 0
         self._downloader = Downloader(providers, patient(STRATEGIES[settings.strategy], settings.stall_timeout))

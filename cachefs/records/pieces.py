@@ -9,6 +9,8 @@ the same list. Content whose record names no list gets one too, once it is here,
 from __future__ import annotations
 
 import hashlib
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,8 +129,18 @@ class PieceLists:
         path = self._directory / name
         with named(path):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self._read(name) != raw:
+            if self._read(name) != raw or not _made_young(path):
                 disk.replace_file(path, raw)
+
+
+def _made_young(path: Path) -> bool:
+    """Have `gc` leave a file that a new record is about to name; False if it went this moment."""
+    with suppress(PermissionError):  # another user's copy
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def whole(content: ContentId, size: int) -> Manifest:

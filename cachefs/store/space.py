@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from cachefs.diskerrors import named
 UNIT = 4096
 """Bytes in which file systems allocate."""
 
+_SIDECAR = re.compile(r"(?:[0-9a-f]{64}|[0-9a-f]{40}\.torrent)(?:\.[0-9a-f]{8})?")  # the last part: half written
 _DEPTH = 3  # algorithm, two hex digits, digest
 _SECTOR = 512  # the unit of st_blocks, whatever the file system's own (stat(2))
 
@@ -138,3 +141,21 @@ def remove_leavings(root: Path, before: float) -> int:
                 freed += taken(path)
                 path.unlink(missing_ok=True)
     return freed
+
+
+def remove_sidecars(directory: Path, kept: Set[str], before: float) -> dict[str, int]:
+    """Delete the piece lists and torrents not among `kept`, as old as that; their names, and the bytes that frees.
+
+    Nothing else in the directory is touched, and nothing at all where the directory is a link: who else uses it, nobody
+    here knows. StoreFailed.
+    """
+    gone: dict[str, int] = {}
+    with named(directory):
+        if directory.is_symlink() or not directory.is_dir():
+            return gone
+        for path in sorted(directory.iterdir()):
+            # Its last change of state: a copy of somebody's lists, of which the lock comes last, may keep their times.
+            if path.name not in kept and _SIDECAR.fullmatch(path.name) and path.lstat().st_ctime < before:
+                gone[path.name] = taken(path)
+                path.unlink()
+    return gone
