@@ -152,10 +152,10 @@ class Assembly:
         self._room = Room(self._store, state, Limits.of_settings(config.limits), catalogue_of=catalogue_of)
         self._manifests = Manifests(self._store, state, shown.names)
         self._sources = sources = Sourcing(config, data_dir, self._store, self._room, self._manifests.found)
-        self._record_parts = RecordParts(config, music, sources.ledger, sources.router)
+        self._record_parts = RecordParts(config, music, sources.ledger, sources.router, self._room)
         fetcher = self._record_parts.fetcher
         self._cache = Cache(self._store, fetcher, config.read, sources.evidence, self._room)
-        self._records = self._record_parts.shelf(shown.records, self._cache, self._room.next_records)
+        self._records = self._record_parts.shelf(shown.records, self._cache)
         shelf = SnapshotShelf(self._manifests, sources.metadata, mtimes(state))
         shelves: dict[str, Shelf] = {CATALOGUE: shelf, RECORDS: self._records}
         self._keeper = Keeper(

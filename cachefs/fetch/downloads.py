@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import trio
+
 from cachefs.config.values import without_login
 from cachefs.errors import UrlFailed
 from cachefs.fetch.providers import Provider
-from cachefs.fetch.receiver import Expected, Fetched, Progress, Receiver
+from cachefs.fetch.receiver import Cover, Expected, Fetched, Progress, Receiver
 from cachefs.fetch.strategies import Attempt, Strategy, in_order
 
 MakeFile = Callable[[], Path]
@@ -32,16 +34,27 @@ class Downloader:
         self._providers.insert(0, provider)
 
     async def download(
-        self, urls: Sequence[str], expected: Expected, make_file: MakeFile, progress: Progress | None = None
+        self,
+        urls: Sequence[str],
+        expected: Expected,
+        make_file: MakeFile,
+        progress: Progress | None = None,
+        cover: Cover | None = None,
     ) -> Fetched:
         """The bytes of the first URL that gives what is expected, in a file that is the caller's now.
 
+        `cover` has room for one file, whichever of the attempts it will be.
         UrlFailed, and its kinds; StoreFull, StoreFailed.
         """
         fetched: Fetched | None = None
         made: list[Path] = []
+
+        def receiver_of(started: trio.Event) -> Receiver:
+            made.append(make_file())
+            return Receiver(made[-1], expected, progress, started, cover)
+
         try:
-            attempts = [self._attempt(url, expected, make_file, made, progress) for url in dict.fromkeys(urls)]
+            attempts = [self._attempt(url, receiver_of) for url in dict.fromkeys(urls)]
             fetched = await self._strategy(attempts)
             return fetched
         finally:
@@ -49,15 +62,12 @@ class Downloader:
                 if fetched is None or path != fetched.path:
                     path.unlink(missing_ok=True)
 
-    def _attempt(
-        self, url: str, expected: Expected, make_file: MakeFile, made: list[Path], progress: Progress | None
-    ) -> Attempt:
+    def _attempt(self, url: str, receiver_of: Callable[[trio.Event], Receiver]) -> Attempt:
         async def run() -> Fetched:
             provider = next((provider for provider in self._providers if provider.takes(url)), None)
             if provider is None:
                 raise UrlFailed(without_login(url), "nothing here can fetch a URL of this kind")
-            made.append(make_file())
-            receiver = Receiver(made[-1], expected, progress, attempt.started)
+            receiver = receiver_of(attempt.started)
             try:
                 return await provider.send(url, receiver)
             finally:

@@ -126,6 +126,7 @@ class TorrentProvider:
         try:
             info = await self._torrents.metainfo(ContentId.btih(match[1]), url)
             receiver.announce(url, info.manifest.length, Declared())
+            await receiver.reserve()
             await self._torrents.download(info, url, path)
             async with await trio.open_file(path, "rb") as file:
                 while data := await file.read(2**20):

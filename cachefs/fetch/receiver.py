@@ -2,8 +2,9 @@
 
 How it works: a provider first announces what it is told of the whole, which is refused here at once if it can't
 be what is expected; then it writes. Bytes are counted before they are kept: one more than expected ends the
-download, so a server that never ends costs nothing. Writing and hashing are done together, a mebibyte at a time and
-in a thread. `finish` says what came, and raises if that isn't what was expected: there is no other way to
+download, so a server that never ends costs nothing. Room is asked for before anything is written: for the whole if
+its length is known, otherwise for somewhat more than has come. Writing and hashing are done together, a mebibyte at a
+time and in a thread. `finish` says what came, and raises if that isn't what was expected: there is no other way to
 a `Fetched`, so holding one means that the bytes were checked.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,9 @@ _HEAD = 512
 
 Progress = Callable[[int, int | None], None]
 """Told how many bytes have come, and of how many in all if that is known."""
+
+Cover = Callable[[int], Awaitable[None]]
+"""Has room for so many bytes in all when it returns. StoreFull."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,12 @@ class Receiver:
     """Takes the bytes of one download into the empty file `path`; close it."""
 
     def __init__(
-        self, path: Path, expected: Expected, progress: Progress | None = None, started: trio.Event | None = None
+        self,
+        path: Path,
+        expected: Expected,
+        progress: Progress | None = None,
+        started: trio.Event | None = None,
+        cover: Cover | None = None,
     ) -> None:
         self.path = path
         self.expected = expected
@@ -74,6 +83,8 @@ class Receiver:
         self.started = trio.Event() if started is None else started
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         self._progress = progress
+        self._cover = cover
+        self._covered = 0
         self._total: int | None = None
         self._media = ""
         self._declared = Declared()
@@ -118,10 +129,22 @@ class Receiver:
         self._head += data[: _HEAD - len(self._head)] if len(self._head) < _HEAD else b""
         self._pending += data
         self.started.set()
+        if self.size > self._covered:
+            await self.reserve()
         if len(self._pending) >= _CHUNK:
             await self._flush()
         if self._progress is not None:
             self._progress(self.size, self._total)
+
+    async def reserve(self) -> None:
+        """Have room for what is to come, as far as that is known. StoreFull.
+
+        `write` sees to it; a provider that has the bytes in another file first calls it before that.
+        """
+        total = self.expected.size if self._total is None else self._total
+        self._covered = max(total or 0, self.size if total else self.size + max(_CHUNK, self.size // 8))
+        if self._cover is not None:
+            await self._cover(self._covered)
 
     async def _flush(self) -> None:
         pending, self._pending = self._pending, bytearray()

@@ -32,7 +32,7 @@ from cachefs.errors import CachefsError
 from cachefs.fetch.providers import send_file
 from cachefs.fetch.receiver import Expected, Fetched, Progress, Receiver
 from cachefs.records import media
-from cachefs.records.incoming import Incoming
+from cachefs.records.arriving import Arriving
 from cachefs.records.music_cache import MusicCache, shared
 from cachefs.records.pieces import list_pieces
 
@@ -87,7 +87,7 @@ async def etch(cache: MusicCache, order: Order, progress: Progress | None = None
             _refuse_taken(order, before)
             if await _is_here(cache, order, before):
                 return Etched(await _completed(cache, order, before), downloaded=False, stored=False)
-        with cache.incoming.files() as files:
+        async with cache.arriving() as files:
             fetched = await cache.noted(flight, _fetch(cache, order, before, files, progress))
             why = media.objection(order.name, fetched.head, fetched.media)
             if why:
@@ -182,14 +182,14 @@ def _refuse_taken(order: Order, before: Record) -> None:
 
 
 async def _fetch(
-    cache: MusicCache, order: Order, before: Record | None, files: Incoming, progress: Progress | None
+    cache: MusicCache, order: Order, before: Record | None, files: Arriving, progress: Progress | None
 ) -> Fetched:
     """Download, or take the file that was given. Unless `again`, what is etched already must come again."""
     known = before if before is not None and not order.again else None
     expected = Expected(known.content, known.size, known.md5) if known else Expected()
     if order.source is None:
         return await cache.download((order.url, *order.mirrors), expected, files, progress)
-    receiver = Receiver(files.make_file(), replace(expected, most=cache.settings.max_size), progress)
+    receiver = Receiver(files.make_file(), replace(expected, most=cache.settings.max_size), progress, cover=files.cover)
     try:
         return await send_file(order.source, str(order.source), receiver)
     finally:

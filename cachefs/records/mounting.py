@@ -7,14 +7,13 @@ stands on the cache, which stands on that choice, so it is made last.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import trio
 
 from cachefs.cache import Cache
 from cachefs.catalog.records import Record
 from cachefs.config import Config
-from cachefs.content import ContentId
 from cachefs.fetch.kinds import ByKind
 from cachefs.fetch.more_providers import TorrentProvider
 from cachefs.fetch.ranges import RangeFetcher
@@ -24,23 +23,23 @@ from cachefs.fetch.torrent_whole import WholeTorrents
 from cachefs.records.last_copies import LastCopies
 from cachefs.records.music_cache import MusicCache
 from cachefs.records.shelf import RecordShelf
+from cachefs.store.room import Room
 
 
 class RecordParts:
     """Make it, give the cache its `fetcher`, then make the `shelf`; use all of it inside `run`."""
 
-    def __init__(self, config: Config, music: MusicCache, ledger: Ledger, snapshots: Router) -> None:
+    def __init__(self, config: Config, music: MusicCache, ledger: Ledger, snapshots: Router, room: Room) -> None:
         self._config = config
         self._music = music
+        self._room = music.room = room
         self._torrent = snapshots.torrent
         self._ranges = RangeFetcher(music.web, ledger)
         self._swarms = Router(config.fetch, self._torrent, self._ranges, snapshots.hedging, lambda _: False)
         self.fetcher = ByKind(snapshots, self._ranges, self._swarms)
         music.add_provider(TorrentProvider(WholeTorrents(self._torrent, config.records.stall_timeout)))
 
-    def shelf(
-        self, records: Mapping[str, Record], cache: Cache, next_to_go: Callable[[int], Awaitable[Sequence[ContentId]]]
-    ) -> RecordShelf:
+    def shelf(self, records: Mapping[str, Record], cache: Cache) -> RecordShelf:
         """The shelf of these records, which reads and seeds through `cache`; what may be evicted first is watched."""
         shelf = RecordShelf(
             self._music,
@@ -49,7 +48,7 @@ class RecordParts:
             swarm=self._torrent.metainfo,
             seed=cache.seed if self._config.torrent.seed else None,
         )
-        self._last_copies = LastCopies(self._music.web, next_to_go, lambda: shelf.records)
+        self._last_copies = LastCopies(self._music.web, self._room.next_records, lambda: shelf.records)
         return shelf
 
     def last_copies(self) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ a while that grows with each failure: asking again within it fails at once, with
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from cachefs.fetch.providers import HttpProvider, LocalProvider, Provider
 from cachefs.fetch.receiver import Expected, Fetched, Progress
 from cachefs.fetch.strategies import STRATEGIES, patient
 from cachefs.fetch.web import Rules, WebClient
+from cachefs.records.arriving import Arriving, Boundless, Room, arriving
 from cachefs.records.incoming import Flight, Incoming
 from cachefs.records.pieces import PieceLists, list_pieces, whole
 from cachefs.store.state import State
@@ -78,6 +79,7 @@ class MusicCache:
         self.vault = Vault(data_dir / "store", state)
         self.pieces = PieceLists(data_dir / SIDECARS, self.vault)
         self.incoming = Incoming(data_dir / "incoming")
+        self.room: Room = Boundless()
         self.downloads = 0
         self._downloader = Downloader(providers, patient(STRATEGIES[settings.strategy], settings.stall_timeout))
         self._breakers: dict[str, Breaker] = {}
@@ -123,7 +125,7 @@ class MusicCache:
             other = shared(flight, url)
             if other is not None and self.path(other) is not None:
                 return other
-            with self.incoming.files() as files:
+            async with self.arriving() as files:
                 fetched = await self.noted(flight, self.download((url, *mirrors), Expected(), files))
                 await self.keep(fetched)
                 flight.note(landed=fetched.content)
@@ -151,7 +153,7 @@ class MusicCache:
             shared(flight, url)
             if await self.has(content, size):
                 return content
-            with self.incoming.files() as files:
+            async with self.arriving() as files:
                 expected = Expected(content, size)
                 fetching = self._remembered((url, *mirrors), expected, files, progress)
                 await self.keep(await self.noted(flight, fetching))
@@ -203,21 +205,27 @@ class MusicCache:
     # The way in
 
     async def download(
-        self, urls: Sequence[str], expected: Expected, files: Incoming, progress: Progress | None = None
+        self, urls: Sequence[str], expected: Expected, files: Arriving, progress: Progress | None = None
     ) -> Fetched:
         """The one downloader: bytes that are what is expected, in a temporary file of `files`."""
         self.downloads += 1
         limited = Expected(expected.content, expected.size, expected.md5, self.settings.max_size)
-        return await self._downloader.download(urls, limited, files.make_file, progress)
+        return await self._downloader.download(urls, limited, files.make_file, progress, files.cover)
+
+    def arriving(self) -> AbstractAsyncContextManager[Arriving]:
+        """The place of one download, until it is kept or given up; there is room for it."""
+        return arriving(self.incoming, self.room)
 
     async def keep(self, fetched: Fetched) -> Kept:
         """Move a download into the store, unless its content is there already, with its piece list."""
         listed = await trio.to_thread.run_sync(list_pieces, fetched.path, fetched.size)
         manifest = self.pieces.save(fetched.content, fetched.size, listed)
-        return Kept(listed.pieces, await self.vault.admit(fetched.path, manifest))
+        moved = await self.vault.admit(fetched.path, manifest)
+        self.room.came(fetched.content)
+        return Kept(listed.pieces, moved)
 
     async def _remembered(
-        self, urls: Sequence[str], expected: Expected, files: Incoming, progress: Progress | None
+        self, urls: Sequence[str], expected: Expected, files: Arriving, progress: Progress | None
     ) -> Fetched:
         """Download, unless that has just failed: then fail in the same way at once."""
         key = f"{expected.content}"

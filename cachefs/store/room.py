@@ -131,10 +131,9 @@ class Room:
         if not self.limits:
             yield
             return
-        if self.limits.whole.size is not None and size > self.limits.whole.size:
-            raise StoreFull(
-                f"{in_words(size)} are more than the limit, {in_words(self.limits.whole.size)}, ever has room for"
-            )
+        limit = min((most for name in {"", catalogue} if (most := self.limits.of(name).size) is not None), default=size)
+        if size > limit:
+            raise StoreFull(f"{in_words(size)} are more than the limit, {in_words(limit)}, ever has room for")
         asked = Asked(size, catalogue, trio.current_time())
         self._asking.append(asked)
         self._pressed.set()
@@ -149,6 +148,11 @@ class Room:
             elif asked.error is None:
                 self._tally.hold(-size, catalogue)
             self._pressed.set()
+
+    def came(self, content: ContentId) -> None:
+        """All of this was put into the store by another way than a claim: measure it."""
+        self._store.brought.add(content)
+        self._pressed.set()
 
     # Making room
 

@@ -1,0 +1,68 @@
+"""Room for downloads on their way in: asked for before the bytes come, and given back when they are kept or gone.
+
+How it works: the files of one download, one for each source that is tried, share what is held for them: they are tried
+one after the other, and at the end one of them is kept. How much that is becomes known when the first source has told
+the length, or grows with what came. Who gives room is the mount, which evicts for it; where nothing is limited, or
+nobody keeps to the limits, there is always some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from cachefs.catalog.records import CATALOGUE
+from cachefs.content import ContentId
+from cachefs.records.incoming import Incoming
+
+
+class Room(Protocol):
+    """Who has room to give: a mount's `cachefs.store.room.Room` is one."""
+
+    def holding(self, size: int, catalogue: str = "") -> AbstractAsyncContextManager[None]:
+        """Room for so many bytes, once it is made, until the end. StoreFull."""
+
+    def came(self, content: ContentId) -> None:
+        """All of this is in the store now, where it counts."""
+
+
+class Boundless:
+    """Room without end."""
+
+    @asynccontextmanager
+    async def holding(self, size: int, catalogue: str = "") -> AsyncIterator[None]:
+        yield
+
+    def came(self, content: ContentId) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """Where a download's bytes go: `make_file` makes an empty file, `cover` has room for so many bytes in all."""
+
+    make_file: Callable[[], Path]
+    cover: Callable[[int], Awaitable[None]]
+
+
+@asynccontextmanager
+async def arriving(incoming: Incoming, room: Room) -> AsyncIterator[Arriving]:
+    """A download's place, whose files and room end with it."""
+    async with AsyncExitStack() as held:
+        covered = 0
+        one_at_a_time = trio.Lock()
+
+        async def cover(size: int) -> None:
+            nonlocal covered
+            async with one_at_a_time:
+                if size > covered:
+                    await held.enter_async_context(room.holding(size - covered, CATALOGUE))
+                    covered = size
+
+        with incoming.files() as files:
+            yield Arriving(files.make_file, cover)
