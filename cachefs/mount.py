@@ -33,7 +33,7 @@ from cachefs.catalog.records import CATALOGUE as RECORDS
 from cachefs.catalog.tree import File
 from cachefs.config import Config
 from cachefs.content import ContentId, Span
-from cachefs.control import keeping
+from cachefs.control import holding, keeping
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
 from cachefs.drivers import driver, overlay, tuning
@@ -237,6 +237,7 @@ class Assembly:
                 "adopt": self._adopt,
                 "prefetch": control.Job(self._prefetch),
                 **keeping.commands(self._keeper),
+                **holding.commands(self._room),
             }
             await nursery.start(control.serve, self._data_dir, commands)
             await nursery.start(self._playheads.run)

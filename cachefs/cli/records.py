@@ -16,6 +16,7 @@ from cachefs.cli.target import data_dir_of
 from cachefs.config import Config, load_config, settings_file
 from cachefs.config.values import without_login
 from cachefs.control import socket as control
+from cachefs.control.holding import mounts_room
 from cachefs.errors import CachefsError, ControlError
 from cachefs.mountinfo import is_dead, mounts
 from cachefs.records import MusicCache
@@ -38,7 +39,8 @@ class Target:
         """What `work` makes of this cache."""
 
         async def main() -> T:
-            async with MusicCache.open(self.data_dir, self.config.records, rclone=self.config.rclone) as cache:
+            opening = MusicCache.open(self.data_dir, self.config.records, rclone=self.config.rclone)
+            async with opening as cache, mounts_room(self.data_dir) as cache.room:
                 return await work(cache)
 
         return trio.run(main)

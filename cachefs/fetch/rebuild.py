@@ -50,7 +50,7 @@ _AT_ONCE = 2
 _START_WITHIN = 5.0
 
 Keep = Callable[[Metainfo, Path], Awaitable[None]]
-Hold = Callable[[int], AbstractAsyncContextManager[None]]
+Hold = Callable[[int], AbstractAsyncContextManager[object]]
 
 
 class Hasher:

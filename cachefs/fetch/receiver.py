@@ -142,7 +142,7 @@ class Receiver:
         `write` sees to it; a provider that has the bytes in another file first calls it before that.
         """
         total = self.expected.size if self._total is None else self._total
-        self._covered = max(total or 0, self.size if total else self.size + max(_CHUNK, self.size // 8))
+        self._covered = max(total or 0, self.size if total else self.size + max(_CHUNK, self.size // 4))
         if self._cover is not None:
             await self._cover(self._covered)
 

@@ -2,8 +2,8 @@
 
 How it works: the files of one download, one for each source that is tried, share what is held for them: they are tried
 one after the other, and at the end one of them is kept. How much that is becomes known when the first source has told
-the length, or grows with what came. Who gives room is the mount, which evicts for it; where nothing is limited, or
-nobody keeps to the limits, there is always some.
+the length, or grows with what came. Who gives room is the mount, which evicts for it, be it in this process or
+another; where nothing is limited, or nobody keeps to the limits, there is always some.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ import trio
 from cachefs.catalog.records import CATALOGUE
 from cachefs.content import ContentId
 from cachefs.records.incoming import Incoming
+from cachefs.store.claims import Hold
 
 
 class Room(Protocol):
     """Who has room to give: a mount's `cachefs.store.room.Room` is one."""
 
-    def holding(self, size: int, catalogue: str = "") -> AbstractAsyncContextManager[None]:
+    def holding(self, size: int, catalogue: str = "") -> AbstractAsyncContextManager[Hold]:
         """Room for so many bytes, once it is made, until the end. StoreFull."""
 
     def came(self, content: ContentId) -> None:
-        """All of this is in the store now, where it counts."""
+        """All of this is in the store now, where it counts; what was held for it has ended."""
 
 
 class Boundless:
     """Room without end."""
 
     @asynccontextmanager
-    async def holding(self, size: int, catalogue: str = "") -> AsyncIterator[None]:
-        yield
+    async def holding(self, size: int, catalogue: str = "") -> AsyncIterator[Hold]:
+        yield Hold()
 
     def came(self, content: ContentId) -> None:
         pass
@@ -44,10 +45,14 @@ class Boundless:
 
 @dataclass(frozen=True, slots=True)
 class Arriving:
-    """Where a download's bytes go: `make_file` makes an empty file, `cover` has room for so many bytes in all."""
+    """Where a download's bytes go: `make_file` makes an empty file, `cover` has room for so many bytes in all.
+
+    `came` is to be called when they are in the store.
+    """
 
     make_file: Callable[[], Path]
     cover: Callable[[int], Awaitable[None]]
+    came: Callable[[ContentId], None]
 
 
 @asynccontextmanager
@@ -55,14 +60,21 @@ async def arriving(incoming: Incoming, room: Room) -> AsyncIterator[Arriving]:
     """A download's place, whose files and room end with it."""
     async with AsyncExitStack() as held:
         covered = 0
+        holds: list[Hold] = []
         one_at_a_time = trio.Lock()
 
         async def cover(size: int) -> None:
             nonlocal covered
             async with one_at_a_time:
                 if size > covered:
-                    await held.enter_async_context(room.holding(size - covered, CATALOGUE))
+                    holds.append(await held.enter_async_context(room.holding(size - covered, CATALOGUE)))
                     covered = size
 
+        def came(content: ContentId) -> None:
+            # Both at once: counted twice, it would push something out, maybe itself.
+            for hold in holds:
+                hold.end()
+            room.came(content)
+
         with incoming.files() as files:
-            yield Arriving(files.make_file, cover)
+            yield Arriving(files.make_file, cover, came)

@@ -92,7 +92,7 @@ async def etch(cache: MusicCache, order: Order, progress: Progress | None = None
             why = media.objection(order.name, fetched.head, fetched.media)
             if why:
                 raise EtchRefused(fetched.url, why)
-            kept = await cache.keep(fetched)
+            kept = await cache.keep(fetched, files)
         record = await _completed(cache, order, _record(order, before, fetched, kept.pieces))
         return Etched(record, downloaded=order.source is None, stored=kept.moved)
 

@@ -127,7 +127,7 @@ class MusicCache:
                 return other
             async with self.arriving() as files:
                 fetched = await self.noted(flight, self.download((url, *mirrors), Expected(), files))
-                await self.keep(fetched)
+                await self.keep(fetched, files)
                 flight.note(landed=fetched.content)
             return fetched.content
 
@@ -156,7 +156,7 @@ class MusicCache:
             async with self.arriving() as files:
                 expected = Expected(content, size)
                 fetching = self._remembered((url, *mirrors), expected, files, progress)
-                await self.keep(await self.noted(flight, fetching))
+                await self.keep(await self.noted(flight, fetching), files)
                 flight.note(landed=content)
         return content
 
@@ -216,12 +216,12 @@ class MusicCache:
         """The place of one download, until it is kept or given up; there is room for it."""
         return arriving(self.incoming, self.room)
 
-    async def keep(self, fetched: Fetched) -> Kept:
+    async def keep(self, fetched: Fetched, files: Arriving) -> Kept:
         """Move a download into the store, unless its content is there already, with its piece list."""
         listed = await trio.to_thread.run_sync(list_pieces, fetched.path, fetched.size)
         manifest = self.pieces.save(fetched.content, fetched.size, listed)
         moved = await self.vault.admit(fetched.path, manifest)
-        self.room.came(fetched.content)
+        files.came(fetched.content)
         return Kept(listed.pieces, moved)
 
     async def _remembered(

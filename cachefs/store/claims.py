@@ -9,7 +9,7 @@ are upper bounds that only grow between two measurements; measuring (`Claim.meas
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -67,6 +67,13 @@ class Asked:
     since: float
     answered: trio.Event = field(default_factory=trio.Event)
     error: CachefsError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Room that was given at one go; `end` gives it back, and may be called again."""
+
+    end: Callable[[], None] = lambda: None
 
 
 class Claim:

@@ -26,7 +26,7 @@ import trio
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, StoreFull
 from cachefs.store import eviction
-from cachefs.store.claims import Asked, Claim, Claimant, Nobody, Users
+from cachefs.store.claims import Asked, Claim, Claimant, Hold, Nobody, Users
 from cachefs.store.eviction import RECORDS, Evicted, Held, Limits, in_words
 from cachefs.store.objects import ObjectStore
 from cachefs.store.state import State
@@ -123,34 +123,40 @@ class Room:
         return min(sizes, default=self.limits.free_space) // HEADROOM
 
     @contextlib.asynccontextmanager
-    async def holding(self, size: int, catalogue: str = "") -> AsyncIterator[None]:
+    async def holding(self, size: int, catalogue: str = "") -> AsyncIterator[Hold]:
         """Room for `size` bytes that come by another way than a claim; waits until it is made. StoreFull.
 
         It is given back at the end: what came is then in the store, where it counts, or was deleted.
         """
         if not self.limits:
-            yield
+            yield Hold()
             return
         limit = min((most for name in {"", catalogue} if (most := self.limits.of(name).size) is not None), default=size)
         if size > limit:
             raise StoreFull(f"{in_words(size)} are more than the limit, {in_words(limit)}, ever has room for")
         asked = Asked(size, catalogue, trio.current_time())
+
+        def end() -> None:
+            size, asked.size = asked.size, 0
+            self._tally.hold(-size, catalogue)
+            self._pressed.set()
+
         self._asking.append(asked)
         self._pressed.set()
         try:
             await asked.answered.wait()
             if asked.error is not None:
                 raise asked.error
-            yield
+            yield Hold(end)
         finally:
             if asked in self._asking:
                 self._asking.remove(asked)
+                self._pressed.set()
             elif asked.error is None:
-                self._tally.hold(-size, catalogue)
-            self._pressed.set()
+                end()
 
     def came(self, content: ContentId) -> None:
-        """All of this was put into the store by another way than a claim: measure it."""
+        """All of this is in the store, by another way than a claim: measure it. What was held for it has ended."""
         self._store.brought.add(content)
         self._pressed.set()
 
