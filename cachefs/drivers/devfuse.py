@@ -72,7 +72,6 @@ class DevFuseDriver:
         self._allow_other = allow_other
         self._look = Look.of(owner)
         self._device = -1
-        self._number = ""
         self._lending = Lending(-1)
         self._handlers: dict[int, Callable[[Request], Awaitable[_Answer]]] = {
             Op.LOOKUP: self._lookup,
@@ -106,8 +105,6 @@ class DevFuseDriver:
             raise CachefsError(
                 f"{self._mountpoint}: can't be mounted ({error.strerror}). Is {_DEVICE} there and accessible?"
             ) from error
-        entry = mountinfo.mount_at(self._mountpoint)
-        self._number = entry.device if entry else ""
         self._lending = Lending(self._device)
         try:
             # The kernel asks as soon as it is mounted, before anybody can use it.
@@ -131,7 +128,8 @@ class DevFuseDriver:
     def close(self) -> None:
         """Unmount, even while files are open: they get errors from now on, but for those that are passed through."""
         entry = mountinfo.mount_at(self._mountpoint)
-        if entry is not None and entry.device == self._number:
+        # Not by its device number: the next mount gets the one of a mount that is gone.
+        if entry is not None and entry.data_dir == self._data_dir:
             with contextlib.suppress(OSError):  # somebody was quicker
                 syscalls.umount(self._mountpoint, syscalls.MNT_DETACH)
         os.close(self._device)
