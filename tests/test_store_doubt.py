@@ -227,3 +227,22 @@ def test_what_was_not_hashed_for_the_longest_time_comes_first(tmp_path: Path, st
 
     assert state.longest_unread() is None
     with_object(tmp_path, state, use)
+
+
+def test_from_the_moment_that_a_block_is_doubted_the_file_is_not_given_to_others(
+    tmp_path: Path, state: DyingState
+) -> None:
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        seen = []
+
+        class Look(trio.abc.Instrument):
+            def after_task_step(self, task: trio.lowlevel.Task) -> None:
+                seen.append((stored.complete, stored.descriptor is not None))
+
+        trio.lowlevel.add_instrument(look := Look())
+        await trio.lowlevel.checkpoint()
+        await stored.doubt([2])
+        trio.lowlevel.remove_instrument(look)
+        assert set(seen) == {(True, True), (False, False)}
+
+    with_object(tmp_path, state, use)

@@ -136,7 +136,8 @@ class StoredObject:
     @property
     def descriptor(self) -> int | None:
         """The file, for others to read from, if it has all of it and nobody writes to it; None otherwise."""
-        return self._fd if self.sealed and not self._shared else None
+        # A doubted block is missing at once; the seal is broken a moment later.
+        return self._fd if self.complete and self.sealed and not self._shared else None
 
     @property
     def frozen(self) -> bool:
