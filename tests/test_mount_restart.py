@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,18 @@ def test_what_was_committed_before_the_end_in_mid_download_is_not_fetched_again(
     with seeding(library) as box, mounted(tmp_path, peers=[str(box.peer)]) as mount:
         assert same(mount, library, [HISTORY])
         assert mount.received(PIECE) <= LENGTH - committed
+
+
+def test_the_end_comes_while_a_file_is_open_that_is_being_read_ahead_from_a_web_seed(
+    library: Library, tmp_path: Path
+) -> None:
+    with nginx(library.merged(tmp_path / "web"), location=SLOW) as url:
+        with mounted(tmp_path, library.chain, webseeds=[url]) as mount:
+            # Closing it fails, for the daemon is gone.
+            with suppress(OSError), (mount.snapshots / HISTORY).open("rb") as file:
+                file.read(2 * PIECE)
+                mount.wait_for("reading ahead", lambda now: now["transfers"] and now["transfers"][0]["wanted_blocks"])
+                _terminate(mount)
 
 
 def test_two_kills_in_a_row_lose_nothing_that_was_committed(library: Library, tmp_path: Path) -> None:

@@ -228,8 +228,9 @@ class RemoteDownload:
             self._runs.discard(run)
             run.source.busy -= 1
             run.source.jumps -= run.jump
-            self._fetcher.schedule()
-            self._end_if_idle()
+        # Not when all ends: a request that began then would be cancelled at once, and begin the next one, for ever.
+        self._fetcher.schedule()
+        self._end_if_idle()
 
     def _failed(self, run: _Run, error: CachefsError) -> None:
         if not self._judge.blames(run.source, error):  # the store's: nothing that another source could mend
