@@ -62,3 +62,8 @@ def test_a_size_that_is_not_known_is_not_kept_by_the_kernel() -> None:
     unknown, known = (protocol.attributes(Attributes(5, False, size, 0.0), LOOK) for size in (None, 7))
     assert struct.unpack_from("=Q", unknown) == (0,)
     assert struct.unpack_from("=Q", known)[0] > 0
+
+
+def test_a_time_before_1970_is_told_as_it_is() -> None:
+    told = protocol.attributes(Attributes(5, False, 7, -1000.5), LOOK)
+    assert struct.unpack_from("=24xq16xI", told, 16) == (-1001, 500_000_000)

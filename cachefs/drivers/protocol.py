@@ -36,7 +36,7 @@ _IN_HEADER = struct.Struct("=IIQQIIIHH")
 _OUT_HEADER = struct.Struct("=IiQ")
 _INIT_IN = struct.Struct("=IIIII")
 _INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
-_ATTRIBUTES = struct.Struct("=QQQQQQIIIIIIIIII")
+_ATTRIBUTES = struct.Struct("=QQQqqqIIIIIIIIII")  # a time before 1970 is negative
 _ENTRY_HEAD = struct.Struct("=QQQQII")
 _ATTRIBUTES_HEAD = struct.Struct("=QII")
 _OPEN_IN, _OPEN_OUT = struct.Struct("=II"), struct.Struct("=QIi")
