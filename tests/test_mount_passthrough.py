@@ -255,3 +255,16 @@ def test_without_the_right_to_it_the_mount_is_refused_with_what_to_do_and_nothin
     assert done.returncode == 1
     assert done.stderr.startswith("cachefs: --passthrough: only root, or a process with CAP_SYS_ADMIN, may")
     assert not (tmp_path / "data").exists()
+
+
+def test_a_large_read_past_the_page_cache_asks_for_all_of_it_at_once(library: Library, tmp_path: Path) -> None:
+    def read() -> None:
+        fd = os.open(mount.snapshots / HISTORY, os.O_RDONLY | os.O_DIRECT)
+        with os.fdopen(fd, "rb", buffering=0) as file, pytest.raises(OSError, match="Input/output"):
+            file.readinto(mmap.mmap(-1, 4 * 2**20))
+
+    options = (OPTION, "--torrent-dir", str(library.products), "--deadline", "5")
+    with ThreadPoolExecutor(1) as pool, mounted(tmp_path, library.chain, *options) as mount:
+        reading = pool.submit(read)
+        mount.waiting(4)
+        reading.result()

@@ -81,6 +81,7 @@ class _Can:
     ASYNC_READ = 1 << 0
     LOOKUP_DOTS = 1 << 4
     READDIRPLUS = 1 << 13
+    ASYNC_DIRECT = 1 << 15
     PARALLEL_DIRECTORIES = 1 << 18
     MAX_PAGES = 1 << 22
     MORE_FLAGS = 1 << 30
@@ -88,8 +89,8 @@ class _Can:
 
 
 _WANTED = (
-    _Can.ASYNC_READ | _Can.LOOKUP_DOTS | _Can.READDIRPLUS | _Can.PARALLEL_DIRECTORIES | _Can.MAX_PAGES
-    | _Can.MORE_FLAGS | _Can.PASSTHROUGH
+    _Can.ASYNC_READ | _Can.LOOKUP_DOTS | _Can.READDIRPLUS | _Can.ASYNC_DIRECT | _Can.PARALLEL_DIRECTORIES
+    | _Can.MAX_PAGES | _Can.MORE_FLAGS | _Can.PASSTHROUGH
 )  # fmt: skip
 
 _KEEP_CACHE, _NO_FLUSH, _PASS_THROUGH = 1 << 1, 1 << 5, 1 << 7
