@@ -33,6 +33,17 @@ def test_a_later_kernel_is_answered_with_our_version_and_what_both_can() -> None
     assert pages * 4096 == protocol.LARGEST_READ
 
 
+@pytest.mark.parametrize("page", [4096, 16384, 65536])
+def test_the_buffer_for_requests_is_what_the_kernel_demands_whatever_the_size_of_a_page(
+    page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "_PAGE", page)
+    answer = protocol.negotiate(init(7, 40, 0xFFFFFFFF, 0xFFFFFFFF))
+    _, largest_write, _, pages = struct.unpack_from("=HIIH", answer, 18)
+    assert pages * page == protocol.LARGEST_READ
+    assert 80 + largest_write <= protocol.LONGEST_REQUEST  # fuse_dev_do_read: two headers and the largest write
+
+
 @pytest.mark.parametrize(
     "asked",
     [init(7, 38, MORE, PASSTHROUGH), init(7, 40, MORE, 0), init(7, 40, 0, PASSTHROUGH)],

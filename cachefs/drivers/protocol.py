@@ -26,6 +26,9 @@ from cachefs.filesystem import Attributes, Usage
 LONGEST_REQUEST = 8192
 """The least buffer that the kernel accepts. Only writes are longer, and there are none."""
 
+_LARGEST_WRITE = 4096
+"""The least that can be agreed on; the buffer has to hold one, also where a page is larger than that."""
+
 LARGEST_READ = 2**20
 
 _VERSION, _REVISION = 7, 40
@@ -150,8 +153,8 @@ def negotiate(request: Request) -> bytes:
         )
     agreed, deepest = offered & _WANTED, 1
     return _INIT_OUT.pack(
-        _VERSION, _REVISION, readahead, agreed & 0xFFFFFFFF, 0, 0, _PAGE, 1, LARGEST_READ // _PAGE, 0, agreed >> 32,
-        deepest,
+        _VERSION, _REVISION, readahead, agreed & 0xFFFFFFFF, 0, 0, _LARGEST_WRITE, 1, LARGEST_READ // _PAGE, 0,
+        agreed >> 32, deepest,
     )  # fmt: skip
 
 
