@@ -55,9 +55,10 @@ def mounts() -> list[MountEntry]:
 
 def _table() -> Iterator[tuple[Path, str, str, str]]:
     """Mount point, file system type, source and device number of every mount, oldest first."""
-    for line in _TABLE.read_bytes().splitlines():
+    # Not by splitlines() and split(): other white space than a blank stands in a path as it is.
+    for line in _TABLE.read_bytes().split(b"\n")[:-1]:
         before, _, after = line.partition(b" - ")
-        fields, (kind, source) = before.split(), after.split()[:2]
+        fields, (kind, source) = before.split(b" "), after.split(b" ")[:2]
         yield Path(_plain(fields[4])), kind.decode(), _plain(source), fields[2].decode()
 
 

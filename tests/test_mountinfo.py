@@ -56,7 +56,10 @@ def mounts(tmp_path: Path) -> Iterator[Mounts]:
     made.clear(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["plain", "with space", "back\\slash", "com,ma", "tab\tand\nline", "grüße", "hash#"])
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "with space", "back\\slash", "com,ma", "tab\tand\nline", "return\rand\vand\fpage", "grüße", "hash#"],
+)
 def test_mount_point_and_data_directory_are_read_back_whatever_they_are_called(
     tmp_path: Path, mounts: Mounts, name: str
 ) -> None:
