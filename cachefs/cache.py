@@ -257,10 +257,11 @@ class Cache:
                 raise self._unavailable(flow, deadline)
 
     async def complete(self, reader: Reader) -> None:
-        """Return when all of it is here and durable. Unavailable, StoreFull, StoreFailed."""
+        """Return when all of it is here and durable, waiting as a read does. Unavailable, StoreFull, StoreFailed."""
         stored = reader.flow.stored
-        for block in stored.verified.missing(range(stored.manifest.blocks)):
-            await self.fetch(reader, block)
+        missing = stored.verified.missing(range(stored.manifest.blocks))
+        if missing:
+            await self._arrival(reader, missing)
         await stored.commit()
 
     async def _arrival(self, reader: Reader, missing: list[int]) -> None:

@@ -165,6 +165,21 @@ def test_a_bad_block_without_a_source_refuses_the_next_open_alone(library: Libra
         assert same(mount, library, [DOMAIN, BODIES])
 
 
+def test_who_waits_for_a_bad_block_in_an_open_is_seen_in_the_status_and_can_be_killed(
+    library: Library, tmp_path: Path
+) -> None:
+    with (
+        holding(library, tmp_path, "--deadline", "30") as mount,
+        (mount.snapshots / HISTORY).open("rb"),
+    ):
+        rot(mount.object(library, HISTORY) / "data", 2 * PIECE + 7)
+        assert cachefs("verify", "--data-dir", mount.data_dir).returncode == 1
+        with subprocess.Popen(["cat", mount.snapshots / HISTORY], stdout=subprocess.DEVNULL) as opening:
+            mount.waiting(1)
+            opening.kill()
+            assert opening.wait(10) == -signal.SIGKILL
+
+
 def test_data_that_was_replaced_is_opened_once_the_old_is_closed(
     library: Library, tmp_path: Path, box: Seedbox
 ) -> None:
