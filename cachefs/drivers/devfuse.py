@@ -15,6 +15,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
@@ -33,8 +34,8 @@ from cachefs.filesystem import Filesystem, errno_of
 log = logging.getLogger(__name__)
 
 _DEVICE = Path("/dev/fuse")
-_AT_ONCE = 64
-"""Requests that are looked at before others of the daemon's tasks have their turn."""
+_TURN = 0.001
+"""For how many seconds requests are looked at before others of the daemon's tasks have their turn."""
 
 _GONE = {errno.ENODEV, errno.ECONNABORTED}  # unmounted, or aborted under /sys/fs/fuse
 _WITHDRAWN = {errno.ENOENT, errno.EINTR}  # whoever asked was killed before the request was read
@@ -160,7 +161,8 @@ class DevFuseDriver:
 
     def _take(self, nursery: trio.Nursery) -> bool:
         """Answer the requests that are there, or give them to tasks of `nursery`; False if the mount is gone."""
-        for _ in range(_AT_ONCE):
+        end = time.monotonic() + _TURN
+        while time.monotonic() < end:
             try:
                 request = Request.parse(os.read(self._device, protocol.LONGEST_REQUEST))
             except BlockingIOError:
