@@ -101,7 +101,7 @@ def is_still(path: Path, fd: int) -> bool:
 
 
 def forget_pages(fd: int, span: Span) -> None:
-    """Drop what memory holds of a span, if it is on disk as well, so that the next read asks the disk."""
+    """Drop what memory holds of a span, if it is on disk as well and not mapped: the next read asks the disk."""
     os.posix_fadvise(fd, span.offset, span.length, os.POSIX_FADV_DONTNEED)
 
 
