@@ -45,6 +45,15 @@ def test_the_end_of_a_mount_leaves_what_another_one_mounted_in_its_place(tmp_pat
     assert mountinfo.mount_at(place) is None
 
 
+def test_what_the_kernel_is_told_after_the_end_reaches_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    driver = mounted(tmp_path / "mnt", tmp_path / "data")
+    driver.close()
+    with (tmp_path / "opened next").open("wb"):
+        driver.forget([(1, "name")])
+    assert (tmp_path / "opened next").read_bytes() == b""
+
+
 class Slow(Filesystem):
     """One large file in memory, which takes five milliseconds for each read; `turns` is another task's count."""
 

@@ -133,7 +133,9 @@ class DevFuseDriver:
         if entry is not None and entry.data_dir == self._data_dir:
             with contextlib.suppress(OSError):  # somebody was quicker
                 syscalls.umount(self._mountpoint, syscalls.MNT_DETACH)
-        os.close(self._device)
+        # A thread may be about to tell the kernel more: not what has this number next.
+        device, self._device = self._device, -1
+        os.close(device)
 
     async def forget_pages(self, inode: int, spans: Iterable[Span]) -> None:
         """Have the kernel drop what it has read of an inode in `spans`, mapped pages too.
@@ -154,7 +156,7 @@ class DevFuseDriver:
             try:
                 notices.forget_entry(self._device, directory, os.fsencode(name))
             except OSError as error:
-                if error.errno != errno.ENOENT:  # ENOENT: the kernel doesn't remember it
+                if error.errno not in (errno.ENOENT, errno.EBADF):  # not remembered; not mounted any more
                     log.warning("%s: the kernel may show what the name stood for before: %s", name, error)
 
     # Requests and answers
