@@ -207,8 +207,11 @@ class DevFuseDriver:
         self._send([protocol.header(request.unique, error=number)])
 
     def _send(self, parts: list[_Answer]) -> None:
-        with contextlib.suppress(FileNotFoundError):  # nobody waits for it any more
+        try:
             os.writev(self._device, parts)
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # ENOENT: nobody waits for it any more
+                log.error("the kernel didn't take an answer: %s", error.strerror)
 
     def _read_now(self, request: Request) -> bool:
         """Answer a read if memory has what it asks for."""
