@@ -7,30 +7,28 @@ demand, and the windows of its readers are its readahead. The fetcher lands bloc
 flight, and everybody who waited reads from the store. So fifty readers of one block cause one fetch, and a
 reader that gives up ends no fetch: its flight stays in the demand, behind those that are waited for.
 
-Nothing here waits without a deadline, and the number of waiting reads is bounded: the kernel's side
-has a limited number of requests under way, and cached reads must find one free.
+Every read that waits has its place in `Waits`, which says how many may, and for how long.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import trio
 
 from cachefs.callers import Caller
 from cachefs.content import ContentId
-from cachefs.errors import Abandoned, CachefsError, Stopping, TooManyWaiting, Unavailable
+from cachefs.errors import Abandoned, CachefsError, Stopping, Unavailable
 from cachefs.fetch.base import Fetcher, Item, Job
 from cachefs.flow import Admission, Flow, Opening, Reader, Reasons, Unlimited
 from cachefs.speculation import Accounts
 from cachefs.store.objects import ObjectStore
 from cachefs.store.stored import StoredObject
+from cachefs.waits import Waiting, Waits
 
 if TYPE_CHECKING:
     from cachefs.config import Read
@@ -39,15 +37,6 @@ log = logging.getLogger(__name__)
 
 _LETTING_GO, _LOOK_AGAIN = 10.0, 0.1  # seconds
 _LOOK_AT_CALLER = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """One blocked read, for the status; `since` on trio's clock, in seconds."""
-
-    name: str
-    blocks: tuple[int, ...]
-    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +67,14 @@ class Cache:
         self._flows: dict[ContentId, Flow] = {}
         self._closing: dict[ContentId, Flow] = {}
         self._nursery: trio.Nursery | None = None
-        self._waiting: dict[int, Waiting] = {}
-        self._next_wait = 0
-        self._stopping = False
-        self._drained = trio.Event()
+        self._waits = Waits(settings)
         self._accounts = Accounts(settings.speculation)
         self._reasons = Reasons()
         self.last_error = ""
 
     def waiting(self) -> list[Waiting]:
         """The reads that wait now, longest first."""
-        return sorted(self._waiting.values(), key=lambda wait: wait.since)
+        return self._waits.waiting()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look after flows that ended, for ever."""
@@ -248,8 +234,7 @@ class Cache:
         """
         flow, deadline = reader.flow, self._settings.deadline
         while block not in flow.stored.verified:
-            if self._stopping:
-                raise Stopping
+            self._waits.require_running()
             self._prepare(flow)
             with trio.move_on_after(deadline) as waiting:
                 await flow.wait([block], self._settings.readahead_blocks)
@@ -266,23 +251,12 @@ class Cache:
 
     async def _arrival(self, reader: Reader, missing: list[int]) -> None:
         flow = reader.flow
-        if self._stopping:
-            raise Stopping
+        self._waits.require_running()
         refusal = flow.stored.condemned or flow.refusal(missing)
         if refusal is not None:
             raise refusal
-        if len(self._waiting) >= self._settings.max_waiting:
-            raise TooManyWaiting(f"{flow.item.name}: {len(self._waiting)} reads wait already ([read] max_waiting)")
-        self._next_wait += 1
-        ticket, since = self._next_wait, trio.current_time()
-        self._waiting[ticket] = Waiting(flow.item.name, tuple(missing), since)
-        try:
-            with self._noted(flow):
-                await self._fetch(reader, missing, since)
-        finally:
-            del self._waiting[ticket]
-            if self._stopping and not self._waiting:
-                self._drained.set()
+        with self._waits.place(flow.item.name, missing) as since, self._noted(flow):
+            await self._fetch(reader, missing, since)
 
     @contextlib.contextmanager
     def _noted(self, flow: Flow) -> Iterator[None]:
@@ -315,16 +289,8 @@ class Cache:
 
     def _patience(self, flow: Flow, since: float) -> float:
         """Until when a read that waits `since` then goes on waiting, as things stand."""
-        mode = self._mode(f"{flow.item.catalogue}/{flow.item.name}")
-        if mode == "wait":
-            return math.inf
-        end = since + self._settings.deadline
-        if mode == "fail-fast" and flow.download is not None:
-            return min(end, max(since, flow.download.moved_at()) + self._settings.fail_fast_after)
-        return end
-
-    def _mode(self, path: str) -> str:
-        return next((mode for pattern, mode in self._settings.on_unavailable if fnmatchcase(path, pattern)), "deadline")
+        moved_at = None if flow.download is None else flow.download.moved_at()
+        return self._waits.until(f"{flow.item.catalogue}/{flow.item.name}", since, moved_at)
 
     def _unavailable(self, flow: Flow, waited: float) -> Unavailable:
         reason = self._evidence()
@@ -356,11 +322,10 @@ class Cache:
 
     async def stop(self) -> None:
         """Let every waiting read go, with Stopping, refuse new waits, and return when nobody waits."""
-        self._stopping = True
+        self._waits.stop()
         for flow in self.flows():
             flow.failed(Stopping())
-        if self._waiting:
-            await self._drained.wait()
+        await self._waits.over()
 
     def flows(self) -> list[Flow]:
         """What is open now."""
