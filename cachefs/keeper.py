@@ -1,8 +1,8 @@
 """What stays and what goes, by name: pins, eviction on demand, and collecting what no name stands for any more.
 
 How it works: users speak of names, the store of content ids, and this is where one becomes the other. A pin belongs to
-a name: when the lock gives that name other content, the pin goes over to it. Evicting goes through the room, which
-refuses what is open or pinned. Garbage is content that is in the store and in no catalogue. Only kinds of
+a name: when the lock gives that name other content, the pin goes over to it. Evicting goes through the room's evictor,
+which refuses what is open or pinned. Garbage is content that is in the store and in no catalogue. Only kinds of
 content are judged of which a catalogue is known here: what a catalogue that wasn't looked at names is never garbage. So
 it is with the files in `pieces/`: one goes when no record, in use or in the lock's file, and no object needs it. Nobody
 could send it again, so one that is younger than a day stays, for whoever is about to write the lock that names it.
@@ -123,7 +123,7 @@ class Keeper:
         now = [Pin(pin.catalogue, pin.name, names.get(pin.catalogue, {}).get(pin.name, pin.content)) for pin in pins]
         if now != pins:
             self._state.set_pins(now)
-        self._room.pinned = {pin.content for pin in now}
+        self._room.evictor.pinned = {pin.content for pin in now}
 
     def matching(self, patterns: Iterable[str]) -> list[Named]:
         """The names that match any of the shell patterns, sorted; CachefsError for a pattern that matches none."""
@@ -135,7 +135,7 @@ class Keeper:
         self._require_lasting()
         items = self.matching(patterns)
         self._state.set_pins(Pin(item.catalogue, item.name, item.content) for item in items)
-        self._room.pinned |= {item.content for item in items}
+        self._room.evictor.pinned |= {item.content for item in items}
         return [item.label for item in items]
 
     def unpin(self, patterns: Iterable[str]) -> list[str]:
@@ -144,7 +144,7 @@ class Keeper:
         pinned = [Named(pin.catalogue, pin.name, pin.content) for pin in self._state.pins()]
         items = sorted({item for pattern in patterns for item in _matching(pattern, pinned, "no pinned name")})
         self._state.drop_pins(Pin(item.catalogue, item.name, item.content) for item in items)
-        self._room.pinned = {pin.content for pin in self._state.pins()}
+        self._room.evictor.pinned = {pin.content for pin in self._state.pins()}
         return [item.label for item in items]
 
     def _require_lasting(self) -> None:
@@ -202,7 +202,7 @@ class Keeper:
     async def _evict(self, contents: Mapping[ContentId, str], progress: Progress, *, manifest: bool = False) -> Outcome:
         outcome = Outcome()
         for number, (content, name) in enumerate(contents.items(), 1):
-            evicted = await self._room.evict(content, manifest=manifest)
+            evicted = await self._room.evictor.evict(content, manifest=manifest)
             _note(outcome, name, evicted.freed, evicted.stays)
             progress(number, len(contents))
         return Outcome(dict(sorted(outcome.gone.items())), dict(sorted(outcome.stays.items())))

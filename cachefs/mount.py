@@ -162,7 +162,7 @@ class Assembly:
             self._store, state, self._room, lambda: self._reloader.shown.contents(),
             recorded=lambda: self._reloader.shown.records.values(),
         )  # fmt: skip
-        self._prefetcher = Prefetcher(self._cache, self._room, shelves)
+        self._prefetcher = Prefetcher(self._cache, self._room.evictor, shelves)
         self._filesystem = filesystem = Filesystem(shown.tree, shelves, self._cache, born=shown.created)
         self._view = view = _writable_view(config, mountpoint, data_dir)
         allow_other = config.mount.allow_other or (view is not None and view.foreign)

@@ -22,7 +22,7 @@ from cachefs.errors import CachefsError
 from cachefs.flow import Reader
 from cachefs.keeper import label
 from cachefs.shelf import Shelf
-from cachefs.store.room import Room
+from cachefs.store.evictor import Evictor
 
 FILES_AT_A_TIME = 4
 BLOCKS_AT_A_TIME = 64
@@ -56,9 +56,9 @@ class Progress:
 class Prefetcher:
     """Fetches whole files."""
 
-    def __init__(self, cache: Cache, room: Room, shelves: Mapping[str, Shelf]) -> None:
+    def __init__(self, cache: Cache, evictor: Evictor, shelves: Mapping[str, Shelf]) -> None:
         self._cache = cache
-        self._room = room
+        self._evictor = evictor
         self._shelves = shelves
 
     async def fetch(self, files: Iterable[File], tell: Callable[[Any], None]) -> Mapping[str, Any]:
@@ -72,7 +72,7 @@ class Prefetcher:
             for file in queue:
                 await self._file(file, progress)
 
-        with self._room.keeping(work):
+        with self._evictor.keeping(work):
             async with trio.open_nursery() as telling:
                 telling.start_soon(_tell, progress, tell)
                 async with trio.open_nursery() as nursery:

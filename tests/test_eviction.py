@@ -117,15 +117,15 @@ def test_a_pin_follows_its_name_to_the_content_that_the_lock_gives_it(tmp_path: 
     room = Room(store, state)
     keeper = Keeper(store, state, room, lambda: {"snapshots": lock})
     assert keeper.pin(["a"]) == ["a"]
-    assert room.pinned == {one}
+    assert room.evictor.pinned == {one}
     lock["a"] = other
     keeper.refresh()
-    assert room.pinned == {other}
+    assert room.evictor.pinned == {other}
     assert state.pins() == [Pin("snapshots", "a", other)]
     del lock["a"]
     keeper.refresh()
     assert keeper.unpin(["snapshots/*"]) == ["a"]
-    assert room.pinned == set()
+    assert room.evictor.pinned == set()
     with pytest.raises(CachefsError, match="no name matches a"):
         keeper.pin(["b", "a"])
     state.close()

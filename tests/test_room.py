@@ -78,14 +78,14 @@ def test_open_files_stay_and_the_reader_is_told_why_there_is_no_room(tmp_path: P
 def test_pinned_files_stay_and_go_once_they_are_unpinned(tmp_path: Path) -> None:
     async def scenario(bench: RoomBench) -> None:
         await bench.fill(ONE)
-        bench.room.pinned.add(ONE.info.content)
+        bench.room.evictor.pinned.add(ONE.info.content)
         reader = await bench.open(TWO)
         bench.outcomes.clear()
         await bench.read(reader, 0, 10)
         assert isinstance(bench.error, StoreFull)
         assert "pinned" in str(bench.error)
         assert bench.held(ONE) == [True]
-        bench.room.pinned.clear()
+        bench.room.evictor.pinned.clear()
         await bench.have(reader, 0)
         assert bench.held(ONE) == [False]
 
@@ -97,8 +97,8 @@ def test_pins_are_kept_across_starts(tmp_path: Path) -> None:
         bench.state.set_pins([Pin("snapshots", "a", ONE.info.content)])
 
     async def again(bench: RoomBench) -> None:
-        assert bench.room.pinned == {ONE.info.content}
-        assert (await bench.room.evict(ONE.info.content)).stays == "pinned"
+        assert bench.room.evictor.pinned == {ONE.info.content}
+        assert (await bench.room.evictor.evict(ONE.info.content)).stays == "pinned"
         bench.state.drop_pins(bench.state.pins())
         assert bench.state.pins() == []
 
@@ -122,7 +122,7 @@ def test_reopening_a_file_that_is_being_evicted_reads_the_right_bytes(tmp_path: 
         for turn in range(8):
             await bench.fill(ONE)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(bench.room.evict, ONE.info.content)
+                nursery.start_soon(bench.room.evictor.evict, ONE.info.content)
                 for _ in range(turn):
                     await trio.lowlevel.checkpoint()
                 reader = await bench.open(ONE)
@@ -141,11 +141,11 @@ def test_a_file_that_is_being_read_is_not_evicted_on_demand_either(tmp_path: Pat
     async def scenario(bench: RoomBench) -> None:
         reader = await bench.open(ONE)
         await bench.have(reader, 0)
-        assert (await bench.room.evict(ONE.info.content)).stays == "open"
+        assert (await bench.room.evictor.evict(ONE.info.content)).stays == "open"
         await bench.read(reader, 0, BLOCK)
         assert isinstance(bench.outcomes[-1], bytes)
         await bench.shut(reader)
-        assert (await bench.room.evict(ONE.info.content)).freed >= BLOCK
+        assert (await bench.room.evictor.evict(ONE.info.content)).freed >= BLOCK
         assert bench.taken() == 0
 
     run(tmp_path, scenario, limit(8))

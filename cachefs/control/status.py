@@ -111,7 +111,7 @@ class StatusSource:
             "count": limits.whole.count,
             "catalogues": {name: asdict(bounds) for name, bounds in limits.catalogues.items()},
             "taken": self.room.taken(),
-            "pinned": len(self.room.pinned),
+            "pinned": len(self.room.evictor.pinned),
         }
 
     def _hedging(self) -> Mapping[str, Any]:

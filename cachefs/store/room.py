@@ -4,10 +4,10 @@ How it works: whoever wants blocks of an object asks `admit`, which decides at o
 somebody waits for (`must`) are granted while there is room, readahead (`may`) with what is left then. So what the
 store takes on disk never exceeds the limit: a block that was not granted is not demanded, and can't arrive.
 
-What was not granted wakes `run`. It measures what is really taken, evicts as much as is needed and tells the
-claimants to ask again. If nothing can go, because the rest is open or pinned, those who wait are refused, with the
-reason, and readahead stays as short as it is. Readahead makes room for itself only up to a `HEADROOM`-th of the limit
-at a time: it may take the place of what is old, but not sweep the store.
+What was not granted wakes `run`. It measures what is really taken, has as much evicted as is needed (`evictor.py`)
+and tells the claimants to ask again. If nothing can go, because the rest is open or pinned, those who wait are
+refused, with the reason, and readahead stays as short as it is. Readahead makes room for itself only up to a
+`HEADROOM`-th of the limit at a time: it may take the place of what is old, but not sweep the store.
 
 Everything the store holds counts: data, manifests and directories. Manifests are never evicted and are not asked
 room for; they push data out. A limit on free space counts what was granted as taken, for it isn't on disk yet.
@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 
 import trio
@@ -26,8 +25,9 @@ import trio
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, StoreFull
 from cachefs.store import eviction
-from cachefs.store.claims import Asked, Claim, Claimant, Hold, Nobody, Users
+from cachefs.store.claims import Asked, Claim, Claimant, Hold, Users
 from cachefs.store.eviction import RECORDS, Evicted, Held, Limits, in_words
+from cachefs.store.evictor import Evictor
 from cachefs.store.objects import ObjectStore
 from cachefs.store.state import State
 from cachefs.store.tally import Tally
@@ -41,7 +41,7 @@ SWEEP_EVERY = 60.0
 SCAN_EVERY = 1800.0
 """Seconds between two looks at the whole store, for what came into it without being asked for."""
 
-_FUTILE = 2.0  # seconds for which readahead doesn't ask again, nor what could not go is tried again
+_FUTILE = 2.0  # seconds for which readahead doesn't ask again
 _PATIENCE = 1.0  # seconds before anybody is refused: what is open now may be closed in a moment
 _LOOK_AGAIN = 0.1
 
@@ -49,7 +49,10 @@ _log = logging.getLogger(__name__)
 
 
 class Room:
-    """The room in a store; `catalogue_of` names a content id's catalogue ("" for none), `clock` is Unix seconds."""
+    """The room in a store, which its `evictor` makes.
+
+    `catalogue_of` names a content id's catalogue ("" for none), `clock` is Unix seconds.
+    """
 
     def __init__(
         self,
@@ -62,15 +65,10 @@ class Room:
         disk_free: Callable[[], int] | None = None,
     ) -> None:
         self.limits = limits or Limits()
-        self.pinned: set[ContentId] = {pin.content for pin in state.pins()}
         self._store = store
-        self._state = state
-        self._users: Users = Nobody()
-        self._clock = clock
         self._tally = Tally(store, self.limits, catalogue_of, disk_free)
+        self.evictor = Evictor(store, state, self._tally, clock)
         self._asking: list[Asked] = []
-        self._fetched: Counter[ContentId] = Counter()
-        self._stuck: dict[ContentId, float] = {}
         self._pressed, self._looked = trio.Event(), trio.Event()
         self._futile_until = float("-inf")
         self._again_at = float("inf")
@@ -164,7 +162,7 @@ class Room:
 
     async def run(self, users: Users, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep to the limits for ever; returns at once if there are none."""
-        self._users = users
+        self.evictor.users = users
         task_status.started()
         if not self.limits:
             return
@@ -204,8 +202,7 @@ class Room:
             await self.look()
         self._tally.measure()
         going = self._victims()
-        for item in going:
-            await self._evict(item)
+        await self.evictor.evict_all(going)
         if not going:
             self._futile_until = trio.current_time() + _FUTILE
         self._tally.measure()
@@ -252,7 +249,7 @@ class Room:
     def _victims(self) -> list[Held]:
         if all(self._deficit(catalogue) <= 0 for catalogue in ("", *self.limits.catalogues)):
             return []
-        held = self._held()
+        held = self.evictor.held()
         going: list[Held] = []
         for catalogue in (*self.limits.catalogues, ""):
             rest = [i for i in held if i not in going and (not catalogue or i.catalogue == catalogue)]
@@ -264,34 +261,6 @@ class Room:
         """What is needed to be of use to anybody; 0 when nobody asked, and the limit is exceeded all the same."""
         claimed = [claim.cost(claim.short[0]) for claim in self._tally.claims.values() if claim.short]
         return min(claimed + [asked.size for asked in self._asking], default=0)
-
-    def _held(self) -> list[Held]:
-        used = self._state.last_used() | {s.manifest.content: s.last_used for s in self._store.opened()}
-        return [
-            Held(content, size, used.get(content, 0.0), self._why_stays(content), catalogue)
-            for content, size, catalogue in self._tally.items()
-            if size > 0
-        ]
-
-    def _why_stays(self, content: ContentId) -> str:
-        if self._users.reads(content) or self._stuck.get(content, 0.0) > trio.current_time():
-            return "open"
-        if self._fetched[content]:
-            return "being fetched"
-        return "pinned" if content in self.pinned else ""
-
-    async def _evict(self, item: Held) -> Evicted:
-        try:
-            outcome = await self.evict(item.content)
-        except CachefsError as error:  # others may go all the same
-            outcome = Evicted(stays=str(error))
-        now = trio.current_time()
-        self._stuck = {content: until for content, until in self._stuck.items() if until > now}
-        if outcome.stays:
-            self._stuck[item.content] = now + _FUTILE
-        why = outcome.stays or f"evicted, {in_words(outcome.freed)} freed"
-        _log.info("%s, unused for %.0f s: %s", item.content, self._clock() - item.last_used, why)
-        return outcome
 
     def _refuse(self, error: CachefsError, whom: Iterable[Claim | Asked]) -> None:
         for one in whom:
@@ -312,54 +281,24 @@ class Room:
         why = f"no room: the limit ({section} size) is {in_words(size)}" if size else "no room"
         if limits.free_space and free < 2 * limits.free_space:
             why = f"no room: {in_words(free)} free on disk, {in_words(limits.free_space)} to be left"
-        held, metadata = eviction.occupied(self._held()), in_words(self._tally.metadata())
+        held, metadata = eviction.occupied(self.evictor.held()), in_words(self._tally.metadata())
         return f"{why}; held: {held}, metadata {metadata}"
 
     # What commands ask
-
-    async def evict(self, content: ContentId, *, manifest: bool = False) -> Evicted:
-        """Evict one object now, unless it has to stay. StoreFailed."""
-        why = self._why_stays(content)
-        if why:
-            return Evicted(stays=why)
-        freed = await self._store.remove(content, manifest=manifest) if await self._users.let_go(content) else None
-        if freed is None:
-            return Evicted(stays="open")
-        self._tally.claims.pop(content, None)
-        self._tally.charge(content, 0)
-        return Evicted(freed)
 
     async def next_records(self, most: int) -> list[ContentId]:
         """The records that would go first, once the store was looked at; none where nothing limits them."""
         if not (self.limits.whole or self.limits.free_space or self.limits.of(RECORDS)):
             return []
         await self._looked.wait()
-        records = (item for item in self._held() if item.catalogue == RECORDS)
+        records = (item for item in self.evictor.held() if item.catalogue == RECORDS)
         return [item.content for item in eviction.least_recent(records)[:most]]
 
     async def sweep(self) -> list[tuple[ContentId, Evicted]]:
         """Evict what is too old, or one too many, and what exceeds the limits; what became of each."""
-        going: list[Held] = []
         self._tally.measure()
-        held = self._held()
-        now = self._clock()
-        for catalogue in (*self.limits.catalogues, ""):
-            within = [i for i in held if i not in going and (not catalogue or i.catalogue == catalogue)]
-            going += eviction.expired(within, self.limits.of(catalogue), now)
-        done = [(item.content, await self._evict(item)) for item in going]
-        excess = self._victims() if self.limits else []
-        return done + [(item.content, await self._evict(item)) for item in excess]
-
-    @contextlib.contextmanager
-    def keeping(self, contents: Iterable[ContentId]) -> Iterator[None]:
-        """While this lasts, none of these is evicted."""
-        kept = Counter(iter(contents))  # a mapping would pass for counts
-        self._fetched.update(kept)
-        try:
-            yield
-        finally:
-            self._fetched.subtract(kept)
-            self._fetched += Counter()
+        done = await self.evictor.evict_all(self.evictor.expired())
+        return done + await self.evictor.evict_all(self._victims() if self.limits else [])
 
     def taken(self) -> int | None:
         """The bytes that the store takes and has granted; None where nothing is limited, and so nothing is counted."""
