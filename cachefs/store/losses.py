@@ -3,15 +3,30 @@
 How it works: a block that goes bad is missing from then on like one that was never fetched, so nobody could tell later
 that a file was whole. The state keeps what was lost; of that, what is here again counts no more, and all of it is
 forgotten when the object is complete or evicted. So a wrong block goes on being reported, and can be mended, until it
-is right, whoever found it: a verification, a scrub, or the look at what changed while nothing was mounted.
+is right, whoever found it: a verification, a scrub, or the look at what changed while nothing was mounted. What is
+found while the object is open is taken back first: not even a power cut may leave its bit in the state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from cachefs.content import Bitmap, Manifest
 from cachefs.store.state import State
+
+
+def take_back(state: State, manifest: Manifest, blocks: Sequence[int]) -> None:
+    """Record that these blocks aren't here, so that the object is not sealed, and were lost. StoreFull, StoreFailed."""
+    row = state.load_object(manifest.content)
+    if row is not None:
+        # Of the recorded bits, not of those in memory: some of these may not be synced yet.
+        bits = Bitmap.from_bytes(manifest.blocks, row.bitmap)
+        for index in blocks:
+            bits.discard(index)
+        row = replace(row, bitmap=bytes(bits), held=manifest.held(bits), seal=None, completed=None)
+        state.save_object_synced(manifest.content, row)
+    note(state, manifest, blocks)
 
 
 def note(state: State, manifest: Manifest, blocks: Iterable[int]) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -255,15 +255,7 @@ class StoredObject:
         self._seal = self._completed = None
         try:
             await trio.to_thread.run_sync(self._reopen)
-            row = self._tools.state.load_object(self.manifest.content)
-            if row is not None:
-                # Of the recorded bits, not of those in memory: some of these may not be synced yet.
-                bits = Bitmap.from_bytes(self.manifest.blocks, row.bitmap)
-                for index in bad:
-                    bits.discard(index)
-                row = replace(row, bitmap=bytes(bits), held=self.manifest.held(bits), seal=None, completed=None)
-                self._tools.state.save_object_synced(self.manifest.content, row)
-            losses.note(self._tools.state, self.manifest, bad)
+            losses.take_back(self._tools.state, self.manifest, bad)
         except BaseException:
             self._dirty = True
             if self._owner is not None:
