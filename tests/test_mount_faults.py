@@ -192,7 +192,7 @@ def test_two_hundred_readers_of_a_dead_file_hold_up_nobody_else_and_umount_lets_
 def test_a_lazy_unmount_while_readers_wait_ends_the_daemon_and_lets_them_go(library: Library, tmp_path: Path) -> None:
     with two_hundred_waiting(library, tmp_path) as (mount, errors):
         mountinfo.unmount_lazily(mount.mountpoint)
-        assert mount.ended() == 0
+        assert mount.ended() == 0, mount.child.printed()
     assert set(errors) <= {"EIO", "ENOTCONN", "ECONNABORTED"}
 
 

@@ -191,7 +191,11 @@ class Pyfuse3Driver:
 
     async def serve(self) -> None:
         """Answer the kernel until the mount is gone or this is cancelled."""
-        await pyfuse3.main(max_tasks=MAX_TASKS)
+        try:
+            await pyfuse3.main(max_tasks=MAX_TASKS)
+        except* ConnectionAbortedError:
+            # What the kernel answers instead of ENODEV if a request was about to be read when the mount went.
+            log.debug("the mount went while a request was being read")
 
     async def forget_pages(self, inode: int, spans: Iterable[Span]) -> None:
         """Have the kernel drop what it has read of an inode in `spans`, mapped pages too.
