@@ -34,6 +34,7 @@ from cachefs.content import Bitmap, ContentId, Manifest, Span
 from cachefs.diskerrors import named
 from cachefs.errors import BlockInvalid, StoreFailed
 from cachefs.store import disk, places
+from cachefs.store.reading import Reading
 from cachefs.store.state import ObjectRow, Seal
 
 
@@ -190,11 +191,11 @@ def rehash(found: Found, manifest: Manifest, sync: Callable[[int], None]) -> Non
     sync(found.fd)
     # Pages that a failed write-back left in memory must not pass for bytes on disk.
     os.posix_fadvise(found.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    buffer = memoryview(bytearray(min(manifest.block_length, manifest.length)))
-    for index in found.suspects:
-        trio.from_thread.check_cancelled()
-        if block_is_good(found.fd, manifest, index, buffer):
-            found.bits.add(index)
+    with _blocks(found.fd, manifest) as reading:
+        for index in found.suspects:
+            trio.from_thread.check_cancelled()
+            if _is_good(reading, manifest, index):
+                found.bits.add(index)
     if found.shared and disk.seal_of(found.fd) != before:  # its owner is at work on it: nothing is worth believing
         for index in found.suspects:
             found.bits.discard(index)
@@ -211,24 +212,26 @@ def part(found: Found, path: Path) -> None:
 
 def wrong(fd: int, manifest: Manifest, blocks: Iterable[int], *, from_disk: bool = False) -> list[int]:
     """Those of `blocks` that aren't good; with `from_disk`, as the disk has them. Blocking, in a thread of trio's."""
-    buffer = memoryview(bytearray(min(manifest.block_length, manifest.length)))
     found: list[int] = []
-    for index in blocks:
-        trio.from_thread.check_cancelled()
-        if from_disk:
-            disk.forget_pages(fd, manifest.span(index))
-        if not block_is_good(fd, manifest, index, buffer):
-            found.append(index)
+    with _blocks(fd, manifest, past_memory=from_disk) as reading:
+        for index in blocks:
+            trio.from_thread.check_cancelled()
+            if not _is_good(reading, manifest, index):
+                found.append(index)
     return found
 
 
-def block_is_good(fd: int, manifest: Manifest, index: int, buffer: memoryview) -> bool:
+def _blocks(fd: int, manifest: Manifest, *, past_memory: bool = False) -> contextlib.closing[Reading]:
+    return contextlib.closing(Reading(fd, min(manifest.block_length, manifest.length), past_memory=past_memory))
+
+
+def _is_good(reading: Reading, manifest: Manifest, index: int) -> bool:
     """Whether a block's bytes on disk have its digest; one that can't be read is not good."""
-    span = manifest.span(index)
     try:
-        if not disk.read_into(fd, buffer[: span.length], span.offset):
+        data = reading.read(manifest.span(index))
+        if data is None:
             return False
-        manifest.verify(index, buffer[: span.length])
+        manifest.verify(index, data)
     except (OSError, BlockInvalid):
         return False
     return True

@@ -4,10 +4,10 @@ How it works: the blocks that are here are hashed, several at a time, each in a 
 another are doubted: served no more, and missing from then on. What an object's row says is here, and its open
 didn't find, counts as wrong too: that is how an emptied file shows.
 
-There are two kinds. A *verification* reads as a reader would, as fast as the cores hash. A *scrub* has the kernel drop
-the pages it keeps of a block first, so that the disk itself is asked, and keeps to a rate, so that readers don't
-notice. Both use the digests of the manifest. A second, faster one kept beside it would save nothing: a core hashes
-2 GB/s, which is what disks give, and at a scrub's rate it is a few per cent of one core.
+There are two kinds. A *verification* reads as a reader would, as fast as the cores hash. A *scrub* asks the disk
+itself, past what memory has of a block, and keeps to a rate, so that readers don't notice. Both use the digests of
+the manifest. A second, faster one kept beside it would save nothing: a core hashes 2 GB/s, which is what disks give,
+and at a scrub's rate it is a few per cent of one core.
 """
 
 from __future__ import annotations
