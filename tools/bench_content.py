@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cachefs.metainfo import ERIGON_PIECE_LENGTH
 from tests.counterparts import cachefs_seed, nginx
+from tests.mount_kit import passes_through
 from tools.bench_stage import (
     ARIA2_OPTIONS,
     NAME,
@@ -26,7 +27,7 @@ from tools.bench_stage import (
     ten_lines,
     tracker,
 )
-from tools.benchkit import Report, filesystem, interleaved, is_root, passes_through
+from tools.benchkit import Report, filesystem, interleaved, is_root
 from tools.mounting import output
 
 BESIDE = "the latter, beside it a mount that serves as much"

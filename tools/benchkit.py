@@ -11,7 +11,6 @@ from __future__ import annotations
 import mmap
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -130,12 +129,6 @@ def _free_memory() -> int:
 
 def is_root() -> bool:
     return os.geteuid() == 0
-
-
-def passes_through() -> bool:
-    """Whether `cachefs mount --passthrough` may be had here."""
-    release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
-    return is_root() and release >= (6, 9)
 
 
 def drop_caches() -> None:

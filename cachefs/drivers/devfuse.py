@@ -143,21 +143,14 @@ class DevFuseDriver:
         Waits for reads of these pages that are under way, so it isn't for a handler to call. Of a file that is passed
         through it has read nothing; there the pages are the disk's.
         """
-        for span in spans:
-            with contextlib.suppress(OSError):  # the kernel doesn't know the inode any more
-                await trio.to_thread.run_sync(notices.forget_pages, self._device, inode, span, abandon_on_cancel=True)
+        await notices.forget_pages(lambda: self._device, inode, spans)
 
     def forget(self, entries: Iterable[tuple[int, str]]) -> None:
         """Have the kernel look these names (directory inode, name) up anew.
 
         Blocks while a request for the same directory is unanswered: run it in a thread.
         """
-        for directory, name in entries:
-            try:
-                notices.forget_entry(self._device, directory, os.fsencode(name))
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.EBADF):  # not remembered; not mounted any more
-                    log.warning("%s: the kernel may show what the name stood for before: %s", name, error)
+        notices.forget_entries(lambda: self._device, entries)
 
     # Requests and answers
 

@@ -9,25 +9,47 @@ Format: fuse_out_header, fuse_notify_inval_inode_out and fuse_notify_inval_entry
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
 import os
 import struct
+from collections.abc import Callable, Iterable
+
+import trio
 
 from cachefs.content import Span
+
+log = logging.getLogger(__name__)
 
 _HEADER = struct.Struct("=IiQ")
 _PAGES = struct.Struct("=Qqq")
 _ENTRY = struct.Struct("=QII")
 _INVAL_INODE, _INVAL_ENTRY = 2, 3
+_NOBODY_TO_TELL = {errno.ENOENT, errno.EBADF, errno.ENODEV}  # not remembered; not mounted any more
 
 
-def forget_pages(device: int, inode: int, span: Span) -> None:
-    """Drop what the kernel has read of an inode in `span`. Blocks while such a page is being read. OSError."""
-    _send(device, _INVAL_INODE, _PAGES.pack(inode, span.offset, span.length))
+Device = Callable[[], int]
+"""Gives the mount's descriptor of /dev/fuse as it is now: after the mount's end its number may be another file's."""
 
 
-def forget_entry(device: int, directory: int, name: bytes) -> None:
-    """Have the kernel look a name up anew. Blocks while a request for its directory is unanswered. OSError."""
-    _send(device, _INVAL_ENTRY, _ENTRY.pack(directory, len(name), 0) + name + b"\0")
+async def forget_pages(device: Device, inode: int, spans: Iterable[Span]) -> None:
+    """Drop what the kernel has read of an inode in `spans`. Waits while such a page is being read."""
+    for span in spans:
+        with contextlib.suppress(OSError):  # the kernel doesn't know the inode any more
+            body = _PAGES.pack(inode, span.offset, span.length)
+            await trio.to_thread.run_sync(_send, device(), _INVAL_INODE, body, abandon_on_cancel=True)
+
+
+def forget_entries(device: Device, entries: Iterable[tuple[int, str]]) -> None:
+    """Have names (directory inode, name) looked up anew. Blocks while a request for their directory is unanswered."""
+    for directory, name in entries:
+        encoded = os.fsencode(name)
+        try:
+            _send(device(), _INVAL_ENTRY, _ENTRY.pack(directory, len(encoded), 0) + encoded + b"\0")
+        except OSError as error:
+            if error.errno not in _NOBODY_TO_TELL:
+                log.warning("%s: the kernel may show what the name stood for before: %s", name, error)
 
 
 def _send(device: int, code: int, body: bytes) -> None:

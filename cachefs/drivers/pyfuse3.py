@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
-import trio
 
 from cachefs import mountinfo
 from cachefs.content import Span
@@ -202,25 +201,19 @@ class Pyfuse3Driver:
 
         Waits for reads of these pages that are under way, so it isn't for a handler to call.
         """
-        for span in spans:
-            with contextlib.suppress(OSError):  # the kernel doesn't know the inode any more
-                await trio.to_thread.run_sync(notices.forget_pages, _connection(), inode, span, abandon_on_cancel=True)
+        await notices.forget_pages(_connection, inode, spans)
 
     def forget(self, entries: Iterable[tuple[int, str]]) -> None:
         """Have the kernel look these names (directory inode, name) up anew.
 
         Blocks while a request for the same directory is unanswered: run it in a thread.
         """
-        for directory, name in entries:
-            try:
-                pyfuse3.invalidate_entry(pyfuse3.InodeT(directory), pyfuse3.FileNameT(os.fsencode(name)))
-            except OSError as error:
-                if error.errno != errno.ENOENT:  # ENOENT: the kernel doesn't remember it
-                    log.warning("%s: the kernel may show what the name stood for before: %s", name, error)
+        notices.forget_entries(_connection, entries)
 
     def close(self) -> None:
         """Unmount, even while files are open: they get errors from now on."""
         pyfuse3.close()
+        _connection.cache_clear()
 
 
 @functools.cache

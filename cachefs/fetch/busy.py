@@ -8,6 +8,7 @@ may have been a slip.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from time import time
 from urllib.parse import urlsplit
@@ -25,6 +26,12 @@ class Busy(UrlFailed):
     def __init__(self, url: str, why: str, until: float) -> None:
         super().__init__(url, f"{why}; asks to come back in {_in_words(until - trio.current_time())}")
         self.until = until
+
+
+def soon(failed: Mapping[str, UrlFailed], seconds: float) -> dict[str, float]:
+    """Of URLs that have failed those whose hosts asked to come back within so many seconds, and when."""
+    most = trio.current_time() + seconds
+    return {url: error.until for url, error in failed.items() if isinstance(error, Busy) and error.until <= most}
 
 
 class Wishes:

@@ -22,7 +22,7 @@ import trio
 
 from cachefs.errors import CachefsError, SourceLied, SourceSilent, UrlFailed
 from cachefs.fetch.base import Job, Sink, Transfer
-from cachefs.fetch.busy import Busy
+from cachefs.fetch.busy import Busy, soon
 from cachefs.fetch.health import Breaker
 from cachefs.fetch.range_request import RangeRequest, Stream, origin_of
 from cachefs.fetch.sources import Ledger
@@ -94,18 +94,13 @@ class RangeFetcher:
         try:
             await self._ask(download, stream)
         except UrlFailed:
-            soon = self._soon(download.job.item.urls)
-            if not soon:
+            failed = {url: self._errors[url] for url in download.job.item.urls}
+            waited_for = soon(failed, self._client.rules.stall)
+            if not waited_for:
                 raise
-            await trio.sleep_until(min(soon.values()))
-            self.restart(tuple(soon))
+            await trio.sleep_until(min(waited_for.values()))
+            self.restart(tuple(waited_for))
             await self._ask(download, stream)
-
-    def _soon(self, urls: tuple[str, ...]) -> dict[str, float]:
-        """Of URLs that have failed those whose hosts asked to come back soon, and when, on trio's clock."""
-        most = trio.current_time() + self._client.rules.stall
-        failed = {url: self._errors[url] for url in urls}
-        return {url: error.until for url, error in failed.items() if isinstance(error, Busy) and error.until <= most}
 
     async def _ask(self, download: RangeDownload, stream: Stream) -> None:
         errors: list[UrlFailed] = []

@@ -15,7 +15,7 @@ from typing import Protocol, TypeAlias
 import trio
 
 from cachefs.errors import CachefsError, UrlFailed
-from cachefs.fetch.busy import Busy
+from cachefs.fetch.busy import soon
 from cachefs.fetch.receiver import Fetched
 
 Run: TypeAlias = Callable[[], Awaitable[Fetched]]
@@ -123,15 +123,14 @@ def patient(strategy: Strategy, seconds: float) -> Strategy:
         try:
             return await strategy([_noting(attempt, failed) for attempt in attempts])
         except UrlFailed:
-            most = trio.current_time() + seconds
-            soon = {u: e.until for u, e in failed.items() if isinstance(e, Busy) and e.until <= most}
-            if not soon:
+            waited_for = soon(failed, seconds)
+            if not waited_for:
                 raise
-        await trio.sleep_until(min(soon.values()))
+        await trio.sleep_until(min(waited_for.values()))
         try:
-            return await strategy([attempt for attempt in attempts if attempt.url in soon])
+            return await strategy([attempt for attempt in attempts if attempt.url in waited_for])
         except UrlFailed as error:
-            raise together([error, *(e for url, e in failed.items() if url not in soon)]) from None
+            raise together([error, *(e for url, e in failed.items() if url not in waited_for)]) from None
 
     return run
 
