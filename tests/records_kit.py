@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 from click.testing import CliRunner, Result
 
@@ -90,9 +91,9 @@ class Host:
         self.asked: list[Asked] = []
         self.sent = 0
 
-    def put(self, path: str, body: bytes, **how: object) -> str:
+    def put(self, path: str, body: bytes, **how: Any) -> str:
         """Serve `body` at `path`; its URL."""
-        self.pages[f"/{path}"] = Page(body, **how)  # type: ignore[arg-type]
+        self.pages[f"/{path}"] = Page(body, **how)
         return self.url + path
 
     def asked_for(self, path: str) -> list[Asked]:
@@ -195,7 +196,7 @@ def web(certificate: Path | None = None) -> Iterator[Host]:
     handler = type("Handler", (_Handler,), {})
     with _Server(("127.0.0.1", 0), handler) as server:
         scheme = "https" if certificate else "http"
-        host = handler.host = Host(server.server_address[1], scheme)  # type: ignore[attr-defined]
+        host = handler.host = Host(server.server_address[1], scheme)  # type: ignore[attr-defined]  # a class of its own for each server
         if certificate:
             tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             tls.load_cert_chain(certificate)

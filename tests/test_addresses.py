@@ -37,7 +37,7 @@ class Resolver(trio.abc.HostnameResolver):
     def __init__(self, *answers: list[str]) -> None:
         self.answers: Iterator[list[str]] = iter(answers)
 
-    async def getaddrinfo(  # type: ignore[override]
+    async def getaddrinfo(  # type: ignore[override]  # as text, where trio takes bytes too
         self, host: bytes | None, port: object, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> list[tuple[int, int, int, str, tuple[str, int]]]:
         return [(2, 1, 6, "", (address, 0)) for address in next(self.answers)]

@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -37,10 +38,10 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 
 @asynccontextmanager
-async def daemon(data_dir: Path, **settings: object) -> AsyncIterator[PlayheadService]:
+async def daemon(data_dir: Path, **settings: Any) -> AsyncIterator[PlayheadService]:
     """The playheads of one daemon, and nothing else of it."""
     await trio.Path(data_dir).mkdir(exist_ok=True)
-    service = PlayheadService(Playheads(**settings), data_dir)  # type: ignore[arg-type]
+    service = PlayheadService(Playheads(**settings), data_dir)
     async with trio.open_nursery() as nursery:
         await nursery.start(service.run)
         yield service

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from cachefs.fetch.downloads import Downloader
 from cachefs.fetch.more_providers import RcloneProvider, TorrentProvider
 from cachefs.fetch.providers import HttpProvider, LocalProvider, Provider
 from cachefs.fetch.receiver import Expected, Fetched
-from cachefs.fetch.strategies import STRATEGIES, Strategy, together
+from cachefs.fetch.strategies import STRATEGIES, Attempt, Strategy, together
 from cachefs.fetch.torrent_whole import WholeTorrents
 from cachefs.fetch.web import Rules, WebClient
 from tests.fakes import BLOCK, Content
@@ -246,8 +246,8 @@ def test_17_when_all_fail_the_gravest_reason_leads_and_every_url_is_told(tmp_pat
 
 
 def test_17_a_strategy_of_ones_own_is_a_function(tmp_path: Path) -> None:
-    async def last(attempts: object) -> Fetched:
-        return await list(attempts)[-1].run()  # type: ignore[call-overload,no-any-return]
+    async def last(attempts: Sequence[Attempt]) -> Fetched:
+        return await attempts[-1].run()
 
     strategy: Strategy = last
     (tmp_path / "a").write_bytes(SONG)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import trio
 
 from cachefs import metainfo
 from cachefs.catalog import records
-from cachefs.catalog.records import LOCK_NAME, Record
+from cachefs.catalog.records import LOCK_NAME, Record, RecordsLock
 from cachefs.records import MusicCache, Order, etch
 from tests import records_kit
 from tests.counterparts import running
@@ -327,7 +328,7 @@ def test_a_record_that_has_only_an_md5_is_upgraded_when_it_is_etched(tmp_path: P
         good, bad = host.put("good.mp3", SONG), host.put("bad.mp3", song(2, 1000))
         for name, url in (("good.mp3", good), ("bad.mp3", bad)):
             imported = Record(name, url, None, None, md5=md5)
-            records.update(data / LOCK_NAME, lambda lock, record=imported: lock.with_record(record))  # type: ignore[misc]
+            records.update(data / LOCK_NAME, partial(RecordsLock.with_record, record=imported))
         records_kit.etch(data, good)
         assert f"expected md5:{md5.hex()}" in refused(data, bad)
     content = lock_of(data)["good.mp3"].content

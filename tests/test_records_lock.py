@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,7 @@ def test_a_record_replaces_the_one_of_its_name_in_its_place() -> None:
 def _add(path: Path, number: int) -> None:
     for part in range(5):
         record = Record(f"{number}-{part}.mp3", "https://h/x", SONG.content, 1)
-        records.update(path, lambda lock, record=record: lock.with_record(record))  # type: ignore[misc]
+        records.update(path, partial(RecordsLock.with_record, record=record))
 
 
 def test_changes_of_many_processes_are_all_kept(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -226,7 +227,7 @@ def test_12_a_mismatch_is_never_served_and_tells_what_was_expected_what_came_and
     assert kept.stat().st_blocks == 0
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "shorter": ({"body": OTHER[:-1]}, errno.EBADMSG, f"is {len(SONG) - 1} bytes long, the record says {len(SONG)}"),
     "longer": ({"body": OTHER + b"x"}, errno.EBADMSG, f"is {len(SONG) + 1} bytes long"),
     "checksum": ({"headers": digest_header(OTHER)}, errno.EBADMSG, f"declares sha256:{sha256(OTHER)}"),
@@ -242,7 +243,7 @@ def test_12_15_each_failure_has_its_errno_at_open_and_its_reason(stage: Stage, f
     how, number, said = FAULTS[fault]
     name = f"{fault.replace(' ', '-')}.mp3"
     path = stage.record(name, SONG)
-    stage.host.pages[f"/{name}"] = replace(stage.host.pages[f"/{name}"], **how)  # type: ignore[arg-type]
+    stage.host.pages[f"/{name}"] = replace(stage.host.pages[f"/{name}"], **how)
     with pytest.raises(OSError, match=os.strerror(number)):
         os.open(path, os.O_RDONLY)
     assert said in why(path)
