@@ -8,7 +8,6 @@ untimed, so that no side pays for what another wrote.
 
 from __future__ import annotations
 
-import mmap
 import os
 import platform
 import statistics
@@ -23,8 +22,7 @@ from cachefs import __version__
 from tools.mounting import output
 
 MB = 1e6
-_LEFT_FREE = 2**31  # bytes; the kernel keeps some memory free in any case
-_TOUCHED = 6 * 2**30
+_LEFT_FREE = 2**29  # bytes; what is free goes back to the host
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
@@ -102,9 +100,9 @@ def timed(*command: str | Path) -> float:
 def settle(folder: Path) -> None:
     """Make every timed run start alike: nothing dirty, and memory full of clean page cache, as on a machine that is up.
 
-    A virtual machine gives free memory back to its host, and the first write to each page of it then costs several
-    times the copy: whoever touches more fresh pages would be measured by that alone. Reading a sparse file fills the
-    cache without touching the disk; the kernel takes its pages when they are needed.
+    A virtual machine gives free memory back to its host within seconds, and the first write to each page of it then
+    costs several times the copy: whoever touches more fresh pages would be measured by that alone. Reading a sparse
+    file fills the cache without touching the disk; the kernel takes its pages when they are needed.
     """
     os.sync()
     filler = folder / "filler"
@@ -114,12 +112,6 @@ def settle(folder: Path) -> None:
         chunk = bytearray(2**26)
         while _free_memory() > _LEFT_FREE and file.readinto(chunk):
             pass
-    _touch(_TOUCHED)
-
-
-def _touch(size: int) -> None:
-    """Take that much memory, every page of it, and give it back."""
-    mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
 
 
 def _free_memory() -> int:
