@@ -238,9 +238,9 @@ class Reader:
         self._account: Account | None = None
         self._flushed_at = float("-inf")
         self._ahead = range(0)
+        self._most_ahead = 1
         self.window = window.Window(flow.stored.manifest.block_length, flow.stored.manifest.blocks)
         self.guesses = Guesses(self.window, self._may_guess)
-        self._window_sent = range(0)
         self._left, self._left_until = range(0), 0.0
 
     def saw(self, offset: int, size: int) -> None:
@@ -263,7 +263,8 @@ class Reader:
                 return range(0)
             self._account = self._accounts.of(self.caller.process)
         length = self.flow.stored.manifest.block_length
-        ahead = self.window.ahead(min(limit, self._account.left(id(self)) // length))
+        self._most_ahead = min(limit, self._account.left(id(self)) // length)
+        ahead = self.window.ahead(self._most_ahead)
         if not self._ahead.start <= ahead.start <= self._ahead.stop:
             self._account.waste(len(self._ahead) * length)
         self._ahead = ahead
@@ -289,11 +290,8 @@ class Reader:
             self._account.close(id(self))
 
     def window_moved(self) -> bool:
-        """Whether the first block to read ahead is another than at the last call."""
-        current = self.window.ahead(1 << 16)
-        moved = current != self._window_sent
-        self._window_sent = current
-        return moved
+        """Whether the blocks to read ahead end elsewhere than when they were told last."""
+        return self.window.ahead(self._most_ahead).stop != self._ahead.stop
 
 
 class Reasons:

@@ -4,7 +4,8 @@ How it works: the window follows the byte position up to which a reader has read
 splits a sequential read into requests that may arrive slightly out of order, so a request near the position
 continues the run and one elsewhere ends it. After `START` bytes in order, more than a scanner's probe or one page
 fault's read-around, `FIRST` blocks are read ahead. Each block read in order doubles that, up to a limit that follows
-the measured bandwidth: on a slow link a deep queue would only make the next jump wait. Pure: no clock, no I/O.
+the measured bandwidth: on a slow link a deep queue would only make the next jump wait. A wide window ends at every
+few blocks only, so that what is asked for next is worth a request. Pure: no clock, no I/O.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ FIRST = 4
 
 SLACK = 2 * 2**20
 """How far out of order, in bytes, the kernel's parallel requests may be."""
+
+STEP = 8
+"""A window grows by so many blocks at a time, or by the same part of it if it is small."""
 
 HORIZON = 2.0
 """Seconds of bandwidth that readahead may hold."""
@@ -57,12 +61,14 @@ class Window:
         return left
 
     def ahead(self, limit: int) -> range:
-        """The blocks to read ahead now, at most `limit` of them: those after the one last read."""
+        """The blocks to read ahead now, after the one last read: at most `limit` of them, less by up to a step."""
         if not self.begun:
             return range(0)
         size = min(limit, FIRST << min(self._run // self._block_length, 14))
         first = max(self._position - 1, 0) // self._block_length + 1
-        return range(first, min(first + size, self._blocks))
+        step = min(STEP, max(1, size // STEP))
+        stop = first + size
+        return range(first, self._blocks if stop >= self._blocks else stop // step * step)
 
 
 def limit(rate: float, block_length: int, most: int) -> int:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachefs.window import HORIZON, SLACK, START, Window, limit
+from cachefs.window import HORIZON, SLACK, START, STEP, Window, limit
 
 BLOCK = 2 * 2**20
 BLOCKS = 1000
@@ -67,7 +67,25 @@ def test_readahead_doubles_with_every_block_read_in_order() -> None:
     for _ in range(7):
         at = read_in_order(window, BLOCK, at)
         seen.append(len(window.ahead(4096)))
-    assert seen == [8, 16, 32, 64, 128, 256, 512]
+    doubled = [8, 16, 32, 64, 128, 256, 512]
+    assert all(0 <= most - size < min(STEP, most // STEP) for size, most in zip(seen, doubled, strict=True))
+
+
+def test_a_wide_window_ends_at_every_few_blocks_only() -> None:
+    window, at = Window(BLOCK, BLOCKS), 0
+    at = read_in_order(window, 8 * BLOCK)
+    ends = set()
+    for _ in range(4 * STEP):
+        at = read_in_order(window, BLOCK, at)
+        ends.add(window.ahead(64).stop)
+    assert len(ends) <= 5
+    assert all(end % STEP == 0 for end in ends)
+
+
+def test_a_wide_window_reaches_the_end_of_the_file() -> None:
+    window = Window(BLOCK, 61)
+    read_in_order(window, 8 * BLOCK)
+    assert window.ahead(64).stop == 61
 
 
 def test_readahead_begins_with_the_block_after_the_last_one_read() -> None:
