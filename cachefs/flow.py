@@ -84,7 +84,7 @@ class Unlimited:
 
 
 class Flow:
-    """One open content id. It is the fetcher's `Sink`."""
+    """One open content id. It is the fetcher's `Taker`."""
 
     def __init__(self, stored: StoredObject, item: Item, room: Admission, ended: Callable[[Flow], None]) -> None:
         self.stored = stored
@@ -113,6 +113,9 @@ class Flow:
     async def deliver(self, index: int, data: memoryview) -> None:
         await self.stored.write(index, data)
         self.landed(index)
+
+    def write(self, index: int, data: memoryview) -> None:
+        self.stored.put(index, data)
 
     def failed(self, error: Exception) -> None:
         self.refused(list(self._flights), error)

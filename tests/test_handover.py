@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -238,6 +239,24 @@ def test_peers_that_come_later_take_over_from_the_web(library: Library, large: s
         stack.enter_context(seeding(library, "--listen", f"{LOOPBACK}:{port}"))
         assert same(mount, library, [large])
         assert moved(mount)[0] > 0
+
+
+def test_a_peer_that_comes_while_a_web_seed_crawls_gives_the_block_that_the_web_has_begun(
+    library: Library, large: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    settings = "[fetch]\nhedging = false\n[read]\nreadahead_blocks = 0\ndeadline = 120\n"
+    web_seed = f"limit_rate {PIECE // 100};"  # a piece in a hundred seconds
+    with ExitStack() as stack:
+        web = stack.enter_context(nginx(library.root, location=web_seed))
+        known = {"peers": [f"{LOOPBACK}:{port}"], "webseeds": [web]}
+        mount = stack.enter_context(mounted(tmp_path, library.chain, *torrents(library), **known, settings=settings))
+        reader = stack.enter_context(ThreadPoolExecutor(1))
+        read = reader.submit(pread, mount.snapshots / large, PIECE, 4096)
+        mount.wait_for("bytes from the web", lambda now: now["transfers"] and now["transfers"][0]["by"] == "web")
+        stack.enter_context(seeding(library, "--listen", f"{LOOPBACK}:{port}"))
+        assert read.result(60) == pread(library.files[large], PIECE, 4096)
+        assert moved(mount) == (PIECE, 0)
 
 
 def test_what_came_from_the_web_is_seeded_to_others(library: Library, large: str, tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """What a fetcher is: something that lands verified blocks of one content id in a file.
 
-How it works: the cache describes a `Job` and a `Sink`; the fetcher answers with a `Download`, to which
-the cache tells what it wants now (`urgent`: a reader waits for it) and soon (`ahead`: readahead). The
-sets replace each other whole, so nothing has to be cancelled piece by piece. A fetcher that writes the file
-itself calls `Sink.landed` for a block that was verified *and* whose bytes can be read from the file; one that
-has bytes in its hands gives them to `Sink.deliver`, which does all that. Everything here is called from the
-mount's event loop and never blocks.
+How it works: the cache describes a `Job` and a `Sink`; the fetcher answers with a `Download`, to which the cache
+tells what it wants now (`urgent`: a reader waits for it) and soon (`ahead`: readahead). The sets replace each other
+whole, so nothing has to be cancelled piece by piece. A fetcher that writes the file itself calls `Sink.landed` for a
+block that was verified *and* whose bytes can be read from the file; one that has bytes in its hands gives them to
+`Taker.deliver`, which does all that. Where two fetch into one file, one of them may claim blocks, and then write them
+in a thread of its own. All but that is called from the mount's event loop and never blocks.
 """
 
 from __future__ import annotations
@@ -62,14 +62,39 @@ class Sink(Protocol):
     def landed(self, index: int) -> None:
         """Block `index` is verified and can be read from the file."""
 
-    async def deliver(self, index: int, data: memoryview) -> None:
-        """Verify block `index`, write it to the file and land it. BlockInvalid, StoreFull, StoreFailed."""
-
     def failed(self, error: Exception) -> None:
         """The job can't go on by itself, because the disk is full, say: whoever waits should be told."""
 
     def ended(self) -> None:
         """The fetcher has let go of the file; nothing lands any more."""
+
+
+class Taker(Sink, Protocol):
+    """A sink that takes blocks from memory."""
+
+    async def deliver(self, index: int, data: memoryview) -> None:
+        """Verify block `index`, write it to the file and land it. BlockInvalid, StoreFull, StoreFailed."""
+
+    def write(self, index: int, data: memoryview) -> None:
+        """Verify block `index` and write it to the file, in a thread; `landed` follows. Raises as `deliver` does."""
+
+
+class Claim:
+    """Blocks that nobody but who holds this writes to; once it is `recalled`, it is to be released in a moment."""
+
+    def __init__(self, blocks: range) -> None:
+        self.blocks = blocks
+        self.recalled = False
+
+
+class SharedTaker(Taker, Protocol):
+    """A taker for a file into which somebody else writes, too: `write` needs a claim."""
+
+    def claim(self, blocks: range) -> Claim | None:
+        """The right to write these; None if the other may be writing to them: then `deliver` knows what to do."""
+
+    def release(self, claim: Claim) -> None:
+        """Nothing is written any more by this claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +147,7 @@ class Download(Protocol):
 class Fetcher(Protocol):
     """A back end that turns jobs into downloads."""
 
-    def download(self, job: Job, sink: Sink) -> Download:
+    def download(self, job: Job, sink: Taker) -> Download:
         """Start on a job; at most one download a content id, from this call to `Sink.ended`."""
 
     def transfers(self) -> list[Transfer]:

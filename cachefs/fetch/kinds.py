@@ -7,7 +7,7 @@ and by its URLs when there are none, by the same table. The cache sees a single 
 
 from __future__ import annotations
 
-from cachefs.fetch.base import Download, Fetcher, Job, Sink, Transfer
+from cachefs.fetch.base import Download, Fetcher, Job, Taker, Transfer
 
 SNAPSHOTS = "snapshots"
 
@@ -20,7 +20,7 @@ class ByKind:
         self._ranges = ranges
         self._swarms = swarms
 
-    def download(self, job: Job, sink: Sink) -> Download:
+    def download(self, job: Job, sink: Taker) -> Download:
         item = job.item
         if item.urls and item.metainfo is not None:
             return self._swarms.download(job, sink)

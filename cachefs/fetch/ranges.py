@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Set
 import trio
 
 from cachefs.errors import CachefsError, SourceLied, SourceSilent, UrlFailed
-from cachefs.fetch.base import Job, Sink, Transfer
+from cachefs.fetch.base import Job, Taker, Transfer
 from cachefs.fetch.busy import Busy, soon
 from cachefs.fetch.health import Breaker
 from cachefs.fetch.range_request import RangeRequest, Stream, origin_of
@@ -60,7 +60,7 @@ class RangeFetcher:
             task_status.started()
             await trio.sleep_forever()
 
-    def download(self, job: Job, sink: Sink) -> RangeDownload:
+    def download(self, job: Job, sink: Taker) -> RangeDownload:
         download = RangeDownload(self, job, sink)
         self.remember(download)
         return download
@@ -145,7 +145,7 @@ class RangeFetcher:
 class RangeDownload:
     """One record being fetched. It ends when nobody reads it any more and nothing is under way; `open` revives it."""
 
-    def __init__(self, fetcher: RangeFetcher, job: Job, sink: Sink) -> None:
+    def __init__(self, fetcher: RangeFetcher, job: Job, sink: Taker) -> None:
         self.job = job
         self._fetcher = fetcher
         self._sink = sink

@@ -18,10 +18,11 @@ import trio
 
 from cachefs.content import ContentId, Span
 from cachefs.errors import CachefsError
-from cachefs.fetch.base import Item, Job, Sink, Transfer
+from cachefs.fetch.base import Item, Job, SharedTaker, Transfer
 from cachefs.fetch.direct import Direct
 from cachefs.fetch.policy import Hedging, rank
 from cachefs.fetch.rclone_child import RcloneChild
+from cachefs.fetch.reception import Buffers
 from cachefs.fetch.remote_download import RemoteDownload
 from cachefs.fetch.remotes import Remotes, RemoteSource
 from cachefs.fetch.sources import Ledger
@@ -49,6 +50,7 @@ class RemoteFetcher:
         self.child = RcloneChild(rclone, directory, remotes.environment)
         self._with_rclone = rclone.enabled
         self._remotes = remotes
+        self.buffers = Buffers()
         self._direct = Direct()
         self._downloads: dict[ContentId, RemoteDownload] = {}
         self._nursery: trio.Nursery | None = None
@@ -74,7 +76,7 @@ class RemoteFetcher:
 
     # What the cache and the downloads ask
 
-    def download(self, job: Job, sink: Sink) -> RemoteDownload:
+    def download(self, job: Job, sink: SharedTaker) -> RemoteDownload:
         download = RemoteDownload(self, job, sink)
         self.remember(download)
         assert self._nursery is not None

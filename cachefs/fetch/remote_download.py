@@ -1,10 +1,11 @@
 """One file fetched by ranges, from web seeds and the operator's remotes, block by block.
 
-How it works: what is wanted is cut into runs of neighbouring blocks, and each run is one request to one source;
-a block that somebody waits for begins its run, so it comes first. The blocks of a run are verified and land as
-they arrive. Which source is asked, when a block is late and may be asked for twice, is for policy.py to say. The
-first right answer wins, and the other request is dropped. A request that fails is judged by remote_judge.py, and its
-blocks are asked for elsewhere at once.
+How it works: what is wanted is cut into runs of neighbouring blocks, and each run is one request to one source; a
+block that somebody waits for begins its run, so it comes first. The blocks of a run are verified and land as they
+arrive, by a thread that stays with the request where nobody else may be writing to them (reception.py). Which source
+is asked, when a block is late and may be asked for twice, is for policy.py to say. The first right answer wins, and
+the other request is dropped. A request that fails is judged by remote_judge.py, and its blocks are asked for
+elsewhere at once.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import trio
 
 from cachefs.content import Span
 from cachefs.errors import CachefsError, NotAtSource, OtherContent, SourceFailed
-from cachefs.fetch.base import Job, Sink, Transfer
+from cachefs.fetch.base import Job, SharedTaker, Transfer
+from cachefs.fetch.reception import Reception, Run, cut_short
 from cachefs.fetch.remote_judge import Judge
 from cachefs.fetch.remotes import RemoteSource
-from cachefs.fetch.wire import Body
+from cachefs.fetch.wire import Body, Measured, in_thread
 
 if TYPE_CHECKING:
     from cachefs.fetch.remote import RemoteFetcher
@@ -34,38 +36,10 @@ _TOO_SOON = 0.05
 """Seconds before which nothing can be said against a source that another one was quicker than."""
 
 
-class _Run:
-    """One request: neighbouring blocks of one source, in order."""
-
-    def __init__(self, source: RemoteSource, blocks: range) -> None:
-        self.source = source
-        self.blocks = blocks
-        self.at = blocks.start
-        self.began = trio.current_time()
-        self.received = 0
-        self.dropped = False
-        self.jump = False
-        """Whether it is for one block alone, which somebody waits for."""
-        self.scope = trio.CancelScope()
-
-    def left(self) -> range:
-        """The blocks that are still to come."""
-        return range(self.at, self.blocks.stop)
-
-    def drop(self) -> None:
-        self.dropped = True
-        self.scope.cancel()
-
-    def next(self) -> None:
-        self.at += 1
-        self.began = trio.current_time()
-        self.received = 0
-
-
 class RemoteDownload:
     """A `Download` by ranges; from `RemoteFetcher.download`."""
 
-    def __init__(self, fetcher: RemoteFetcher, job: Job, sink: Sink) -> None:
+    def __init__(self, fetcher: RemoteFetcher, job: Job, sink: SharedTaker) -> None:
         self.job = job
         self.opened = True
         self.landed_bytes = 0
@@ -74,7 +48,7 @@ class RemoteDownload:
         self._sink = sink
         self._urgent: dict[int, float] = {}
         self._ahead: list[int] = []
-        self._runs: set[_Run] = set()
+        self._runs: set[Run] = set()
         self._judge = Judge(fetcher, job.item)
         self._moved_at = float("-inf")
         self._gave: set[str] = set()
@@ -154,7 +128,7 @@ class RemoteDownload:
             if run.at == index and run.received < size and not run.dropped:
                 self._lost(run)
 
-    def _lost(self, run: _Run) -> None:
+    def _lost(self, run: Run) -> None:
         age = trio.current_time() - run.began
         if age < _TOO_SOON:
             pass  # it had no time to answer
@@ -179,7 +153,7 @@ class RemoteDownload:
             source = next((s for s in self.askable() if self._fetcher.is_free(s)), None)
             if source is None:
                 return
-            run = _Run(source, self._neighbours(index, flying, source))
+            run = Run(source, self.job.item.manifest, self._neighbours(index, flying, source))
             flying.update(run.blocks)
             self._begin(run)
 
@@ -192,7 +166,7 @@ class RemoteDownload:
             stop += 1
         return range(first, stop) if source.health.ranges else range(stop)
 
-    def _begin(self, run: _Run) -> None:
+    def _begin(self, run: Run) -> None:
         run.jump = len(run.blocks) == 1 and run.at in self._urgent
         run.source.busy += 1
         run.source.jumps += run.jump
@@ -211,9 +185,10 @@ class RemoteDownload:
             other = next((s for s in self.askable() if s not in asked and self._fetcher.is_free(s)), None)
             if other is not None and self._fetcher.hedging.allows(size):
                 self._fetcher.hedging.hedge(size)
-                self._begin(_Run(other, range(index, index + 1) if other.health.ranges else range(index + 1)))
+                blocks = range(index if other.health.ranges else 0, index + 1)
+                self._begin(Run(other, self.job.item.manifest, blocks))
 
-    async def _run(self, run: _Run) -> None:
+    async def _run(self, run: Run) -> None:
         try:
             with run.scope:
                 await self._request(run)
@@ -232,12 +207,12 @@ class RemoteDownload:
         self._fetcher.schedule()
         self._end_if_idle()
 
-    def _failed(self, run: _Run, error: CachefsError) -> None:
+    def _failed(self, run: Run, error: CachefsError) -> None:
         if not self._judge.blames(run.source, error):  # the store's: nothing that another source could mend
             self._urgent, self._ahead = {}, []
             self._sink.failed(error)
 
-    async def _request(self, run: _Run) -> None:
+    async def _request(self, run: Run) -> None:
         paths = run.source.paths(self.job.item.name)
         for path in paths:
             try:
@@ -249,7 +224,7 @@ class RemoteDownload:
                 run.source.learn(self.job.item.name, path)
                 return
 
-    async def _read(self, run: _Run, path: str) -> None:
+    async def _read(self, run: Run, path: str) -> None:
         manifest = self.job.item.manifest
         start = manifest.span(run.blocks.start).offset
         span = Span(start, manifest.span(run.blocks.stop - 1).end - start)
@@ -257,32 +232,57 @@ class RemoteDownload:
         async with self._fetcher.open(run.source, path, span if run.source.health.ranges else None) as body:
             if body.total not in (-1, manifest.length):
                 raise OtherContent(f"has {body.total} bytes under this name, the lock's content has {manifest.length}")
-            buffer = memoryview(bytearray(manifest.block_length))
-            for index in run.blocks:
-                view = buffer[: manifest.span(index).length]
-                await self._fill(run, body, view)
-                if index not in self.job.have:
-                    await self._sink.deliver(index, view)
-                self._answered(run, len(view))
-                run.next()
-                if not self._still_wanted(run):
-                    return
+            with self._fetcher.buffers.lent(manifest.block_length) as buffer:
+                while not run.done and (run.at == run.blocks.start or self._still_wanted(run)):
+                    await self._make_way(run)
+                    if not (isinstance(body, Measured) and await self._stay(run, body, buffer)):
+                        await self._fetch_block(run, body, buffer)
 
-    def _still_wanted(self, run: _Run) -> bool:
+    def _still_wanted(self, run: Run) -> bool:
         return any(index in self._urgent for index in run.left()) or not set(self._ahead).isdisjoint(run.left())
 
-    async def _fill(self, run: _Run, body: Body, view: memoryview) -> None:
+    async def _stay(self, run: Run, body: Measured, buffer: memoryview) -> bool:
+        """Have a thread receive what is left, and return when it does; False if the blocks aren't ours to write."""
+        claim = self._sink.claim(run.left())
+        if claim is None:
+            return False
+        reception = Reception(run, body, buffer, self.job.item.manifest, self._sink, self)
+        try:
+            await in_thread(lambda: reception.stay(claim))
+        finally:
+            self._sink.release(claim)
+        if reception.fault is not None:
+            raise reception.fault
+        return True
+
+    async def _fetch_block(self, run: Run, body: Body, buffer: memoryview) -> None:
+        """Receive one block, and leave it to the sink how it is written."""
+        view = buffer[: self.job.item.manifest.span(run.at).length]
         while run.received < len(view):
             await self._make_way(run)
             count = await body.read_some(view[run.received :])
             if not count:
-                raise SourceFailed(f"cut short after {run.received} of {len(view)} bytes of a block")
-            run.received += count
-            self._moved_at = trio.current_time()
-            self._fetcher.received(run.source, count)
-            self._be_patient(run)
+                raise cut_short(run.received, len(view))
+            run.came += count
+            self.received(run, count)
+        if run.at not in self.job.have:
+            await self._sink.deliver(run.at, view)
+        self._answered(run)
 
-    async def _make_way(self, run: _Run) -> None:
+    def received(self, run: Run, size: int) -> None:
+        """Bytes of a request came."""
+        self._moved_at = trio.current_time()
+        self._fetcher.received(run.source, size)
+        self._be_patient(run)
+
+    def wrote(self, run: Run) -> bool:
+        """A thread has written a request's next block; whether the rest is still wanted."""
+        if run.at not in self.job.have:
+            self._sink.landed(run.at)
+        self._answered(run)
+        return self._still_wanted(run)
+
+    async def _make_way(self, run: Run) -> None:
         """Leave the link to readers that jumped, while nobody waits for what this request brings."""
         paused_at = trio.current_time()
         while run.source.jumps and not run.jump and self._urgent.keys().isdisjoint(run.left()):
@@ -290,12 +290,14 @@ class RemoteDownload:
             await trio.sleep(_GIVE_WAY)
         run.began += trio.current_time() - paused_at
 
-    def _be_patient(self, run: _Run) -> None:
+    def _be_patient(self, run: Run) -> None:
         run.scope.deadline = trio.current_time() + self._fetcher.settings.stall
 
-    def _answered(self, run: _Run, size: int) -> None:
+    def _answered(self, run: Run) -> None:
+        size = self.job.item.manifest.span(run.at).length
         run.source.health.measured(size, trio.current_time() - run.began)
         run.source.health.breaker.succeeded()
         self.landed_bytes += size
         self._gave.add(run.source.name)
         self._judge.trouble = ""
+        run.next()

@@ -311,6 +311,10 @@ class TorrentDownload:
         """Whether peers may have been asked for a piece in this life, so that libtorrent may write to its span."""
         return self._wishes.was_asked(index) and self.phase is Phase.RUNNING
 
+    def keeps_off(self, blocks: range) -> bool:
+        """Whether libtorrent writes to none of these as long as it isn't asked for them."""
+        return self.phase is not Phase.REMOVING and not any(map(self.may_write, blocks))
+
     async def step_aside(self, index: int) -> None:
         """Return when libtorrent will not write to a piece's span, so that somebody else may."""
         while self.phase is Phase.REMOVING:

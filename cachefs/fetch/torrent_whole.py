@@ -33,9 +33,6 @@ class _Landing:
         self.have.add(index)
         self.news.set()
 
-    async def deliver(self, index: int, data: memoryview) -> None:
-        raise NotImplementedError("a torrent writes its pieces itself")
-
     def failed(self, error: Exception) -> None:
         self.error = error
         self.news.set()

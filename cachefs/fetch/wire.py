@@ -4,7 +4,8 @@ How it works: requests and the heads of answers are small and go through h11. A 
 straight into the buffer in which it is going to be verified: after the head nothing of HTTP is left but a number of
 bytes. A thread receives it, a whole buffer in one call: senders write tens of kilobytes at a time, and to wake the
 event loop for each of those took as long as to hash them. No call in a thread takes longer than a moment, so
-cancellation is never far. A body that comes in chunks takes the slow way, through h11.
+cancellation is never far; who is in a thread already may make such calls himself. A body that comes in chunks takes
+the slow way, through h11.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import h11
@@ -53,9 +54,17 @@ class Line:
             await trio.lowlevel.wait_readable(self._socket)
         return await _patiently(lambda: self._socket.recv(_AT_ONCE))
 
-    async def receive_into(self, buffer: memoryview) -> int:
-        """Receive until `buffer` is full, or what a moment brings, at least a byte; 0 at the end. OSError."""
-        return await _patiently(lambda: self._fill(buffer))
+    def receive_into(self, buffer: memoryview) -> int | None:
+        """Receive until `buffer` is full, or what a moment brings; None if that is nothing, 0 at the end. OSError.
+
+        Blocks for that moment.
+        """
+        try:
+            return self._fill(buffer)
+        except OSError as error:
+            if _is_pause(error):
+                return None
+            raise
 
     def _fill(self, buffer: memoryview) -> int:
         if not isinstance(self._socket, ssl.SSLSocket):
@@ -72,16 +81,25 @@ class Line:
         self._socket.close()
 
 
+def _is_pause(error: OSError) -> bool:
+    """Whether a blocking call only gave up after its moment."""
+    # With an errno (ETIMEDOUT) it is the connection that has ended.
+    return isinstance(error, BlockingIOError) or (isinstance(error, TimeoutError) and error.errno is None)
+
+
 async def _patiently(receive: Callable[[], T]) -> T:
     """What a blocking call returns that gives up after a moment, and is made again until it does not."""
     while True:
         try:
-            return await trio.to_thread.run_sync(receive, limiter=_receivers)
-        except BlockingIOError:
-            continue
-        except TimeoutError as error:
-            if error.errno is not None:  # the connection's end (ETIMEDOUT), not the moment's
+            return await in_thread(receive)
+        except OSError as error:
+            if not _is_pause(error):
                 raise
+
+
+async def in_thread(receive: Callable[[], T]) -> T:
+    """Run in one of the threads that receive: for calls that take a moment, or a second."""
+    return await trio.to_thread.run_sync(receive, limiter=_receivers)
 
 
 class Body(Protocol):
@@ -112,15 +130,28 @@ class Measured:
         return not self._left and not self._head
 
     async def read_some(self, buffer: memoryview) -> int:
+        while (count := await in_thread(lambda: self.receive(buffer))) is None:
+            pass
+        return count
+
+    def receive(self, buffer: memoryview) -> int | None:
+        """As `read_some`, for threads: blocks for a moment at most; None if nothing came within it."""
         buffer = buffer[: self._left]
+        count: int | None
         if self._head:
             count = min(len(self._head), len(buffer))
             buffer[:count] = self._head[:count]
             self._head = self._head[count:]
         else:
-            count = await _or_end(self._line.receive_into, buffer) if buffer else 0
-        self._left -= count
+            count = self._received(buffer) if buffer else 0
+        self._left -= count or 0
         return count
+
+    def _received(self, buffer: memoryview) -> int | None:
+        try:
+            return self._line.receive_into(buffer)
+        except OSError:  # the other end was killed, or the way to it
+            return 0
 
 
 class Framed:
@@ -147,13 +178,6 @@ class Framed:
         buffer[:count] = self._rest[:count]
         self._rest = self._rest[count:]
         return count
-
-
-async def _or_end(receive: Callable[[memoryview], Awaitable[int]], buffer: memoryview) -> int:
-    try:
-        return await receive(buffer)
-    except OSError:  # the other end was killed, or the way to it
-        return 0
 
 
 async def ask(line: Line, http: h11.Connection, request: h11.Request, data: bytes = b"") -> h11.Response:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,7 @@ class StoredObject:
         self._tools = tools
         self._owner: Owner | None = None
         self._committing = trio.Lock()
+        self._turn = threading.Lock()  # the kernel writes to a file for one at a time; the others would spin
         self._dirty = False
         self._frozen = False
         self._doubts = 0
@@ -164,14 +166,15 @@ class StoredObject:
 
     async def write(self, index: int, data: bytes | bytearray | memoryview) -> None:
         """Verify a block, write it and land it. BlockInvalid if it is another; StoreFull, StoreFailed."""
-        if index in range(self.manifest.blocks) and index in self.verified:
-            return
-        await trio.to_thread.run_sync(self._write, index, data)
+        await trio.to_thread.run_sync(self.put, index, data)
         self.land(index)
 
-    def _write(self, index: int, data: bytes | bytearray | memoryview) -> None:
+    def put(self, index: int, data: bytes | bytearray | memoryview) -> None:
+        """Verify a block and write it, unless it is here: `write` for a thread, which has it landed then."""
+        if index in self.verified:
+            return
         self.manifest.verify(index, data)
-        with named(self.path):
+        with named(self.path), self._turn:
             disk.write_all(self._fd, data, self.manifest.span(index).offset)
 
     def read_now(self, offset: int, size: int) -> memoryview | None:

@@ -1,0 +1,223 @@
+"""A thread that stays with a request: what it writes and tells, when it returns, and what it leaves behind."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from cachefs.content import Bitmap
+from cachefs.errors import BlockInvalid, SourceFailed
+from cachefs.fetch.base import Claim
+from cachefs.fetch.reception import Buffers, Reception, Run
+from cachefs.fetch.remotes import RemoteSource
+from cachefs.fetch.wire import Line, Measured, in_thread
+from tests.fakes import BLOCK, WITHIN, content, until
+
+FILE = content(1, 5 * BLOCK + 7)
+BLOCKS = FILE.info.manifest.blocks
+
+
+class Desk:
+    """A request for all of the file, its body on a socket, and its taker and listener, who note what they are told."""
+
+    def __init__(self) -> None:
+        self.server, client = socket.socketpair()
+        self.run = Run(RemoteSource("web", "", None, {}), FILE.info.manifest, range(BLOCKS))
+        self.line = Line(client)
+        self.body = Measured(self.line, b"", len(FILE.data), 0, len(FILE.data))
+        self.buffer = memoryview(bytearray(BLOCK))
+        self.reception = Reception(self.run, self.body, self.buffer, FILE.info.manifest, self, self)
+        self.written = Bitmap(BLOCKS)
+        self.told: list[int] = []
+        self.counted = 0
+        self.wanted = BLOCKS
+        self.trouble: Exception | None = None
+
+    async def stay(self, claim: Claim | None = None) -> None:
+        held = claim or Claim(self.run.left())
+        await in_thread(lambda: self.reception.stay(held))
+
+    def send(self, data: bytes) -> None:
+        self.server.sendall(data)
+
+    # What a taker does
+
+    def write(self, index: int, data: memoryview) -> None:
+        FILE.info.manifest.verify(index, data)
+        self.written.add(index)
+
+    async def deliver(self, index: int, data: memoryview) -> None:
+        raise AssertionError("what is claimed is written")
+
+    def claim(self, blocks: range) -> Claim | None:
+        return Claim(blocks)
+
+    def release(self, claim: Claim) -> None: ...
+
+    def landed(self, index: int) -> None: ...
+
+    def failed(self, error: Exception) -> None: ...
+
+    def ended(self) -> None: ...
+
+    # What a listener does
+
+    def received(self, run: Run, size: int) -> None:
+        self.counted += size
+
+    def wrote(self, run: Run) -> bool:
+        if self.trouble is not None:
+            raise self.trouble
+        assert run.at in self.written, "told before it was written"
+        self.told.append(run.at)
+        run.next()
+        return run.at < self.wanted
+
+
+@asynccontextmanager
+async def desk() -> AsyncIterator[Desk]:
+    made = Desk()
+    try:
+        yield made
+    finally:
+        made.server.close()
+        made.line.close()
+
+
+def play(scenario: Callable[[Desk], Awaitable[None]]) -> None:
+    async def main() -> None:
+        with trio.fail_after(WITHIN):
+            async with desk() as made:
+                await scenario(made)
+
+    trio.run(main)
+
+
+def test_blocks_are_written_and_told_in_order_and_it_returns_after_the_last() -> None:
+    async def scenario(desk: Desk) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, desk.send, FILE.data)
+            await desk.stay()
+        assert desk.told == list(range(BLOCKS))
+        assert desk.counted == desk.run.came == len(FILE.data)
+        assert desk.run.done
+        assert desk.body.whole
+
+    play(scenario)
+
+
+def test_a_block_is_told_while_the_next_one_is_still_coming() -> None:
+    async def scenario(desk: Desk) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.stay)
+            desk.send(FILE.data[: BLOCK + 10])
+            await until(lambda: desk.told == [0] and desk.counted == BLOCK + 10)
+            assert desk.run.received == 10
+            desk.send(FILE.data[BLOCK + 10 :])
+        assert desk.told == list(range(BLOCKS))
+
+    play(scenario)
+
+
+def test_recalled_it_returns_in_the_middle_of_a_block_and_another_stay_goes_on_from_there() -> None:
+    async def scenario(desk: Desk) -> None:
+        claim = Claim(range(BLOCKS))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.stay, claim)
+            desk.send(FILE.data[: 2 * BLOCK + 100])
+            await until(lambda: desk.counted == 2 * BLOCK + 100)
+            claim.recalled = True
+        assert (desk.told, desk.run.at, desk.run.received) == ([0, 1], 2, 100)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, desk.send, FILE.data[2 * BLOCK + 100 :])
+            await desk.stay()
+        assert desk.told == list(range(BLOCKS))
+
+    play(scenario)
+
+
+def test_it_returns_when_somebody_jumped_at_this_source() -> None:
+    async def scenario(desk: Desk) -> None:
+        desk.run.source.jumps = 1
+        desk.send(FILE.data[:BLOCK])
+        await desk.stay()
+        assert desk.told == [0]
+
+    play(scenario)
+
+
+def test_it_returns_by_itself_after_a_while() -> None:
+    async def scenario(desk: Desk) -> None:
+        desk.send(FILE.data[:100])
+        await desk.stay()
+        assert (desk.run.received, desk.told) == (100, [])
+
+    play(scenario)
+
+
+def test_it_returns_after_a_block_if_the_next_is_not_wanted() -> None:
+    async def scenario(desk: Desk) -> None:
+        desk.wanted = 1
+        desk.send(FILE.data[:BLOCK])
+        await desk.stay()
+        assert desk.told == [0]
+
+    play(scenario)
+
+
+def test_a_body_that_ends_early_is_told_with_how_far_it_came() -> None:
+    async def scenario(desk: Desk) -> None:
+        desk.send(FILE.data[: BLOCK + 5])
+        desk.server.shutdown(socket.SHUT_WR)
+        with pytest.raises(SourceFailed) as failed:
+            await desk.stay()
+        assert str(failed.value) == f"cut short after 5 of {BLOCK} bytes of a block"
+        assert (desk.told, desk.counted) == ([0], BLOCK + 5)
+
+    play(scenario)
+
+
+def test_wrong_bytes_are_not_written_but_counted() -> None:
+    async def scenario(desk: Desk) -> None:
+        desk.send(FILE.data[:BLOCK] + bytes(BLOCK))
+        with pytest.raises(BlockInvalid):
+            await desk.stay()
+        assert (desk.told, list(desk.written), desk.counted) == ([0], [0], 2 * BLOCK)
+
+    play(scenario)
+
+
+def test_cancelled_it_returns_within_a_moment_though_nothing_comes() -> None:
+    async def scenario(desk: Desk) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.stay)
+            desk.send(FILE.data[:10])
+            await until(lambda: desk.counted == 10)
+            nursery.cancel_scope.cancel()
+        assert not desk.told
+
+    play(scenario)
+
+
+def test_a_fault_of_who_listens_is_kept_for_the_loop_and_ends_the_stay() -> None:
+    async def scenario(desk: Desk) -> None:
+        desk.trouble = RuntimeError("a fault")
+        desk.send(FILE.data[:BLOCK])
+        await desk.stay()
+        assert desk.reception.fault is desk.trouble
+
+    play(scenario)
+
+
+def test_a_buffer_is_lent_again_but_never_to_two() -> None:
+    buffers = Buffers()
+    with buffers.lent(10) as first, buffers.lent(10) as second:
+        first[:1] = b"1"
+        assert bytes(second[:1]) != b"1"
+    with buffers.lent(10) as again, buffers.lent(20) as other:
+        assert again is first or again is second
+        assert len(other) == 20
