@@ -39,7 +39,7 @@ class Desk:
 
     async def stay(self, claim: Claim | None = None) -> None:
         held = claim or Claim(self.run.left())
-        await in_thread(lambda: self.reception.stay(held))
+        await in_thread(self.reception.stay, held)
 
     def send(self, data: bytes) -> None:
         self.server.sendall(data)

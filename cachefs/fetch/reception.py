@@ -102,7 +102,7 @@ class Listener(Protocol):
 
 
 class Reception:
-    """A thread's stay with a request: `stay` receives what is left of it, as long as `goes_on` says."""
+    """What threads do that stay with a request, one after the other."""
 
     def __init__(
         self, run: Run, body: Measured, buffer: memoryview, manifest: Manifest, sink: SharedTaker, listener: Listener
@@ -134,11 +134,14 @@ class Reception:
                     self._sink.write(index, view)
                     self._tell(self._wrote)
                     index, at = index + 1, 0
-                if claim.recalled or self._run.source.jumps or time.monotonic() > until:
+                if claim.recalled or self._is_in_the_way() or time.monotonic() > until:
                     return
         finally:
             if self._untold:
                 self._tell(self._received)
+
+    def _is_in_the_way(self) -> bool:
+        return self._run.source.jumps > 0 and not self._run.jump
 
     def _receive(self, view: memoryview, at: int) -> int:
         count = self._body.receive(view[at:])

@@ -248,7 +248,7 @@ class RemoteDownload:
             return False
         reception = Reception(run, body, buffer, self.job.item.manifest, self._sink, self)
         try:
-            await in_thread(lambda: reception.stay(claim))
+            await in_thread(reception.stay, claim)
         finally:
             self._sink.release(claim)
         if reception.fault is not None:

@@ -15,7 +15,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, TypeVarTuple, Unpack
 
 import h11
 import trio
@@ -26,6 +26,7 @@ _AT_ONCE = 65536
 _receivers = trio.CapacityLimiter(64)
 _RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 
 class Line:
@@ -97,9 +98,9 @@ async def _patiently(receive: Callable[[], T]) -> T:
                 raise
 
 
-async def in_thread(receive: Callable[[], T]) -> T:
+async def in_thread(receive: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
     """Run in one of the threads that receive: for calls that take a moment, or a second."""
-    return await trio.to_thread.run_sync(receive, limiter=_receivers)
+    return await trio.to_thread.run_sync(receive, *arguments, limiter=_receivers)
 
 
 class Body(Protocol):
@@ -130,7 +131,7 @@ class Measured:
         return not self._left and not self._head
 
     async def read_some(self, buffer: memoryview) -> int:
-        while (count := await in_thread(lambda: self.receive(buffer))) is None:
+        while (count := await in_thread(self.receive, buffer)) is None:
             pass
         return count
 
