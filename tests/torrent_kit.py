@@ -101,14 +101,6 @@ class Receiver:
         self.landed_order.append(index)
         self.have.add(index)
 
-    async def deliver(self, index: int, data: memoryview) -> None:
-        """As the store does: verify, write, land."""
-        self.item.info.manifest.verify(index, data)
-        with self.path.open("r+b") as file:
-            file.seek(self.item.info.manifest.span(index).offset)
-            file.write(data)
-        self.landed(index)
-
     def failed(self, error: Exception) -> None:
         self.errors.append(error)
 
