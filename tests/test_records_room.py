@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -24,14 +25,20 @@ METADATA = 2**20
 SETTINGS = f'{OPEN_TOML}verify = "whole"\n'
 
 
+def looks(data: Path, *patterns: str) -> Iterator[os.stat_result]:
+    """Of the files below `data` that match; one that is evicted or moved in this moment may be left out."""
+    for path in [path for pattern in patterns for path in data.glob(pattern)]:
+        with contextlib.suppress(FileNotFoundError):
+            yield path.stat()
+
+
 def bytes_on_disk(data: Path) -> int:
     """What contents and downloads take, as du counts."""
-    files = [*data.glob("store/sha256/*/*/data"), *data.glob("incoming/*")]
-    return sum(path.stat().st_blocks * 512 for path in files)
+    return sum(look.st_blocks * 512 for look in looks(data, "store/sha256/*/*/data", "incoming/*"))
 
 
 def held(mount: Mount) -> list[int]:
-    return sorted(path.stat().st_size for path in mount.data_dir.glob("store/sha256/*/*/data"))
+    return sorted(look.st_size for look in looks(mount.data_dir, "store/sha256/*/*/data"))
 
 
 def opened(path: Path) -> int:
