@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import closing
 
 import pytest
 import trio
@@ -30,7 +30,7 @@ class Desk:
         self.line = Line(client)
         self.body = Measured(self.line, b"", len(FILE.data), 0, len(FILE.data))
         self.buffer = memoryview(bytearray(BLOCK))
-        self.reception = Reception(self.run, self.body, self.buffer, FILE.info.manifest, self, self)
+        self.reception = Reception(self.run, self.body, self.buffer, self, self)
         self.written = Bitmap(BLOCKS)
         self.told: list[int] = []
         self.counted = 0
@@ -40,6 +40,10 @@ class Desk:
     async def stay(self, claim: Claim | None = None) -> None:
         held = claim or Claim(self.run.left())
         await in_thread(self.reception.stay, held)
+
+    def close(self) -> None:
+        self.server.close()
+        self.line.close()
 
     def send(self, data: bytes) -> None:
         self.server.sendall(data)
@@ -78,21 +82,10 @@ class Desk:
         return run.at < self.wanted
 
 
-@asynccontextmanager
-async def desk() -> AsyncIterator[Desk]:
-    made = Desk()
-    try:
-        yield made
-    finally:
-        made.server.close()
-        made.line.close()
-
-
 def play(scenario: Callable[[Desk], Awaitable[None]]) -> None:
     async def main() -> None:
-        with trio.fail_after(WITHIN):
-            async with desk() as made:
-                await scenario(made)
+        with trio.fail_after(WITHIN), closing(Desk()) as desk:
+            await scenario(desk)
 
     trio.run(main)
 

@@ -34,6 +34,7 @@ class Run:
 
     def __init__(self, source: RemoteSource, manifest: Manifest, blocks: range) -> None:
         self.source = source
+        self.manifest = manifest
         self.blocks = blocks
         self.at = blocks.start
         self.began = trio.current_time()
@@ -43,13 +44,17 @@ class Run:
         self.jump = False
         """Whether it is for one block alone, which somebody waits for."""
         self.scope = trio.CancelScope()
-        self._manifest = manifest
 
     @property
     def received(self) -> int:
         """The bytes that came of block `at`."""
-        before = (self.at - self.blocks.start) * self._manifest.block_length
-        return min(self.came - before, self._manifest.span(self.at).length)
+        before = (self.at - self.blocks.start) * self.manifest.block_length
+        return min(self.came - before, self.length)
+
+    @property
+    def length(self) -> int:
+        """How many bytes block `at` has."""
+        return self.manifest.span(self.at).length
 
     @property
     def done(self) -> bool:
@@ -104,15 +109,12 @@ class Listener(Protocol):
 class Reception:
     """What threads do that stay with a request, one after the other."""
 
-    def __init__(
-        self, run: Run, body: Measured, buffer: memoryview, manifest: Manifest, sink: SharedTaker, listener: Listener
-    ) -> None:
+    def __init__(self, run: Run, body: Measured, buffer: memoryview, sink: SharedTaker, listener: Listener) -> None:
         self.fault: Exception | None = None
         """What went wrong in the loop when it was told something."""
         self._run = run
         self._body = body
         self._buffer = buffer
-        self._manifest = manifest
         self._sink = sink
         self._listener = listener
         self._wanted = True
@@ -128,7 +130,7 @@ class Reception:
         index, at = self._run.at, self._run.received
         try:
             while index < self._run.blocks.stop and self._wanted:
-                view = self._buffer[: self._manifest.span(index).length]
+                view = self._buffer[: self._run.manifest.span(index).length]
                 at += self._receive(view, at)
                 if at == len(view):
                     self._sink.write(index, view)

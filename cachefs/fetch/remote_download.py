@@ -72,7 +72,7 @@ class RemoteDownload:
         have = self.job.have
         self._urgent = {index: self._urgent.get(index, now) for index in sorted(urgent) if index not in have}
         self._ahead = sorted(index for index in ahead if index not in have)
-        wanted = self._urgent.keys() | set(self._ahead)
+        wanted = self._wanted()
         for run in self._runs:
             if wanted.isdisjoint(run.left()):
                 run.drop()
@@ -159,7 +159,7 @@ class RemoteDownload:
 
     def _neighbours(self, first: int, flying: Set[int], source: RemoteSource) -> range:
         """The run of wanted blocks from `first` on; from the very start, if the source can't begin elsewhere."""
-        wanted = (self._urgent.keys() | set(self._ahead)) - flying
+        wanted = self._wanted() - flying
         most = max(1, _RUN_BYTES // self.job.item.manifest.block_length)
         stop = first + 1
         while stop in wanted and stop - first < most:
@@ -238,15 +238,18 @@ class RemoteDownload:
                     if not (isinstance(body, Measured) and await self._stay(run, body, buffer)):
                         await self._fetch_block(run, body, buffer)
 
+    def _wanted(self) -> set[int]:
+        return self._urgent.keys() | set(self._ahead)
+
     def _still_wanted(self, run: Run) -> bool:
-        return any(index in self._urgent for index in run.left()) or not set(self._ahead).isdisjoint(run.left())
+        return not self._wanted().isdisjoint(run.left())
 
     async def _stay(self, run: Run, body: Measured, buffer: memoryview) -> bool:
         """Have a thread receive what is left, and return when it does; False if the blocks aren't ours to write."""
         claim = self._sink.claim(run.left())
         if claim is None:
             return False
-        reception = Reception(run, body, buffer, self.job.item.manifest, self._sink, self)
+        reception = Reception(run, body, buffer, self._sink, self)
         try:
             await in_thread(reception.stay, claim)
         finally:
@@ -257,7 +260,7 @@ class RemoteDownload:
 
     async def _fetch_block(self, run: Run, body: Body, buffer: memoryview) -> None:
         """Receive one block, and leave it to the sink how it is written."""
-        view = buffer[: self.job.item.manifest.span(run.at).length]
+        view = buffer[: run.length]
         while run.received < len(view):
             await self._make_way(run)
             count = await body.read_some(view[run.received :])
@@ -294,10 +297,9 @@ class RemoteDownload:
         run.scope.deadline = trio.current_time() + self._fetcher.settings.stall
 
     def _answered(self, run: Run) -> None:
-        size = self.job.item.manifest.span(run.at).length
-        run.source.health.measured(size, trio.current_time() - run.began)
+        run.source.health.measured(run.length, trio.current_time() - run.began)
         run.source.health.breaker.succeeded()
-        self.landed_bytes += size
+        self.landed_bytes += run.length
         self._gave.add(run.source.name)
         self._judge.trouble = ""
         run.next()

@@ -195,12 +195,11 @@ class RoutedDownload:
         self.claims.append(claim := Claim(blocks))
         return claim
 
-    def _unclaimed(self, blocks: Set[int]) -> Set[int]:
-        """Those that the torrent may be asked for. All claims are recalled."""
+    def _recall(self) -> set[int]:
+        """Have all claims released soon; the blocks that are claimed until then."""
         for claim in self.claims:
             claim.recalled = True
-            blocks = blocks - set(claim.blocks)
-        return blocks
+        return {index for claim in self.claims for index in claim.blocks}
 
     async def _hand_to(self, torrent: TorrentDownload, index: int, data: memoryview) -> None:
         await trio.to_thread.run_sync(self.job.item.manifest.verify, index, data)
@@ -247,7 +246,8 @@ class RoutedDownload:
             self.web.demand(self._urgent.keys(), self._ahead)
         elif self.torrent is not None:
             self._hedge()
-            self.torrent.demand(self._unclaimed(self._urgent.keys()), self._unclaimed(self._ahead))
+            claimed = self._recall()
+            self.torrent.demand(self._urgent.keys() - claimed, self._ahead - claimed)
             under_way = self.web.flying()
             self.web.demand(self._urgent.keys() & (under_way | self._hedged), self._ahead & under_way)
 
