@@ -197,15 +197,16 @@ class Cache:
         return flow.closed.is_set()
 
     def read_now(self, reader: Reader, offset: int, size: int) -> memoryview | None:
-        """The bytes, if they are in memory; None if they have to be waited for.
+        """The bytes, if they are in memory; None if `read` has to wait for them. NobodyAsked: nothing is waited for.
 
-        The view is valid until the next call on any reader: answer before the next await.
+        To be called for each request, in the order in which they come: it is what tells a pattern. The view is valid
+        until the next call on any reader: answer before the next await.
         """
         flow = reader.flow
         if not flow.stored.complete:
             missing = flow.stored.verified.missing(flow.stored.manifest.covering(offset, size))
-            if missing and reader.guesses.has(offset, size):
-                return None
+            if missing:
+                reader.guesses.refuse(offset, size)
             reader.saw(offset, size)
             if missing:
                 return None
@@ -214,14 +215,13 @@ class Cache:
         return flow.stored.read_now(offset, size)
 
     async def read(self, reader: Reader, offset: int, size: int) -> bytes | memoryview:
-        """The bytes at `offset`, less only what lies past the end. Unavailable after the deadline; NobodyAsked.
+        """The bytes at `offset`, less only what lies past the end. Unavailable after the deadline.
 
         A view is valid until the next call on any reader: answer before the next await.
         """
         flow = reader.flow
         missing = flow.stored.verified.missing(flow.stored.manifest.covering(offset, size))
         if missing:
-            reader.guesses.refuse(offset, size)
             await self._arrival(reader, missing)
         with self._noted(flow):
             ready = flow.stored.read_now(offset, size) if missing else None

@@ -155,7 +155,10 @@ class Filesystem:
         return frozenset(self._opened.get(content, ()))
 
     def read_now(self, handle: int, offset: int, size: int) -> memoryview | None:
-        """Bytes that are in memory, valid until the next await; None if `read` has to be used."""
+        """Bytes that are in memory, valid until the next await; None if `read` has to be used. NobodyAsked.
+
+        To be called for each request, in the order in which they come.
+        """
         return self._cache.read_now(self._reader(handle), offset, size)
 
     async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:

@@ -18,7 +18,7 @@ import pytest
 from cachefs.guesses import PAGE, Guesses, NobodyAsked
 from cachefs.window import START, Window
 from tests import records_kit
-from tests.mount_kit import Mount, mounted, pread
+from tests.mount_kit import BOTH_DRIVERS, Mount, mounted, pread
 from tests.records_kit import OPEN_TOML, PIECE, data_dir, sha256, song, web
 
 AHEAD = 128 * 1024
@@ -77,7 +77,7 @@ def test_there_are_no_guesses_where_they_would_be_seen() -> None:
 
 
 @contextmanager
-def cold_record(place: Path) -> Iterator[tuple[Mount, Path]]:
+def cold_record(place: Path, *options: str) -> Iterator[tuple[Mount, Path]]:
     """A mount that shows SONG and has none of it, and its path there."""
     with web() as host:
         etcher = data_dir(place / "etcher")
@@ -85,22 +85,26 @@ def cold_record(place: Path) -> Iterator[tuple[Mount, Path]]:
         data = data_dir(place)
         shutil.copy(etcher / "records-lock.toml", data)
         shutil.copytree(etcher / "pieces", data / "pieces")
-        with mounted(place, settings=OPEN_TOML) as mount:
+        with mounted(place, None, *options, settings=OPEN_TOML) as mount:
             yield mount, mount.mountpoint / "records" / "song.mp3"
 
 
-def test_a_read_within_a_piece_fetches_no_other(tmp_path: Path) -> None:
+@BOTH_DRIVERS
+def test_a_read_within_a_piece_fetches_no_other(tmp_path: Path, driver: tuple[str, ...]) -> None:
     """A page more than the kernel reads ahead makes it do so, and that reaches into the next piece."""
     size = AHEAD + PAGE
-    with cold_record(tmp_path) as (mount, path):
+    with cold_record(tmp_path, *driver) as (mount, path):
         for piece in (2, 5, 8):
             at = (piece + 1) * PIECE - size - 8 * PAGE
             assert pread(path, at, size) == SONG[at : at + size]
         assert mount.received(4 * PIECE) == 4 * PIECE, "the first piece, which opening waits for, and these three"
 
 
-def test_who_reads_on_past_the_cache_or_through_a_mapping_gets_every_byte(tmp_path: Path) -> None:
-    with cold_record(tmp_path) as (_, path), path.open("rb") as file:
+@BOTH_DRIVERS
+def test_who_reads_on_past_the_cache_or_through_a_mapping_gets_every_byte(
+    tmp_path: Path, driver: tuple[str, ...]
+) -> None:
+    with cold_record(tmp_path, *driver) as (_, path), path.open("rb") as file:
         # In another process: a page fault would keep this one's threads, the server's among them, from running.
         mapped = subprocess.run([sys.executable, "-c", MAPPED, path, str(3 * PIECE)], capture_output=True, check=True)
         assert mapped.stdout.decode().strip() == sha256(SONG[: 3 * PIECE])

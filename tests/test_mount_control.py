@@ -14,6 +14,7 @@ import pytest
 
 from cachefs import mountinfo
 from tests.mount_kit import (
+    BOTH_DRIVERS,
     HISTORY,
     PIECE,
     Library,
@@ -144,8 +145,11 @@ def test_a_mount_with_names_that_need_quoting_works(library: Library, tmp_path: 
         mount.unmount()
 
 
-def test_a_plain_fusermount_of_an_idle_mount_ends_the_daemon_cleanly(library: Library, tmp_path: Path) -> None:
-    with seeding(library) as box, mounted(tmp_path, library.chain, peers=[str(box.peer)]) as mount:
+@BOTH_DRIVERS
+def test_a_plain_fusermount_of_an_idle_mount_ends_the_daemon_cleanly(
+    library: Library, tmp_path: Path, driver: tuple[str, ...]
+) -> None:
+    with seeding(library) as box, mounted(tmp_path, library.chain, *driver, peers=[str(box.peer)]) as mount:
         assert same(mount, library)
         subprocess.run(["fusermount3", "-u", mount.mountpoint], check=True)
         assert mount.ended() == 0
@@ -154,12 +158,13 @@ def test_a_plain_fusermount_of_an_idle_mount_ends_the_daemon_cleanly(library: Li
         assert same(mount, library)
 
 
+@BOTH_DRIVERS
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_daemon_cleanly_and_lets_a_waiting_reader_go(
-    library: Library, tmp_path: Path, number: signal.Signals
+    library: Library, tmp_path: Path, number: signal.Signals, driver: tuple[str, ...]
 ) -> None:
     torrents = ("--torrent-dir", library.products)
-    with ThreadPoolExecutor(1) as pool, mounted(tmp_path, library.chain, *torrents) as mount:
+    with ThreadPoolExecutor(1) as pool, mounted(tmp_path, library.chain, *torrents, *driver) as mount:
         reading = pool.submit(read_error, mount.snapshots / HISTORY)
         mount.waiting(1)
         mount.child.process.send_signal(number)

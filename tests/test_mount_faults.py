@@ -15,6 +15,7 @@ from cachefs import mountinfo
 from tests.counterparts import LOOPBACK, free_port, nginx, silent_server
 from tests.mount_kit import (
     BODIES,
+    BOTH_DRIVERS,
     DOMAIN,
     HEADERS,
     HISTORY,
@@ -171,10 +172,11 @@ def two_hundred_waiting(library: Library, place: Path, *options: str) -> Iterato
     assert len(errors) == READERS
 
 
+@BOTH_DRIVERS
 def test_two_hundred_readers_of_a_dead_file_hold_up_nobody_else_and_umount_lets_them_go(
-    library: Library, tmp_path: Path
+    library: Library, tmp_path: Path, driver: tuple[str, ...]
 ) -> None:
-    with two_hundred_waiting(library, tmp_path) as (mount, errors):
+    with two_hundred_waiting(library, tmp_path, *driver) as (mount, errors):
         for _ in range(3):
             start = time.monotonic()
             assert (mount.snapshots / DOMAIN).stat().st_size == 3 * PIECE + 1
@@ -189,8 +191,11 @@ def test_two_hundred_readers_of_a_dead_file_hold_up_nobody_else_and_umount_lets_
     assert set(errors) == {"EIO"}
 
 
-def test_a_lazy_unmount_while_readers_wait_ends_the_daemon_and_lets_them_go(library: Library, tmp_path: Path) -> None:
-    with two_hundred_waiting(library, tmp_path) as (mount, errors):
+@BOTH_DRIVERS
+def test_a_lazy_unmount_while_readers_wait_ends_the_daemon_and_lets_them_go(
+    library: Library, tmp_path: Path, driver: tuple[str, ...]
+) -> None:
+    with two_hundred_waiting(library, tmp_path, *driver) as (mount, errors):
         mountinfo.unmount_lazily(mount.mountpoint)
         assert mount.ended() == 0, mount.child.printed()
     assert set(errors) <= {"EIO", "ENOTCONN", "ECONNABORTED"}

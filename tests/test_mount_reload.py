@@ -21,6 +21,7 @@ from cachefs.catalog.chain import format_chain
 from tests.counterparts import Peer
 from tests.mount_kit import (
     BODIES,
+    BOTH_DRIVERS,
     DOMAIN,
     HEADERS,
     HISTORY,
@@ -108,12 +109,13 @@ def test_an_open_handle_keeps_its_bytes_and_a_new_one_has_the_new_ones(
         assert same(mount, old, [HEADERS])
 
 
+@BOTH_DRIVERS
 def test_a_reload_shows_the_difference_and_names_come_and_go(
-    old: Library, peers: list[Peer | str], tmp_path: Path
+    old: Library, peers: list[Peer | str], tmp_path: Path, driver: tuple[str, ...]
 ) -> None:
     few = tmp_path / "chain.toml"
     few.write_text(format_chain({name: old.content(name) for name in (HEADERS, BODIES, HISTORY)}))
-    with mounted(tmp_path, few, peers=peers) as mount:
+    with mounted(tmp_path, few, *driver, peers=peers) as mount:
         assert same(mount, old, [HISTORY, HEADERS])
         assert not (mount.snapshots / DOMAIN).exists()
         edit(mount, lambda names: [names.pop(HISTORY), names.update({DOMAIN: old.content(DOMAIN).hex})])
@@ -156,12 +158,13 @@ def test_a_bad_edit_changes_nothing_and_says_where_it_is_wrong(
         assert mount.status()["catalogue"]["names"] == len(old.files)
 
 
+@BOTH_DRIVERS
 def test_whoever_stats_and_opens_while_locks_are_switched_never_fails(
-    old: Library, new: Library, tmp_path: Path
+    old: Library, new: Library, tmp_path: Path, driver: tuple[str, ...]
 ) -> None:
     torrents = Path(shutil.copytree(old.products, tmp_path / "torrents"))
     stop = threading.Event()
-    with mounted(tmp_path, old.chain, "--torrent-dir", torrents) as mount:
+    with mounted(tmp_path, old.chain, "--torrent-dir", torrents, *driver) as mount:
         shown = mount.snapshots / HEADERS
 
         def use(library: Library) -> None:

@@ -18,6 +18,7 @@ import pytest
 from tests.counterparts import LOOPBACK, Child, free_port, nginx, running
 from tests.mount_kit import (
     BODIES,
+    BOTH_DRIVERS,
     DOMAIN,
     HEADERS,
     HISTORY,
@@ -53,8 +54,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 
 @contextmanager
-def mount_of(library: Library, place: Path, settings: str = MODES, *peers: str) -> Iterator[Mount]:
-    with mounted(place, library.chain, "--torrent-dir", library.products, settings=settings, peers=peers) as mount:
+def mount_of(
+    library: Library, place: Path, settings: str = MODES, *peers: str, driver: tuple[str, ...] = ()
+) -> Iterator[Mount]:
+    torrents = "--torrent-dir", library.products
+    with mounted(place, library.chain, *torrents, *driver, settings=settings, peers=peers) as mount:
         yield mount
 
 
@@ -145,12 +149,16 @@ def reader(path: Path, offset: int) -> Iterator[Child]:
         yield child
 
 
+@BOTH_DRIVERS
 @pytest.mark.parametrize("mode", ["wait", "deadline"])
 def test_a_reader_that_is_killed_while_it_waits_is_let_go_and_its_place_is_free(
-    library: Library, tmp_path: Path, mode: str
+    library: Library, tmp_path: Path, mode: str, driver: tuple[str, ...]
 ) -> None:
     settings = f'[read]\ndeadline = 300.0\non_unavailable = "{mode}"\n'
-    with mount_of(library, tmp_path, settings) as mount, reader(mount.snapshots / HISTORY, PIECE) as child:
+    with (
+        mount_of(library, tmp_path, settings, driver=driver) as mount,
+        reader(mount.snapshots / HISTORY, PIECE) as child,
+    ):
         mount.waiting(1)
         child.process.kill()
         assert child.process.wait(10) == -signal.SIGKILL
@@ -175,8 +183,11 @@ def test_a_killed_reader_takes_nobody_with_it(library: Library, tmp_path: Path) 
 # Extended attributes
 
 
-def test_a_file_s_attributes_are_listed_and_a_folder_has_none(library: Library, tmp_path: Path) -> None:
-    with mount_of(library, tmp_path) as mount:
+@BOTH_DRIVERS
+def test_a_file_s_attributes_are_listed_and_a_folder_has_none(
+    library: Library, tmp_path: Path, driver: tuple[str, ...]
+) -> None:
+    with mount_of(library, tmp_path, driver=driver) as mount:
         assert sorted(os.listxattr(mount.snapshots / HISTORY)) == sorted([STATE, SOURCE, ERROR, CHECKSUM, PROGRESS])
         assert os.listxattr(mount.snapshots) == []
         for path, name in ((mount.snapshots / HISTORY, "user.other"), (mount.snapshots, STATE)):
@@ -222,7 +233,10 @@ def test_attributes_of_a_file_whose_size_nobody_knows_can_not_be_reached_by_a_lo
         assert time.monotonic() - start < 3
 
 
-def test_what_the_kernel_asks_of_its_own_is_answered_with_no_such_attribute(library: Library, tmp_path: Path) -> None:
-    with mount_of(library, tmp_path) as mount:
+@BOTH_DRIVERS
+def test_what_the_kernel_asks_of_its_own_is_answered_with_no_such_attribute(
+    library: Library, tmp_path: Path, driver: tuple[str, ...]
+) -> None:
+    with mount_of(library, tmp_path, driver=driver) as mount:
         done = subprocess.run(["getcap", mount.snapshots / HISTORY], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

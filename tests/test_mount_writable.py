@@ -19,6 +19,7 @@ from cachefs.catalog.snapshots import LOCK_NAME
 from tests.counterparts import Seedbox
 from tests.mount_kit import (
     BODIES,
+    BOTH_DRIVERS,
     DOMAIN,
     HEADERS,
     HISTORY,
@@ -73,11 +74,13 @@ def _upper(mount: Mount) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in files.items() if name != LOCK_NAME}
 
 
+@BOTH_DRIVERS
 @pytest.mark.parametrize("user", [0, NOBODY], ids=["as root", "as another user"])
 def test_what_a_node_does_succeeds_and_the_layers_below_stay_as_they_were(
-    library: Library, tmp_path: Path, box: Seedbox, user: int
+    library: Library, tmp_path: Path, box: Seedbox, user: int, driver: tuple[str, ...]
 ) -> None:
-    with writable(tmp_path, library, *(("--owner", "nobody") if user else ()), box=box) as mount:
+    options = (*driver, *(("--owner", "nobody") if user else ()))
+    with writable(tmp_path, library, *options, box=box) as mount:
         lock = mount.lock.read_bytes()
         # /usr/bin's, because every user may run it; the working directory is entered before root's rights are given up.
         done = subprocess.run(
