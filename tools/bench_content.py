@@ -59,7 +59,6 @@ def cold_web(stage: Stage) -> Report:
 def _cold(
     stage: Stage, source: str, option: str, address: str, goal: float, extra: dict[str, Callable[[], float]]
 ) -> Report:
-    heated(stage.original)
     memory: dict[str, list[float]] = {"daemon's resident memory after the read": [], "the most it had": []}
 
     def through_the_mount() -> float:
@@ -139,7 +138,6 @@ def first_byte(stage: Stage) -> Report:
     middle = stage.size // 2
     with cachefs_seed(stage.origin, http=False) as box:
         peer = str(box.peer)
-        heated(stage.original)
 
         def through_the_mount(offset: int) -> float:
             with stage.cold_mount("--peer", peer) as mount:

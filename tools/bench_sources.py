@@ -17,8 +17,8 @@ from statistics import quantiles
 from cachefs.metainfo import ERIGON_PIECE_LENGTH
 from tests.counterparts import cachefs_seed, nginx
 from tests.player_kit import slow_link
-from tools.bench_stage import NAME, Stage, first_bytes, heated, read_through, shown
-from tools.benchkit import MB, Report, interleaved, settle, timed
+from tools.bench_stage import NAME, Stage, first_bytes, read_through, shown
+from tools.benchkit import MB, Report, interleaved, timed
 
 _READERS, _READS = 8, 25
 _LINK = 12_500_000
@@ -34,7 +34,6 @@ _CRAWLING = "limit_rate 100k;"
 def ways(stage: Stage) -> Report:
     """A first sequential read from a web seed, asked directly, through rclone and by libtorrent, over curl."""
     with nginx(stage.origin) as url, stage.fresh_folder() as folder:
-        heated(stage.original)
         through = folder / "cachefs.toml"
         through.write_text("[fetch]\ndirect = false\n")
 
@@ -43,7 +42,7 @@ def ways(stage: Stage) -> Report:
                 return stage.rate(read_through(shown(mount)))
 
         def curl() -> float:
-            settle(stage.folder)
+            stage.settle()
             return stage.rate(timed("curl", "-sf", "-o", "/dev/null", f"{url}{NAME}"))
 
         rclone = ("--config", str(through))
@@ -66,7 +65,6 @@ def ways(stage: Stage) -> Report:
 def hedged(stage: Stage) -> Report:
     """The slowest hundredth of random cold reads by several readers, with one source that crawls, hedged and not."""
     with nginx(stage.origin) as good, nginx(stage.origin, location=_CRAWLING) as crawling:
-        heated(stage.original)
 
         def p99(hedging: bool) -> float:
             with stage.fresh_folder() as folder:

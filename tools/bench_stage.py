@@ -59,6 +59,12 @@ class Stage:
         """MB/s for the whole file."""
         return self.size / MB / seconds
 
+    def settle(self, *held: Path) -> None:
+        """Make a timed run start like the others; no disk is read in it for what a source serves, or for `held`."""
+        settle(self.folder)
+        for path in (self.original, *held):
+            heated(path)
+
     @contextmanager
     def fresh_folder(self) -> Iterator[Path]:
         """An empty folder that is deleted afterwards."""
@@ -75,7 +81,7 @@ class Stage:
         with self.fresh_folder() as folder, mounted(folder, *known, *CHAIN, *sources) as mount:
             if shown(mount).stat().st_size != self.size:
                 raise Failed(f"{shown(mount)} has {shown(mount).stat().st_size} bytes, not {self.size}")
-            settle(self.folder)
+            self.settle()
             yield mount
 
 
@@ -159,7 +165,7 @@ def forgotten(path: Path) -> Path:
 def bare(stage: Stage, disk: str, kind: str, source: str, piece: int | None = None) -> float:
     """Seconds of a bare libtorrent download (see bench_reference.py)."""
     with stage.fresh_folder() as folder:
-        settle(stage.folder)
+        stage.settle()
         only = [] if piece is None else [str(piece)]
         return float(output(sys.executable, _REFERENCE, stage.torrent, folder, disk, kind, source, *only))
 
@@ -167,7 +173,7 @@ def bare(stage: Stage, disk: str, kind: str, source: str, piece: int | None = No
 def ten_lines(stage: Stage, kind: str, source: str) -> float:
     """Seconds of a download with libtorrent's defaults (see bench_ten_lines.py)."""
     with stage.fresh_folder() as folder:
-        settle(stage.folder)
+        stage.settle()
         return float(output(sys.executable, _TEN_LINES, stage.torrent, folder, kind, source))
 
 
@@ -176,9 +182,9 @@ def bare_beside(stage: Stage, held: Mount, disk: str, kind: str, source: str) ->
 
     Nothing that downloads and serves on this machine can be faster than these two that don't wait for each other.
     """
-    heated(next((held.data_dir / "store").glob("btih/*/*/data")))
+    data = next((held.data_dir / "store").glob("btih/*/*/data"))
     with stage.fresh_folder() as folder, ThreadPoolExecutor() as threads:
-        settle(stage.folder)
+        stage.settle(data)
         reading = threads.submit(read_through, forgotten(shown(held)))
         seconds = float(output(sys.executable, _REFERENCE, stage.torrent, folder, disk, kind, source))
         return max(seconds, reading.result())
@@ -206,7 +212,7 @@ def tracker(stage: Stage, peer: Peer) -> Iterator[str]:
 def aria2(stage: Stage, announce: str) -> float:
     """Seconds of a download with aria2c from the peer that the tracker names."""
     with stage.fresh_folder() as folder:
-        settle(stage.folder)
+        stage.settle()
         own = (f"--dir={folder}", f"--listen-port={free_port()}", f"--bt-tracker={announce}")
         seconds = timed("aria2c", *ARIA2_OPTIONS, *own, stage.torrent)
         if (folder / NAME).stat().st_size != stage.size:
@@ -216,5 +222,5 @@ def aria2(stage: Stage, announce: str) -> float:
 
 def curl_sha1(stage: Stage, url: str) -> float:
     """Seconds of `curl | openssl sha1`."""
-    settle(stage.folder)
+    stage.settle()
     return timed("sh", "-c", f"curl -sf '{url}' | openssl sha1")
