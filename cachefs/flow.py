@@ -168,11 +168,21 @@ class Flow:
         self._most = most
         limit = window.limit(self._meter.rate(), self.stored.manifest.block_length, most)
         verified, flights = self.stored.verified, self._flights
-        windows = [index for reader in self.readers for index in reader.ahead(limit)]
+        end = self._end()
+        windows = [*end, *(index for reader in self.readers for index in reader.ahead(limit))]
         ahead = [index for index in dict.fromkeys(windows) if index not in verified and index not in flights]
         granted = self._room.admit(self, flights.keys(), ahead)
-        urgent = {index for index, flight in flights.items() if index in granted and flight.urgent(index)}
-        self.download.demand(urgent, granted - urgent)
+        urgent = {index for index, flight in flights.items() if flight.urgent(index)} | end
+        self.download.demand(urgent & granted, granted - urgent)
+
+    def _end(self) -> set[int]:
+        """The last block of a record that is being played: whoever seeks in one looks there first, and then it is here.
+
+        It goes before readahead, which on a slow link leaves nothing to what comes after it.
+        """
+        last = self.stored.manifest.blocks - 1
+        played = self.item.frugal and any(reader.window.begun for reader in self.readers)
+        return {last} if played and last not in self.stored.verified else set()
 
     async def wait(self, missing: list[int], most: int, waiter: Reader | None = None) -> None:
         """Return when all of `missing` have landed; raise what made one fail. Without a `waiter`, others go first."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import trio
 import trio.testing
 
 from cachefs.cache import Cache
+from cachefs.callers import Caller
 from cachefs.config import Read
 from cachefs.errors import CachefsError
+from cachefs.fetch.base import Item
 from cachefs.flow import Reader
 from cachefs.store import ObjectStore
 from cachefs.store.room import Room
@@ -47,8 +50,15 @@ class Bench:
         self.outcomes: list[bytes | CachefsError] = []
 
     async def open(self, item: Content = FILE) -> Reader:
+        return await self._open(item.item, Caller())
+
+    async def open_record(self) -> Reader:
+        """Open FILE as records are opened, by who reads past the page cache: none of its reads is a guess."""
+        return await self._open(replace(FILE.item, frugal=True), Caller(direct=True))
+
+    async def _open(self, item: Item, caller: Caller) -> Reader:
         self.clock.autojump_threshold = float("inf")
-        reader = await self.cache.open(item.item)
+        reader = await self.cache.open(item, caller)
         self.clock.autojump_threshold = 0
         return reader
 

@@ -245,6 +245,30 @@ def test_reads_that_need_not_wait_keep_the_readahead_going(tmp_path: Path, monke
     run(tmp_path, scenario)
 
 
+def test_the_end_of_a_record_comes_before_readahead_once_it_is_read_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window, "START", 3 * BLOCK)
+    last = FILE.blocks - 1
+
+    async def scenario(bench: Bench) -> None:
+        reader = await bench.open_record()
+        for index in range(3):
+            await bench.start_read(reader, index * BLOCK, BLOCK)
+            assert bench.fetcher.last.urgent == {index}
+            assert not bench.fetcher.last.ahead
+            bench.fetcher.last.land(index)
+            await bench.settled()
+        await bench.start_read(reader, 3 * BLOCK, BLOCK)
+        assert bench.fetcher.last.urgent == {3, last}
+        bench.fetcher.last.land(last)
+        await bench.start_read(reader, 4 * BLOCK, BLOCK)
+        assert bench.fetcher.last.urgent == {3, 4}
+        assert last not in bench.fetcher.last.ahead
+
+    run(tmp_path, scenario)
+
+
 def test_two_files_are_two_downloads_and_do_not_meet(tmp_path: Path) -> None:
     async def scenario(bench: Bench) -> None:
         one, other = await bench.open(FILE), await bench.open(OTHER)

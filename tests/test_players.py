@@ -66,17 +66,17 @@ def test_ffprobe_and_ffmpeg_read_every_format_cold_and_warm(site: Path, tmp_path
 def test_mpv_plays_a_cold_record_from_a_slow_source_without_a_gap_and_seeks(tmp_path: Path) -> None:
     """4 Mbit/s, four times what the song takes: the long form of this is the benchmark `players`.
 
-    A reader's jump waits for its own piece, another reader's for the one under way as well. ffmpeg's search for a
-    place in a FLAC looks at the end, then near the place, then before it: mpv's seek takes what these pieces take on
-    the link, and nothing besides.
+    A reader's jump waits for its own piece, another reader's for the one under way as well. mpv's seek waits for the
+    one under way, then for what ffmpeg reads: the end, which is here by then, and 128 KiB at the place, which lie in
+    two pieces here. (In shorter songs it tries several places.)
     """
-    heard = hear(tmp_path, length=75, playing=4)
+    heard = hear(tmp_path, length=480, playing=6)
     assert heard.underruns == 0
     assert heard.lag < 0.25
     assert heard.start < 4 * PIECE_TIME + 2
     assert heard.own_jump < PIECE_TIME + 0.4, "nothing but its own piece crosses the link"
     assert heard.jump < 2 * PIECE_TIME + 0.5
-    assert heard.seek_bytes < 14 * PIECE
+    assert heard.seek_bytes < 5 * PIECE, "three at most, and what mpv reads until its sound is noticed"
     assert heard.seek < heard.seek_bytes / RATE + PIECE_TIME + 0.5
 
 

@@ -15,7 +15,7 @@ _RECORDS = 1000
 
 
 def players(stage: Stage) -> Report:
-    """mpv on a cold FLAC of 60 MB behind 4 Mbit/s: it plays a minute, then seeks to three quarters of the song."""
+    """mpv on a cold FLAC of 60 MB behind 4 Mbit/s: it plays a minute, then seeks to the song's middle."""
     with stage.fresh_folder() as folder:
         heard = hear(folder, _SECONDS, _PLAYING)
     report = Report(f"mpv plays a cold FLAC of {heard.size / MB:.0f} MB over a link of {RATE * 8 / MB:.0f} Mbit/s")
@@ -23,7 +23,7 @@ def players(stage: Stage) -> Report:
     report.add({"underruns in mpv's log": [heard.underruns]}, "")
     report.notes.append(
         f"A piece takes {PIECE_TIME:.2f} s on this link. The seek moved {heard.seek_bytes / MB:.2f} MB, which take "
-        f"{heard.seek_bytes / RATE:.2f} s: ffmpeg searches a FLAC from its end to the place."
+        f"{heard.seek_bytes / RATE:.2f} s: the rest of the piece that was under way, and those that ffmpeg reads."
     )
     return report
 
