@@ -90,12 +90,12 @@ async def _hear(place: Path, song: Path, size: int, link: SlowLink, length: floa
             start = time.monotonic() - began
             lag = await _lag(mpv, playing)
             jumping = time.monotonic()
-            await trio.to_thread.run_sync(pread, song, size * 3 // 4, 4096)
+            await trio.to_thread.run_sync(pread, song, size * 7 // 8, 4096)
             jump = time.monotonic() - jumping
             lag = max(lag, await _lag(mpv, 4 * PIECE_TIME))  # what this read took from mpv's own is behind it then
             carried, sought = link.carried, time.monotonic()
-            await mpv.command("seek", length / 2, "absolute+exact")
-            await _sounding(mpv, length / 2)
+            await mpv.command("seek", 0.75 * length, "absolute+exact")
+            await _sounding(mpv, 0.75 * length)
             seek, seek_bytes = time.monotonic() - sought, link.carried - carried
             lag = max(lag, await _lag(mpv, 2.0))
         nursery.cancel_scope.cancel()

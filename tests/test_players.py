@@ -68,7 +68,7 @@ def test_mpv_plays_a_cold_record_from_a_slow_source_without_a_gap_and_seeks(tmp_
 
     A reader's jump waits for its own piece, another reader's for the one under way as well. mpv's seek waits for the
     one under way, then for what ffmpeg reads: the end, which is here by then, and 128 KiB at the place, which lie in
-    two pieces here. (In shorter songs it tries several places.)
+    one piece here. (In shorter songs it tries several places.)
     """
     heard = hear(tmp_path, length=480, playing=6)
     assert heard.underruns == 0
@@ -76,7 +76,7 @@ def test_mpv_plays_a_cold_record_from_a_slow_source_without_a_gap_and_seeks(tmp_
     assert heard.start < 4 * PIECE_TIME + 2
     assert heard.own_jump < PIECE_TIME + 0.4, "nothing but its own piece crosses the link"
     assert heard.jump < 2 * PIECE_TIME + 0.5
-    assert heard.seek_bytes < 5 * PIECE, "three at most, and what mpv reads until its sound is noticed"
+    assert heard.seek_bytes < 5 * PIECE, "two at most, and what mpv reads until its sound is noticed"
     assert heard.seek < heard.seek_bytes / RATE + PIECE_TIME + 0.5
 
 

@@ -15,7 +15,7 @@ _RECORDS = 1000
 
 
 def players(stage: Stage) -> Report:
-    """mpv on a cold FLAC of 60 MB behind 4 Mbit/s: it plays a minute, then seeks to the song's middle."""
+    """mpv on a cold FLAC of 60 MB behind 4 Mbit/s: it plays a minute, then seeks to three quarters of the song."""
     with stage.fresh_folder() as folder:
         heard = hear(folder, _SECONDS, _PLAYING)
     report = Report(f"mpv plays a cold FLAC of {heard.size / MB:.0f} MB over a link of {RATE * 8 / MB:.0f} Mbit/s")
