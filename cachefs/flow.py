@@ -180,9 +180,8 @@ class Flow:
 
         It goes before readahead, which on a slow link leaves nothing to what comes after it.
         """
-        last = self.stored.manifest.blocks - 1
         played = self.item.frugal and any(reader.window.begun for reader in self.readers)
-        return {last} if played and last not in self.stored.verified else set()
+        return {self.stored.manifest.blocks - 1} if played else set()
 
     async def wait(self, missing: list[int], most: int, waiter: Reader | None = None) -> None:
         """Return when all of `missing` have landed; raise what made one fail. Without a `waiter`, others go first."""

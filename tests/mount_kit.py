@@ -49,10 +49,10 @@ def passes_through() -> bool:
 PASSTHROUGH = pytest.mark.skipif(not passes_through(), reason="passthrough needs root and Linux 6.9")
 """Where it isn't to be had, the mount says so; there is nothing else to test."""
 
-BOTH_DRIVERS = pytest.mark.parametrize(
-    "driver", [pytest.param((), id="pyfuse3"), pytest.param(("--passthrough",), id="devfuse", marks=PASSTHROUGH)]
-)
+DRIVERS = [pytest.param((), id="pyfuse3"), pytest.param(("--passthrough",), id="devfuse", marks=PASSTHROUGH)]
 """The options of a mount with either driver, for what hangs on who speaks to the kernel."""
+
+BOTH_DRIVERS = pytest.mark.parametrize("driver", DRIVERS)
 
 HEADERS, BODIES = "v1-000000-000500-headers.seg", "v1-000000-000500-bodies.seg"
 TRANSACTIONS = "v1-000000-000500-transactions.seg"

@@ -21,8 +21,8 @@ from tests.counterparts import Peer
 from tests.mount_kit import (
     BODIES,
     DOMAIN,
+    DRIVERS,
     HISTORY,
-    PASSTHROUGH,
     PIECE,
     Library,
     Mount,
@@ -65,10 +65,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origin]:
         yield Origin(library, box.peer)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param((), id="pyfuse3"), pytest.param(("--passthrough",), id="devfuse", marks=PASSTHROUGH)],
-)
+@pytest.fixture(scope="module", params=DRIVERS)
 def origin(seeded: Origin, request: pytest.FixtureRequest) -> Origin:
     """With either driver in turn: everything here holds for both."""
     return replace(seeded, driver=request.param)

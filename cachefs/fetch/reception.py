@@ -57,6 +57,11 @@ class Run:
         return self.manifest.span(self.at).length
 
     @property
+    def gives_way(self) -> bool:
+        """Whether a reader's jump goes before it."""
+        return self.source.jumps > 0 and not self.jump
+
+    @property
     def done(self) -> bool:
         return self.at == self.blocks.stop
 
@@ -136,14 +141,11 @@ class Reception:
                     self._sink.write(index, view)
                     self._tell(self._wrote)
                     index, at = index + 1, 0
-                if claim.recalled or self._is_in_the_way() or time.monotonic() > until:
+                if claim.recalled or self._run.gives_way or time.monotonic() > until:
                     return
         finally:
             if self._untold:
                 self._tell(self._received)
-
-    def _is_in_the_way(self) -> bool:
-        return self._run.source.jumps > 0 and not self._run.jump
 
     def _receive(self, view: memoryview, at: int) -> int:
         count = self._body.receive(view[at:])

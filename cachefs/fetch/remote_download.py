@@ -288,7 +288,7 @@ class RemoteDownload:
     async def _make_way(self, run: Run) -> None:
         """Leave the link to readers that jumped, while nobody waits for what this request brings."""
         paused_at = trio.current_time()
-        while run.source.jumps and not run.jump and self._urgent.keys().isdisjoint(run.left()):
+        while run.gives_way and self._urgent.keys().isdisjoint(run.left()):
             self._be_patient(run)
             await trio.sleep(_GIVE_WAY)
         run.began += trio.current_time() - paused_at
