@@ -24,6 +24,7 @@ from tools import (
     bench_adopt,
     bench_content,
     bench_names,
+    bench_others,
     bench_players,
     bench_sources,
     bench_upkeep,
@@ -38,6 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS: dict[str, Callable[[Stage], Report]] = {
     "cold-peer": bench_content.cold_peer,
     "cold-web": bench_content.cold_web,
+    "other-web": bench_others.web_mounts,
+    "other-torrent": bench_others.torrent_mounts,
     "ways": bench_sources.ways,
     "hedging": bench_sources.hedged,
     "jumping": bench_sources.jumping,

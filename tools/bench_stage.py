@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,10 +75,10 @@ class Stage:
             shutil.rmtree(folder)
 
     @contextmanager
-    def cold_mount(self, *sources: str) -> Iterator[Mount]:
-        """A mount that holds nothing yet, and whose sizes are known."""
+    def cold_mount(self, *sources: str, within: Sequence[str] = ()) -> Iterator[Mount]:
+        """A mount that holds nothing yet, and whose sizes are known; `within` comes before its command."""
         known = ("--chain-toml", self.origin / "chain.toml", "--torrent-dir", self.origin)
-        with self.fresh_folder() as folder, mounted(folder, *known, *CHAIN, *sources) as mount:
+        with self.fresh_folder() as folder, mounted(folder, *known, *CHAIN, *sources, within=within) as mount:
             if shown(mount).stat().st_size != self.size:
                 raise Failed(f"{shown(mount)} has {shown(mount).stat().st_size} bytes, not {self.size}")
             self.settle()

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,18 +51,27 @@ class Mount:
 
     def memory(self, key: str = "VmRSS") -> float:
         """The daemon's resident memory in MB; `VmHWM` for the most it ever had."""
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{key}:"))
+        return memory_of(self.pid, key)
+
+
+def memory_of(pid: int, key: str = "VmRSS") -> float:
+    """A process's resident memory in MB; `VmHWM` for the most it ever had."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{key}:"))
 
 
 @contextmanager
-def mounted(folder: Path, *options: str | Path) -> Iterator[Mount]:
-    """A mount at `folder`/mnt on the data directory `folder`/data, with the options given and no discovery."""
+def mounted(folder: Path, *options: str | Path, within: Sequence[str] = ()) -> Iterator[Mount]:
+    """A mount at `folder`/mnt on the data directory `folder`/data, with the options given and no discovery.
+
+    `within` comes before the command, to start it in another network.
+    """
     path, data_dir = folder / "mnt", folder / "data"
     path.mkdir(parents=True, exist_ok=True)
     try:
         with signals_held():
-            said = cachefs("mount", path, "--data-dir", data_dir, *PRIVATE, *options, "--daemon", cwd=folder)
+            command = (CACHEFS, "mount", path, "--data-dir", data_dir, *PRIVATE, *options, "--daemon")
+            said = output(*within, *command, cwd=folder)
         pid = int(control.ask(data_dir, "status")["mount"]["pid"])
         yield Mount(path, data_dir, pid, said.strip())
     finally:
