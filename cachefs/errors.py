@@ -8,7 +8,7 @@ them an errno of the disk's becomes in `diskerrors.py`, each once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -83,6 +83,27 @@ class Unavailable(CachefsError):
 
 class SourceFailed(CachefsError):
     """A source was asked and gave no usable answer; another one may."""
+
+
+class NotReached(SourceFailed):
+    """A host to which no connection could be made; `why` in a few words."""
+
+    def __init__(self, why: str, told: str = "") -> None:
+        super().__init__(told or why)
+        self.why = why
+
+
+class NotPublic(NotReached):
+    """A host that has private addresses only, where public ones are asked."""
+
+    def __init__(self, host: str, addresses: Sequence[str]) -> None:
+        super().__init__(f"{host} is at {', '.join(addresses)}, not a public address")
+        self.host = host
+        self.addresses = addresses
+
+
+class NoAnswer(SourceFailed):
+    """A host that is silent: no connection, or nothing after it was asked something."""
 
 
 class SourceBusy(SourceFailed):

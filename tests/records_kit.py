@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._break_off()
             return
         self._write(part[: page.hold])
-        if page.gate is not None:
+        if page.gate is not None and len(part) > page.hold:
             page.gate.wait(30)
         self._write(part[page.hold :])
         while page.endless:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 
-import httpcore
 import pytest
 import trio
 import trio.testing
 
-from cachefs.errors import SourceRefused
-from cachefs.fetch.addresses import GuardedBackend, is_public
+from cachefs.errors import NotPublic, SourceFailed
+from cachefs.fetch.addresses import is_public
+from cachefs.fetch.connections import Connections, Target
+from cachefs.fetch.wire import Line
 
 PRIVATE = [
     "127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
@@ -46,30 +49,36 @@ class Resolver(trio.abc.HostnameResolver):
         raise NotImplementedError
 
 
-class Recorder(httpcore.TrioBackend):
+class Recorder(Connections):
     """Connects to nothing, and remembers where it should have."""
 
     def __init__(self) -> None:
-        self.hosts: list[str] = []
+        super().__init__()
+        self.addresses: list[str] = []
 
-    async def connect_tcp(self, host: str, *rest: object, **more: object) -> httpcore.AsyncNetworkStream:
-        self.hosts.append(host)
-        if host.endswith(".99"):
-            raise httpcore.ConnectError("refused")
-        return httpcore.AsyncMockStream([])
+    async def connected(self, target: Target, address: str) -> Line:
+        self.addresses.append(address)
+        if address.endswith(".99"):
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+        near, far = socket.socketpair()
+        with far:
+            return Line(near)
 
 
-def connect(resolver: Resolver, *, allow_private: bool = False) -> list[str]:
-    """Where the backend connects to for a name; what it raises."""
+def connect(resolver: Resolver, *, public: bool = True) -> list[str]:
+    """Where a connection is made to for a name; what it raises."""
     recorder = Recorder()
-    backend = GuardedBackend(allow_private=allow_private, inner=recorder)
 
     async def main() -> None:
         trio.socket.set_custom_hostname_resolver(resolver)
-        await backend.connect_tcp("song.example", 443, 10.0)
+        with pytest.raises(SourceFailed) as failed:
+            async with recorder.asked(Target.of("https://song.example/"), {}, public=public):
+                pass
+        if not recorder.addresses:
+            raise failed.value
 
     run(main)
-    return recorder.hosts
+    return recorder.addresses
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
@@ -81,9 +90,9 @@ def test_the_connection_goes_to_the_address_that_was_judged_and_the_name_is_aske
 
 
 def test_a_name_with_private_addresses_only_is_refused() -> None:
-    with pytest.raises(SourceRefused, match="allow_private"):
+    with pytest.raises(NotPublic, match="not a public address"):
         connect(Resolver(["127.0.0.1", "10.0.0.1"]))
-    assert connect(Resolver(["127.0.0.1"]), allow_private=True) == ["127.0.0.1"]
+    assert connect(Resolver(["127.0.0.1"]), public=False) == ["127.0.0.1"]
 
 
 def test_of_a_name_with_both_kinds_only_the_public_address_is_connected() -> None:

@@ -11,6 +11,7 @@ import trio
 
 from cachefs.content import Bitmap
 from cachefs.errors import BlockInvalid, SourceFailed
+from cachefs.fetch import reception
 from cachefs.fetch.base import Claim
 from cachefs.fetch.reception import Buffers, Reception, Run
 from cachefs.fetch.remotes import RemoteSource
@@ -24,12 +25,12 @@ BLOCKS = FILE.info.manifest.blocks
 class Desk:
     """A request for all of the file, its body on a socket, and its taker and listener, who note what they are told."""
 
-    def __init__(self) -> None:
+    def __init__(self, buffer: int = BLOCK) -> None:
         self.server, client = socket.socketpair()
         self.run = Run(RemoteSource("web", "", None, {}), FILE.info.manifest, range(BLOCKS))
         self.line = Line(client)
         self.body = Measured(self.line, b"", len(FILE.data), 0, len(FILE.data))
-        self.buffer = memoryview(bytearray(BLOCK))
+        self.buffer = memoryview(bytearray(buffer))
         self.reception = Reception(self.run, self.body, self.buffer, self, self)
         self.written = Bitmap(BLOCKS)
         self.told: list[int] = []
@@ -82,9 +83,9 @@ class Desk:
         return run.at < self.wanted
 
 
-def play(scenario: Callable[[Desk], Awaitable[None]]) -> None:
+def play(scenario: Callable[[Desk], Awaitable[None]], *, buffer: int = BLOCK) -> None:
     async def main() -> None:
-        with trio.fail_after(WITHIN), closing(Desk()) as desk:
+        with trio.fail_after(WITHIN), closing(Desk(buffer)) as desk:
             await scenario(desk)
 
     trio.run(main)
@@ -184,6 +185,54 @@ def test_wrong_bytes_are_not_written_but_counted() -> None:
     play(scenario)
 
 
+@pytest.fixture
+def swift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes, comes swiftly, so that several blocks are received at a time."""
+    monkeypatch.setattr(reception, "_SWIFT", 0)
+
+
+@pytest.mark.usefixtures("swift")
+def test_blocks_that_come_swiftly_are_received_together_and_told_one_by_one() -> None:
+    async def scenario(desk: Desk) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, desk.send, FILE.data)
+            await desk.stay()
+        assert desk.told == list(range(BLOCKS))
+        assert desk.counted == desk.run.came == len(FILE.data)
+
+    play(scenario, buffer=3 * BLOCK)
+
+
+@pytest.mark.usefixtures("swift")
+def test_of_blocks_received_together_the_rest_of_the_last_waits_for_what_follows() -> None:
+    async def scenario(desk: Desk) -> None:
+        claim = Claim(range(BLOCKS))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.stay, claim)
+            desk.send(FILE.data[: 3 * BLOCK + 100])
+            await until(lambda: desk.counted == 3 * BLOCK + 100)
+            claim.recalled = True
+        assert (desk.told, desk.run.at, desk.run.received) == ([0, 1, 2], 3, 100)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, desk.send, FILE.data[3 * BLOCK + 100 :])
+            await desk.stay()
+        assert desk.told == list(range(BLOCKS))
+
+    play(scenario, buffer=4 * BLOCK)
+
+
+@pytest.mark.usefixtures("swift")
+def test_of_blocks_received_together_those_before_a_wrong_one_are_kept() -> None:
+    async def scenario(desk: Desk) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, desk.send, FILE.data[: 2 * BLOCK] + bytes(BLOCK))
+            with pytest.raises(BlockInvalid):
+                await desk.stay()
+        assert (desk.told, desk.run.at) == ([0, 1], 2)
+
+    play(scenario, buffer=4 * BLOCK)
+
+
 def test_cancelled_it_returns_within_a_moment_though_nothing_comes() -> None:
     async def scenario(desk: Desk) -> None:
         async with trio.open_nursery() as nursery:
@@ -208,9 +257,15 @@ def test_a_fault_of_who_listens_is_kept_for_the_loop_and_ends_the_stay() -> None
 
 def test_a_buffer_is_lent_again_but_never_to_two() -> None:
     buffers = Buffers()
-    with buffers.lent(10) as first, buffers.lent(10) as second:
+    with buffers.lent(2**20) as first, buffers.lent(2**20) as second:
         first[:1] = b"1"
         assert bytes(second[:1]) != b"1"
-    with buffers.lent(10) as again, buffers.lent(20) as other:
+    with buffers.lent(2**20) as again, buffers.lent(2**22) as other:
         assert again is first or again is second
-        assert len(other) == 20
+        assert len(other) == 2**22
+
+
+def test_a_buffer_has_room_for_several_small_blocks_and_never_for_a_part_of_one() -> None:
+    for block, size in ((2**18, 2**20), (300_000, 900_000), (2**20 + 1, 2**20 + 1)):
+        with Buffers().lent(block) as buffer:
+            assert len(buffer) == size

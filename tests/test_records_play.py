@@ -357,6 +357,18 @@ def test_silence_and_size_have_their_errnos_too(tmp_path: Path) -> None:
             assert "max_size" in why(shown(mount, "long.mp3"))
 
 
+def test_who_falls_silent_in_the_midst_is_asked_for_the_rest(tmp_path: Path) -> None:
+    with web() as host:
+        cold(etched(tmp_path, host), tmp_path / "listener")
+        page = host.pages["/song.mp3"]
+        page.gate, page.hold = threading.Event(), 3 * PIECE + 1000
+        with playing(tmp_path / "listener", settings="stall_timeout = 0.5\n") as mount:
+            assert shown(mount).read_bytes() == SONG
+        beginnings = [asked.headers["range"] for asked in host.asked if asked.headers.get("range")]
+        assert len(beginnings) > 2
+        page.gate.set()
+
+
 def test_records_are_verified_with_a_mount_and_without(tmp_path: Path) -> None:
     with web() as host:
         data = cold(etched(tmp_path, host), tmp_path / "listener")

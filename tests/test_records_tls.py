@@ -24,7 +24,10 @@ def fetched(url: str, trusted: Path | None) -> bytes:
     async def main() -> bytes:
         tls = ssl.create_default_context(cafile=str(trusted) if trusted else None)
         async with WebClient(Rules(allow_private=True), tls) as client, client.get(url, {}) as answer:
-            return b"".join([part async for part in answer.body])
+            data, buffer = b"", memoryview(bytearray(len(SONG)))
+            while count := await answer.read_some(buffer):
+                data += buffer[:count]
+            return data
 
     return trio.run(main)
 

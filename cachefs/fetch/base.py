@@ -4,8 +4,8 @@ How it works: the cache describes a `Job` and a `Sink`; the fetcher answers with
 tells what it wants now (`urgent`: a reader waits for it) and soon (`ahead`: readahead). The sets replace each other
 whole, so nothing has to be cancelled piece by piece. A fetcher that writes the file itself calls `Sink.landed` for a
 block that was verified *and* whose bytes can be read from the file; one that has bytes in its hands gives them to
-`Taker.deliver`, which does all that. Where two fetch into one file, one of them may claim blocks, and then write them
-in a thread of its own. All but that is called from the mount's event loop and never blocks.
+`Taker.deliver`, which does all that, or claims blocks and writes them in a thread of its own. All but that is called
+from the mount's event loop and never blocks.
 """
 
 from __future__ import annotations
@@ -69,16 +69,6 @@ class Sink(Protocol):
         """The fetcher has let go of the file; nothing lands any more."""
 
 
-class Taker(Sink, Protocol):
-    """A sink that takes blocks from memory."""
-
-    async def deliver(self, index: int, data: memoryview) -> None:
-        """Verify block `index`, write it to the file and land it. BlockInvalid, StoreFull, StoreFailed."""
-
-    def write(self, index: int, data: memoryview) -> None:
-        """Verify block `index` and write it to the file, in a thread; `landed` follows. Raises as `deliver` does."""
-
-
 class Claim:
     """Blocks that nobody but who holds this writes to; once it is `recalled`, it is to be released in a moment."""
 
@@ -87,11 +77,17 @@ class Claim:
         self.recalled = False
 
 
-class SharedTaker(Taker, Protocol):
-    """A taker for a file into which somebody else writes, too: `write` needs a claim."""
+class Taker(Sink, Protocol):
+    """A sink that takes blocks from memory."""
+
+    async def deliver(self, index: int, data: memoryview) -> None:
+        """Verify block `index`, write it to the file and land it. BlockInvalid, StoreFull, StoreFailed."""
 
     def claim(self, blocks: range) -> Claim | None:
-        """The right to write these; None if the other may be writing to them: then `deliver` knows what to do."""
+        """The right to `write` these; None if somebody else may be writing to them: `deliver` knows what to do then."""
+
+    def write(self, index: int, data: memoryview) -> None:
+        """Verify a claimed block and write it to the file, in a thread; `landed` follows. Raises as `deliver` does."""
 
     def release(self, claim: Claim) -> None:
         """Nothing is written any more by this claim."""

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-WANTED = {"Want-Repr-Digest": "sha-256=10", "Want-Digest": "SHA-256", "Accept-Encoding": "identity"}
+WANTED = {"Want-Repr-Digest": "sha-256=10", "Want-Digest": "SHA-256"}
 """The request headers that ask for it; the second is for servers of the older form."""
 
 _SIZES = {"sha-256": 32, "md5": 16}

@@ -30,6 +30,7 @@ from cachefs.fetch.web import Answer, Interrupted, RangeRefused, Unreachable, We
 
 _TRIES = 4
 _FIRST_PAUSE = 0.25
+_PART = 2**18
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -109,6 +110,7 @@ class _Transfer:
         self._best = 0
         self._failures = 0
         self._waited = False
+        self._buffer = memoryview(bytearray(_PART))
 
     async def run(self) -> Fetched:
         while True:
@@ -130,8 +132,8 @@ class _Transfer:
         async with self._client.get(self._url, self._headers()) as answer:
             self._begin(answer)
             try:
-                async for part in answer.body:
-                    await self._receiver.write(answer.url, part)
+                while count := await answer.read_some(self._buffer):
+                    await self._receiver.write(answer.url, self._buffer[:count])
             except Interrupted as error:
                 raise Interrupted(answer.url, f"{self._so_far()}: {error.why}") from None
             if self._total is not None and self._receiver.size < self._total:

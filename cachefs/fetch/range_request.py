@@ -1,8 +1,10 @@
 """One request for a stretch of blocks, and what is done with the bytes that come.
 
 How it works: the answer's head is judged before its body: the length of the whole, and the checksum that the server
-declares of it, must be the record's. Then bytes are gathered to blocks; each is verified and written in a thread,
-and landed. A server that ignores the range sends everything from the beginning: then blocks that are here pass by.
+declares of it, must be the record's. Then blocks are received, verified, written and landed. Where they come quickly, a
+thread stays with the request (`reception.py`); where each takes a while, the event loop receives what comes, so that
+a reader's jump ends the request at once, and not after the moment that a thread may take to notice. A server that
+ignores the range sends everything from the beginning: then blocks that are here pass by.
 """
 
 from __future__ import annotations
@@ -15,9 +17,14 @@ import trio
 
 from cachefs.content import Manifest
 from cachefs.errors import BlockInvalid, RecordMismatch, UrlFailed
-from cachefs.fetch.base import Job
+from cachefs.fetch.base import Job, Taker
 from cachefs.fetch.digests import WANTED, declared
-from cachefs.fetch.web import Answer, Interrupted, WebClient
+from cachefs.fetch.reception import Buffers, CutShort, Reception, Stretch
+from cachefs.fetch.web import Answer, WebClient
+from cachefs.fetch.wire import Measured, in_thread
+
+_QUICK = 0.1
+"""Seconds for a block: the moment after which a thread looks up."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
@@ -44,6 +51,7 @@ class Download(Protocol):
     """Whom a request works for."""
 
     job: Job
+    sink: Taker
 
     def goes_on(self, stream: Stream) -> bool:
         """Whether the rest of the stretch is still wanted from here."""
@@ -51,19 +59,19 @@ class Download(Protocol):
     def received(self, url: str, size: int) -> None:
         """Bytes came."""
 
-    async def deliver(self, index: int, data: memoryview) -> None:
-        """Verify a block, write it and land it. BlockInvalid, StoreFull, StoreFailed."""
-
 
 class RangeRequest:
-    """A stretch asked of one URL; `landed` counts the blocks that came."""
+    """A stretch asked of one URL; `landed` counts the blocks that came. It is the `Listener` of its own reception."""
 
-    def __init__(self, client: WebClient, url: str, download: Download, stream: Stream) -> None:
+    def __init__(self, client: WebClient, buffers: Buffers, url: str, download: Download, stream: Stream) -> None:
         self.landed = 0
         self._client = client
+        self._buffers = buffers
         self._url = url
         self._download = download
         self._stream = stream
+        self._quick = False
+        self._patience = trio.CancelScope()
 
     @property
     def _manifest(self) -> Manifest:
@@ -78,7 +86,7 @@ class RangeRequest:
         start, end = manifest.span(stream.at).offset, manifest.span(stream.blocks.stop - 1).end
         async with self._client.get(self._url, WANTED | {"Range": f"bytes={start}-{end - 1}"}) as answer:
             first = self._judged(answer, start, end)
-            await self._take(answer, first)
+            await self._take(answer, Stretch(manifest, range(first, stream.blocks.stop)))
 
     def _judged(self, answer: Answer, start: int, end: int) -> int:
         """The first block that this answer brings; RecordMismatch if it is about other bytes."""
@@ -102,34 +110,76 @@ class RangeRequest:
     def _mismatch(self, answer: Answer, size: int, why: str, got: str = "") -> None:
         raise RecordMismatch(answer.url, str(self._manifest.content), got, size, why)
 
-    async def _take(self, answer: Answer, index: int) -> None:
-        """Gather, verify and land blocks from `index` on, until the stretch ends or isn't wanted any more."""
-        manifest, stream = self._manifest, self._stream
-        buffer = bytearray()
-        async for part in answer.body:
-            self._download.received(self._url, len(part))
-            buffer += part
-            while index < manifest.blocks and len(buffer) >= manifest.span(index).length:
-                length = manifest.span(index).length
-                block = bytes(buffer[:length])
-                del buffer[:length]
-                await self._land(answer, index, block)
-                index += 1
-                stream.at = max(stream.at, index)
-                if not (stream.at < stream.blocks.stop and self._download.goes_on(stream)):
+    async def _take(self, answer: Answer, run: Stretch) -> None:
+        """Receive, verify and land blocks, until the stretch ends or isn't wanted any more."""
+        with self._buffers.lent(self._manifest.block_length) as buffer:
+            while True:
+                try:
+                    if not await self._stay(answer, run, buffer):
+                        await self._take_one(answer, run, buffer)
+                except BlockInvalid as error:
+                    self._lied(answer, run.at, error)
+                if not self._goes_on():
                     return
-        raise Interrupted(answer.url, f"ended within block {index} of {manifest.blocks}")
 
-    async def _land(self, answer: Answer, index: int, block: bytes) -> None:
-        if index in self._download.job.have:
-            return
+    def _goes_on(self) -> bool:
+        return self._stream.at < self._stream.blocks.stop and self._download.goes_on(self._stream)
+
+    async def _stay(self, answer: Answer, run: Stretch, buffer: memoryview) -> bool:
+        """Have a thread receive what is left, and return when it does; False if that isn't worth it, or not ours."""
+        sink, body = self._download.sink, answer.body
+        if not self._quick or not isinstance(body, Measured) or (claim := sink.claim(run.left())) is None:
+            return False
+        reception = Reception(run, body, buffer, sink, self)
         try:
-            await self._download.deliver(index, memoryview(block))
-        except BlockInvalid as error:
-            told = f"block {index} is sha256:{error.got.hex()}, the piece list says {error.expected.hex()}"
-            size = self._manifest.length
-            self._mismatch(answer, size, f"{told}; the record is {error.content} of {size} bytes", error.got.hex())
-        self.landed += 1
+            with trio.move_on_after(answer.stall) as self._patience:
+                await in_thread(reception.stay, claim)
+        except CutShort:
+            raise answer.cut_short() from None
+        finally:
+            sink.release(claim)
+        if self._patience.cancelled_caught:
+            raise answer.silent()
+        if reception.fault is not None:
+            raise reception.fault
+        return True
+
+    async def _take_one(self, answer: Answer, run: Stretch, buffer: memoryview) -> None:
+        """Receive a block as it comes, ready to be cancelled at any moment, and leave it to the sink to be written."""
+        view = buffer[: run.length]
+        while run.received < len(view):
+            count = await answer.read_next(view[run.received :])
+            if not count:
+                raise answer.cut_short()
+            run.came += count
+            self._download.received(self._url, count)
+        if run.at not in self._download.job.have:
+            await self._download.sink.deliver(run.at, view)
+            self.landed += 1
+        self._next(run)
+
+    def received(self, run: Stretch, size: int) -> None:
+        """A thread has received bytes."""
+        self._download.received(self._url, size)
+        self._patience.deadline = trio.current_time() + self._client.rules.stall
+
+    def wrote(self, run: Stretch) -> bool:
+        """A thread has written the next block; whether the rest is still wanted."""
+        if run.at not in self._download.job.have:
+            self._download.sink.landed(run.at)
+            self.landed += 1
+        self._next(run)
+        return self._goes_on()
+
+    def _next(self, run: Stretch) -> None:
+        self._quick = trio.current_time() - run.began < _QUICK
+        run.next()
+        self._stream.at = max(self._stream.at, run.at)
+
+    def _lied(self, answer: Answer, index: int, error: BlockInvalid) -> None:
+        told = f"block {index} is sha256:{error.got.hex()}, the piece list says {error.expected.hex()}"
+        size = self._manifest.length
+        self._mismatch(answer, size, f"{told}; the record is {error.content} of {size} bytes", error.got.hex())
 
 
 def origin_of(url: str) -> str:

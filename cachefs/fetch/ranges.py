@@ -25,6 +25,7 @@ from cachefs.fetch.base import Job, Taker, Transfer
 from cachefs.fetch.busy import Busy, soon
 from cachefs.fetch.health import Breaker
 from cachefs.fetch.range_request import RangeRequest, Stream, origin_of
+from cachefs.fetch.reception import Buffers
 from cachefs.fetch.sources import Ledger
 from cachefs.fetch.strategies import together
 from cachefs.fetch.web import Interrupted, WebClient
@@ -48,6 +49,7 @@ class RangeFetcher:
 
     def __init__(self, client: WebClient, ledger: Ledger) -> None:
         self._client = client
+        self._buffers = Buffers()
         self.ledger = ledger
         self._breakers: dict[str, Breaker] = {}
         self._errors: dict[str, UrlFailed] = {}
@@ -110,7 +112,7 @@ class RangeFetcher:
                 errors.append(self._errors[url])
                 continue
             try:
-                await self._persist(RangeRequest(self._client, url, download, stream))
+                await self._persist(RangeRequest(self._client, self._buffers, url, download, stream))
             except UrlFailed as error:
                 errors.append(error)
                 self._errors[url] = error
@@ -148,7 +150,7 @@ class RangeDownload:
     def __init__(self, fetcher: RangeFetcher, job: Job, sink: Taker) -> None:
         self.job = job
         self._fetcher = fetcher
-        self._sink = sink
+        self.sink = sink
         self._urgent: Set[int] = frozenset()
         self._ahead: Set[int] = frozenset()
         self._streams: list[Stream] = []
@@ -234,7 +236,7 @@ class RangeDownload:
     def _end_if_idle(self) -> None:
         if self._closed and not self._streams:
             self._fetcher.forget(self)
-            self._sink.ended()
+            self.sink.ended()
 
     def _next(self) -> range:
         """The next stretch to ask for: from the first block that is waited for, or else from the first to read ahead.
@@ -282,10 +284,6 @@ class RangeDownload:
         while self._recent[0][0] < now - _METER_SECONDS:
             self._recent.popleft()
 
-    async def deliver(self, index: int, data: memoryview) -> None:
-        """Verify a block, write it and land it. BlockInvalid, StoreFull, StoreFailed."""
-        await self._sink.deliver(index, data)
-
     async def _fetch(self, stream: Stream) -> None:
         try:
             with stream.scope:
@@ -303,4 +301,4 @@ class RangeDownload:
         self._trouble = str(error)
         self._urgent, self._ahead = frozenset(), frozenset()
         if self.job.item.metainfo is None or not isinstance(error, UrlFailed):
-            self._sink.failed(error)
+            self.sink.failed(error)

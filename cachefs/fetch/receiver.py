@@ -120,7 +120,7 @@ class Receiver:
             limit = self.expected.most
             raise SourceTooLarge(url, f"more than {limit} bytes, the largest that is taken ([records] max_size)")
 
-    async def write(self, url: str, data: bytes) -> None:
+    async def write(self, url: str, data: bytes | memoryview) -> None:
         """Take the next bytes. RecordMismatch or SourceTooLarge at the first byte too many; StoreFull, StoreFailed."""
         self.size += len(data)
         if self.expected.size is not None and self.size > self.expected.size:

@@ -18,7 +18,7 @@ import trio
 
 from cachefs.content import ContentId, Span
 from cachefs.errors import CachefsError
-from cachefs.fetch.base import Item, Job, SharedTaker, Transfer
+from cachefs.fetch.base import Item, Job, Taker, Transfer
 from cachefs.fetch.direct import Direct
 from cachefs.fetch.policy import Hedging, rank
 from cachefs.fetch.rclone_child import RcloneChild
@@ -76,7 +76,7 @@ class RemoteFetcher:
 
     # What the cache and the downloads ask
 
-    def download(self, job: Job, sink: SharedTaker) -> RemoteDownload:
+    def download(self, job: Job, sink: Taker) -> RemoteDownload:
         download = RemoteDownload(self, job, sink)
         self.remember(download)
         assert self._nursery is not None

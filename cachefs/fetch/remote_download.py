@@ -18,8 +18,8 @@ import trio
 
 from cachefs.content import Span
 from cachefs.errors import CachefsError, NotAtSource, OtherContent, SourceFailed
-from cachefs.fetch.base import Job, SharedTaker, Transfer
-from cachefs.fetch.reception import Reception, Run, cut_short
+from cachefs.fetch.base import Job, Taker, Transfer
+from cachefs.fetch.reception import CutShort, Reception, Run
 from cachefs.fetch.remote_judge import Judge
 from cachefs.fetch.remotes import RemoteSource
 from cachefs.fetch.wire import Body, Measured, in_thread
@@ -39,7 +39,7 @@ _TOO_SOON = 0.05
 class RemoteDownload:
     """A `Download` by ranges; from `RemoteFetcher.download`."""
 
-    def __init__(self, fetcher: RemoteFetcher, job: Job, sink: SharedTaker) -> None:
+    def __init__(self, fetcher: RemoteFetcher, job: Job, sink: Taker) -> None:
         self.job = job
         self.opened = True
         self.landed_bytes = 0
@@ -265,7 +265,7 @@ class RemoteDownload:
             await self._make_way(run)
             count = await body.read_some(view[run.received :])
             if not count:
-                raise cut_short(run.received, len(view))
+                raise CutShort(run.received, len(view))
             run.came += count
             self.received(run, count)
         if run.at not in self.job.have:

@@ -1,11 +1,10 @@
 """Asking web servers, carefully: one GET with its redirects, each step judged.
 
 How it works: redirects are followed here, at most four, because each of them is a URL that a server chose: its
-scheme is judged again, and its address where the connection is made (`addresses.py`). What comes back is the
-answer's head, and the body in parts as it arrives. A connection has to be there in 10 s and the next bytes in
-30 s; there is no limit on the whole while bytes come. A host that asks to be left alone for a while is (`busy.py`).
-Every error of the HTTP library becomes one of ours here, once: `SourceSilent` and `Interrupted` may be tried again,
-`SourceRefused` may not.
+scheme is judged again, and its address where the connection is made (`connections.py`). What comes back is the
+answer's head, and a body to be read. A connection has to be there in 10 s and the next bytes in 30 s; there is no limit
+on the whole while bytes come. A host that asks to be left alone for a while is (`busy.py`). What went wrong below
+becomes an error about the URL here, once: `SourceSilent` and `Interrupted` may be tried again, `SourceRefused` may not.
 
 Plain bytes are asked for; a server that sends them compressed all the same is refused, for then neither
 ranges nor checksums mean what we think.
@@ -13,25 +12,23 @@ ranges nor checksums mean what we think.
 
 from __future__ import annotations
 
-import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import urlsplit
 
-import httpcore
+import h11
 import trio
 
-from cachefs import __version__
 from cachefs.config.values import has_login, without_login
-from cachefs.errors import SourceRefused, SourceSilent, UrlFailed
-from cachefs.fetch.addresses import GuardedBackend
+from cachefs.errors import NoAnswer, NotPublic, NotReached, SourceFailed, SourceRefused, SourceSilent, UrlFailed
 from cachefs.fetch.busy import Wishes, seconds_until
+from cachefs.fetch.connections import MOST_REDIRECTS, REDIRECTS, Connections, Target, redirected
+from cachefs.fetch.wire import Body
 
-MOST_REDIRECTS = 4
-_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+_MOST_CONNECTIONS = 64
 _LOGIN = frozenset((401, 403, 407))
 _PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
 
@@ -63,12 +60,13 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response's head, after redirects; header names in lower case. `body` gives the parts as they come."""
+    """A response's head, after redirects; header names in lower case. Its body may be silent for `stall` seconds."""
 
     url: str
     status: int
     headers: Mapping[str, str]
-    body: AsyncIterator[bytes]
+    body: Body
+    stall: float
 
     @property
     def length(self) -> int | None:
@@ -82,6 +80,30 @@ class Answer:
         value = self.headers.get("etag", "")
         return value if value.startswith('"') and value.endswith('"') and len(value) > 2 else ""
 
+    async def read_some(self, buffer: memoryview) -> int:
+        """Receive into `buffer` until it is full, or what a moment brings; 0 at the end. Interrupted, SourceSilent."""
+        return await self._read(self.body.read_some, buffer)
+
+    async def read_next(self, buffer: memoryview) -> int:
+        """Receive into `buffer` what comes next; 0 at the end. Interrupted, SourceSilent."""
+        return await self._read(self.body.read_next, buffer)
+
+    async def _read(self, read: Callable[[memoryview], Awaitable[int]], buffer: memoryview) -> int:
+        with trio.move_on_after(self.stall):
+            count = await read(buffer)
+            if not count and not self.body.whole:
+                raise self.cut_short()
+            return count
+        raise self.silent()
+
+    def cut_short(self) -> Interrupted:
+        """What to raise where the body ends before its time."""
+        return Interrupted(self.url, "the connection ended")
+
+    def silent(self) -> SourceSilent:
+        """What to raise where nothing more comes."""
+        return SourceSilent(self.url, f"silent for {self.stall:g} s")
+
 
 class WebClient:
     """A pool of connections under `rules`; use it as a context manager."""
@@ -89,12 +111,8 @@ class WebClient:
     def __init__(self, rules: Rules, tls: ssl.SSLContext | None = None) -> None:
         self.rules = rules
         self._wishes = Wishes()
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls or ssl.create_default_context(),
-            max_connections=64,
-            keepalive_expiry=30.0,
-            network_backend=GuardedBackend(allow_private=rules.allow_private),
-        )
+        self._connections = Connections(tls, within=rules.connect, patience=rules.stall)
+        self._free = trio.Semaphore(_MOST_CONNECTIONS)
 
     async def __aenter__(self) -> WebClient:
         return self
@@ -102,10 +120,7 @@ class WebClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        await self._pool.aclose()
+        self._connections.close()
 
     @asynccontextmanager
     async def get(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
@@ -118,7 +133,7 @@ class WebClient:
             self._judge(url)
             self._wishes.respect(url)
             async with self._ask(url, headers) as answer:
-                if answer.status not in _REDIRECTS:
+                if answer.status not in REDIRECTS:
                     self._check(answer)
                     yield answer
                     return
@@ -154,95 +169,45 @@ class WebClient:
 
     @asynccontextmanager
     async def _ask(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
-        rules = self.rules
-        limits = {"connect": rules.connect, "read": rules.stall, "write": rules.stall, "pool": rules.stall}
-        sent = {"User-Agent": f"cachefs/{__version__}", "Accept": "*/*", **headers}
-        request = [("Host", urlsplit(url).netloc), *sent.items()]
-        with _Translated(url, rules):
-            response = await self._pool.handle_async_request(
-                httpcore.Request("GET", url, headers=request, extensions={"timeout": limits})
-            )
-        body = _Body(response, url, rules)
+        async with self._turn(url), AsyncExitStack() as stack:
+            with _about(url):
+                asked = self._connections.asked(Target.of(url), headers, public=not self.rules.allow_private)
+                response, body = await stack.enter_async_context(asked)
+            yield Answer(url, response.status_code, _named(response), body, self.rules.stall)
+
+    @asynccontextmanager
+    async def _turn(self, url: str) -> AsyncIterator[None]:
+        """One of so many connections."""
+        with trio.move_on_after(self.rules.stall) as waiting:
+            await self._free.acquire()
+        if waiting.cancelled_caught:
+            raise SourceSilent(url, f"no connection was free within {self.rules.stall:g} s")
         try:
-            names = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
-            yield Answer(url, response.status, names, body)
+            yield
         finally:
-            await body.leave()
-            await response.aclose()
+            self._free.release()
 
 
-class _Body:
-    """The parts of a response's body, with our errors."""
-
-    def __init__(self, response: httpcore.Response, url: str, rules: Rules) -> None:
-        self._parts = response.aiter_stream()
-        self._translated = _Translated(url, rules)
-
-    def __aiter__(self) -> _Body:
-        return self
-
-    async def __anext__(self) -> bytes:
-        with self._translated:
-            return await anext(self._parts)
-
-    async def leave(self) -> None:
-        """End the library's generators where they are, if the body was not read to its end.
-
-        Left to the garbage collector they would end later, outside of any task; going on under cancellation unwinds
-        them now.
-        """
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            with suppress(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
-                async for _ in self._parts:
-                    pass
+def _named(response: h11.Response) -> dict[str, str]:
+    return {bytes(name).decode("latin-1"): bytes(value).decode("latin-1") for name, value in response.headers}
 
 
 def _location(answer: Answer) -> str:
-    target = answer.headers.get("location", "")
-    if not target:
-        raise UrlFailed(answer.url, f"HTTP {answer.status} without a Location")
-    # What isn't ASCII came as Latin-1, and goes back as the same bytes.
-    return quote(urljoin(answer.url, target), safe="%/:=&?~#+!$,;'@()*[]", encoding="latin-1")
+    with _about(answer.url):
+        return redirected(answer.url, answer.status, answer.headers.get("location", ""))
 
 
-class _Translated:
-    """Turn httpcore's errors into ours."""
-
-    def __init__(self, url: str, rules: Rules) -> None:
-        self._url = url
-        self._rules = rules
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if isinstance(error, SourceRefused):
-            raise SourceRefused(self._url, f"{error.url} {error.why}") from None
-        if isinstance(error, httpcore.TimeoutException):
-            raise SourceSilent(self._url, self._silence(error)) from None
-        if isinstance(error, httpcore.ConnectError):
-            raise Unreachable(self._url, _reason(error)) from None
-        if isinstance(error, httpcore.NetworkError | httpcore.ProtocolError):
-            raise Interrupted(self._url, _reason(error)) from None
-        if isinstance(error, ssl.SSLError | OSError):
-            raise Interrupted(self._url, f"{type(error).__name__}: {error}") from None
-
-    def _silence(self, error: httpcore.TimeoutException) -> str:
-        if isinstance(error, httpcore.ConnectTimeout):
-            return f"no connection within {self._rules.connect:g} s"
-        if isinstance(error, httpcore.PoolTimeout):
-            return f"no connection was free within {self._rules.stall:g} s"
-        return f"silent for {self._rules.stall:g} s"
-
-
-def _reason(error: BaseException) -> str:
-    """What the system said, if it did, or else the first words in the chain: the library's own are often empty."""
-    inner: BaseException | None = error
-    words = ""
-    while inner is not None:
-        if isinstance(inner, OSError) and (inner.errno or 0) > 0 and not isinstance(inner, ssl.SSLError):
-            return os.strerror(inner.errno or 0)
-        words = words or str(inner)
-        inner = inner.exceptions[0] if isinstance(inner, BaseExceptionGroup) else inner.__cause__ or inner.__context__
-    return words or type(error).__name__
+@contextmanager
+def _about(url: str) -> Iterator[None]:
+    """Turn errors of a connection into errors about a URL."""
+    try:
+        yield
+    except NotPublic as error:
+        where = f"{error.host} is at {error.addresses[0]}, a private address"
+        raise SourceRefused(url, f"{where}; [records] allow_private = true allows it") from None
+    except NotReached as error:
+        raise Unreachable(url, error.why) from None
+    except NoAnswer as error:
+        raise SourceSilent(url, str(error)) from None
+    except SourceFailed as error:
+        raise Interrupted(url, str(error)) from None

@@ -15,6 +15,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol, TypeVar, TypeVarTuple, Unpack
 
 import h11
@@ -54,6 +55,17 @@ class Line:
         if not (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()):
             await trio.lowlevel.wait_readable(self._socket)
         return await _patiently(lambda: self._socket.recv(_AT_ONCE))
+
+    async def receive_next(self, buffer: memoryview) -> int:
+        """Receive into `buffer` what comes next; 0 at the end. OSError."""
+        if isinstance(self._socket, ssl.SSLSocket):
+            if not self._socket.pending():
+                await trio.lowlevel.wait_readable(self._socket)
+            return await _patiently(lambda: self._socket.recv_into(buffer))
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            with suppress(BlockingIOError):
+                return self._socket.recv_into(buffer, len(buffer), socket.MSG_DONTWAIT)
 
     def receive_into(self, buffer: memoryview) -> int | None:
         """Receive until `buffer` is full, or what a moment brings; None if that is nothing, 0 at the end. OSError.
@@ -110,11 +122,18 @@ class Body(Protocol):
     start: int
     total: int
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of it was received."""
+
     async def read_some(self, buffer: memoryview) -> int:
         """Receive into `buffer`; how many bytes came, 0 when nothing more does.
 
         Cancelled, it returns after a moment at the latest.
         """
+
+    async def read_next(self, buffer: memoryview) -> int:
+        """As `read_some`, but not more than has come by now, if anything has; cancelled, it returns at once."""
 
 
 class Measured:
@@ -133,6 +152,17 @@ class Measured:
     async def read_some(self, buffer: memoryview) -> int:
         while (count := await in_thread(self.receive, buffer)) is None:
             pass
+        return count
+
+    async def read_next(self, buffer: memoryview) -> int:
+        buffer = buffer[: self._left]
+        if self._head or not buffer:
+            return self.receive(buffer) or 0
+        try:
+            count = await self._line.receive_next(buffer)
+        except OSError:
+            return 0
+        self._left -= count
         return count
 
     def receive(self, buffer: memoryview) -> int | None:
@@ -179,6 +209,9 @@ class Framed:
         buffer[:count] = self._rest[:count]
         self._rest = self._rest[count:]
         return count
+
+    async def read_next(self, buffer: memoryview) -> int:
+        return await self.read_some(buffer)
 
 
 async def ask(line: Line, http: h11.Connection, request: h11.Request, data: bytes = b"") -> h11.Response:
