@@ -25,6 +25,7 @@ from pathlib import Path
 import trio
 
 from cachefs.catalog import records, snapshots
+from cachefs.catalog.files import is_there
 from cachefs.catalog.records import Record
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, StoreFailed
@@ -233,13 +234,13 @@ def _matching(pattern: str, items: Iterable[Named], nothing: str = "no name") ->
 def idle(data_dir: Path, limits: Limits | None = None) -> Iterator[Keeper]:
     """A keeper of a data directory that no daemon works on; DataDirBusy if one does, CatalogError for a broken lock."""
     path, recorded = data_dir / SNAPSHOTS / snapshots.LOCK_NAME, data_dir / records.LOCK_NAME
-    if not path.exists() and not recorded.exists():
+    if not is_there(path) and not is_there(recorded):
         raise CachefsError(f"{data_dir} is no data directory: there is neither {path} nor {recorded}")
     with DataDirLock(data_dir):
         names: dict[str, Mapping[str, ContentId]] = {}
-        if path.exists():
+        if is_there(path):
             names[SNAPSHOTS] = snapshots.load(path, None).downloads
-        if recorded.exists():
+        if is_there(recorded):
             names[records.CATALOGUE] = records.load(recorded).contents()
         state = State.open(data_dir / "state.db")
         try:

@@ -21,6 +21,7 @@ import trio
 
 from cachefs import metainfo
 from cachefs.catalog import records, snapshots
+from cachefs.catalog.files import is_there
 from cachefs.content import ContentId, Manifest
 from cachefs.errors import CachefsError, MetadataUnavailable
 from cachefs.store import DataDirLock, ObjectStore, State
@@ -176,7 +177,7 @@ def verify_data_dir(data_dir: Path, patterns: Iterable[str], *, fail_fast: bool,
 
 def _know_names(state: State, lock: Path) -> None:
     """Give a database that was lost the lock's names, as a mount does, so that what is found complete can be said."""
-    if lock.exists() and not state.infos():
+    if is_there(lock) and not state.infos():
         state.sync_names(snapshots.load(lock, None).downloads, lock.stat().st_mtime)
 
 
@@ -185,9 +186,9 @@ def names_of(data_dir: Path) -> dict[str, ContentId]:
     recorded = data_dir / records.LOCK_NAME
     names: dict[str, ContentId] = {}
     path = data_dir / "snapshots" / snapshots.LOCK_NAME
-    if path.exists() or not recorded.exists():
+    if is_there(path) or not is_there(recorded):
         names |= snapshots.load(path, None).downloads
-    if recorded.exists():
+    if is_there(recorded):
         kept = records.load(recorded).contents()
         names |= {f"{records.CATALOGUE}/{name}": content for name, content in kept.items()}
     return names

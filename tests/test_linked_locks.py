@@ -70,6 +70,20 @@ def test_a_link_that_leads_nowhere_is_refused_with_both_paths_and_stays(tmp_path
     assert not gone.exists()
 
 
+@pytest.mark.parametrize(
+    "command", [("gc",), ("verify",), ("pin", "records/*"), ("evict", "*"), ("export", "sums")], ids=" ".join
+)
+def test_no_command_takes_a_link_that_leads_nowhere_for_no_lock(tmp_path: Path, command: tuple[str, ...]) -> None:
+    data = data_dir(tmp_path)
+    etch(data, "first.mp3")
+    (data / LOCK_NAME).unlink()
+    (data / LOCK_NAME).symlink_to(tmp_path / "gone.toml")
+    done = CliRunner().invoke(main, [*command, "--data-dir", str(data)])
+    assert f"can't be read: it is a link to {tmp_path / 'gone.toml'}" in done.output
+    assert done.exit_code == 1
+    assert list(data.glob("store/sha256/*/*/data"))
+
+
 def test_the_snapshots_lock_is_edited_and_rolled_back_through_a_link(tmp_path: Path, repository: Path) -> None:
     file, chain, target = LockFile(tmp_path / "data"), tmp_path / "chain.toml", repository / "mainnet.json"
     chain.write_text(format_chain({"a.seg": ONE}))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cachefs.catalog import records
+from cachefs.catalog.files import is_there
 from cachefs.cli.records import options, target
 from cachefs.errors import CachefsError
 from cachefs.records import MusicCache
@@ -27,7 +28,7 @@ def command(form: str, config_file: Path | None, data_dir: Path | None) -> None:
     """
     place = target(config_file, data_dir)
     lock_path = place.data_dir / records.LOCK_NAME
-    if not lock_path.exists():
+    if not is_there(lock_path):
         raise CachefsError(f"{lock_path}: there are no records")
 
     async def work(cache: MusicCache) -> str:

@@ -169,8 +169,7 @@ class RoutedDownload:
     async def deliver(self, index: int, data: memoryview) -> None:
         """The web's half has a block."""
         torrent = self.torrent
-        if torrent is not None and torrent.may_write(index):
-            await self._hand_to(torrent, index, data)
+        if torrent is not None and torrent.may_write(index) and await self._taken_by(torrent, index, data):
             self._came(index, Choice.WEB)
             return
         if torrent is not None:
@@ -201,15 +200,15 @@ class RoutedDownload:
             claim.recalled = True
         return {index for claim in self.claims for index in claim.blocks}
 
-    async def _hand_to(self, torrent: TorrentDownload, index: int, data: memoryview) -> None:
+    async def _taken_by(self, torrent: TorrentDownload, index: int, data: memoryview) -> bool:
+        """Give libtorrent the block; if it doesn't take it, it is out of the session, and the file ours to write."""
         await trio.to_thread.run_sync(self.job.item.manifest.verify, index, data)
         self._offered.add(index)
         if await torrent.pieces.offer(index, bytes(data)):
-            return
+            return True
         if torrent.may_write(index):
-            torrent.remove()  # it doesn't take it: without it in the session the file is ours to write
-        await torrent.step_aside(index)
-        await trio.to_thread.run_sync(self.write, index, data)
+            torrent.remove()
+        return False
 
     def failed(self, error: Exception) -> None:
         self._forget_wishes()

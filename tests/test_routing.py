@@ -1,0 +1,103 @@
+"""A block from the web that libtorrent is offered and does not take: it is written, and told to it later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import trio
+
+from cachefs.config import Fetch
+from cachefs.content import Bitmap
+from cachefs.fetch.base import Claim, Job
+from cachefs.fetch.policy import Hedging
+from cachefs.fetch.router import Router
+from tests.fakes import BLOCK, FakeDownload, content
+
+FILE = content(1, 3 * BLOCK)
+
+
+class Reluctant(FakeDownload):
+    """A torrent whose peers may be sending all blocks, and that takes none from anybody else."""
+
+    def __init__(self, job: Job, sink: Any) -> None:
+        super().__init__(job, sink, FILE.data)
+        self.pieces = self
+        self.removed = False
+        self.told: list[int] = []
+
+    def may_write(self, index: int) -> bool:
+        return not self.removed
+
+    async def offer(self, index: int, data: bytes) -> bool:
+        return False
+
+    def remove(self) -> None:
+        self.removed = True
+
+    async def step_aside(self, index: int) -> None:
+        assert self.removed
+
+    def arrived(self, index: int) -> None:
+        self.told.append(index)
+
+
+class Torrents:
+    """A torrent fetcher with that one torrent."""
+
+    def download(self, job: Job, sink: Any) -> Reluctant:
+        self.given = Reluctant(job, sink)
+        return self.given
+
+
+class Web:
+    """A fetcher from the web, whose download is told what landed."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def download(self, job: Job, sink: Any) -> Web:
+        return self
+
+    def landed(self, index: int) -> None:
+        self.told.append(index)
+
+
+class Taken:
+    """A taker that keeps what it was given in memory."""
+
+    def __init__(self) -> None:
+        self.written: dict[int, bytes] = {}
+        self.have: list[int] = []
+
+    def write(self, index: int, data: memoryview) -> None:
+        self.written[index] = bytes(data)
+
+    async def deliver(self, index: int, data: memoryview) -> None:
+        raise AssertionError("two fetch: it is written, or offered")
+
+    def claim(self, blocks: range) -> Claim | None:
+        raise AssertionError("the router says who may write")
+
+    def release(self, claim: Claim) -> None: ...
+
+    def landed(self, index: int) -> None:
+        self.have.append(index)
+
+    def failed(self, error: Exception) -> None: ...
+
+    def ended(self) -> None: ...
+
+
+def test_a_block_that_libtorrent_does_not_take_is_written_and_told_to_it_later() -> None:
+    torrents, web, taken = Torrents(), Web(), Taken()
+
+    async def main() -> None:
+        settings = Fetch()
+        router = Router(settings, cast(Any, torrents), cast(Any, web), Hedging(settings), lambda _: False)
+        download = router.download(Job(FILE.item, lambda: Path("nowhere"), Bitmap(FILE.blocks)), taken)
+        await download.deliver(1, memoryview(FILE.piece(1)))
+
+    trio.run(main)
+    assert taken.written == {1: FILE.piece(1)}
+    assert taken.have == torrents.given.told == web.told == [1]
