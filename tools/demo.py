@@ -98,7 +98,7 @@ class Demo:
                 self._without_sources(mount, boxes)
             self._unmounted(mount)
         self._rot()
-        with self._boxes() as boxes, self._second_mount(boxes) as mount:
+        with self._boxes("--http", f"{A_HOST}:0") as boxes, self._second_mount(boxes) as mount:
             self._lying_source(mount, boxes)
         self._unmounted(mount)
 
@@ -142,7 +142,8 @@ class Demo:
 
     @contextmanager
     def _second_mount(self, boxes: Boxes) -> Iterator[Mount]:
-        with self._mount((), ("--peer", boxes.a, "--peer", boxes.b)) as mount:
+        # Peers are asked first: the only one is the box with wrong bytes, so it is met whatever else happens.
+        with self._mount((), ("--peer", boxes.b, "--webseed", boxes.a_web)) as mount:
             yield mount
 
     @contextmanager
