@@ -152,6 +152,7 @@ class RangeDownload:
         self._fetcher = fetcher
         self.sink = sink
         self._urgent: Set[int] = frozenset()
+        self._since: dict[int, float] = {}
         self._ahead: Set[int] = frozenset()
         self._streams: list[Stream] = []
         self._closed = False
@@ -164,6 +165,8 @@ class RangeDownload:
         return bool(self._streams)
 
     def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
+        now = trio.current_time()
+        self._since = {index: self._since.get(index, now) for index in urgent}
         self._urgent, self._ahead = urgent, ahead
         for stream in self._streams:
             if stream.at not in urgent and (stream.at not in ahead or (self._is_slow() and self._waits_beside())):
@@ -239,21 +242,26 @@ class RangeDownload:
             self.sink.ended()
 
     def _next(self) -> range:
-        """The next stretch to ask for: from the first block that is waited for, or else from the first to read ahead.
+        """The next stretch to ask for: from a block that is waited for, or else from the first to read ahead.
 
         Nothing is read ahead while something is waited for: it would take its bandwidth.
         """
-        urgent = sorted(index for index in self._urgent if self._is_free(index) or self._comes_late(index))
+        waiting = [index for index in self._since if self._is_free(index) or self._comes_late(index)]
         # What follows on a stretch under way is of the same reader: beside it, it would slow it down.
-        urgent = [first for first in urgent if not any(first == stream.blocks.stop for stream in self._streams)]
-        if urgent:
+        waiting = [first for first in waiting if not any(first == stream.blocks.stop for stream in self._streams)]
+        if waiting:
+            first = min(waiting, key=self._turn)
             for stream in self._streams:
-                stream.leave(urgent[0])
-            return self._stretch(urgent[0])
+                stream.leave(first)
+            return self._stretch(first)
         if self._streams or any(index not in self.job.have for index in self._urgent):
             return range(0)
         ahead = sorted(index for index in self._ahead if self._is_free(index))
         return self._stretch(ahead[0]) if ahead else range(0)
+
+    def _turn(self, index: int) -> tuple[bool, float, int]:
+        """What no request brings goes first; of that, or else of what comes late, what was waited for longest."""
+        return not self._is_free(index), self._since[index], index
 
     def _is_free(self, index: int) -> bool:
         return index not in self.job.have and not any(stream.covers(index) for stream in self._streams)
@@ -299,6 +307,6 @@ class RangeDownload:
     def _give_up(self, error: CachefsError) -> None:
         """Tell those who wait, unless the blocks may still come from peers; ask no more until somebody asks again."""
         self._trouble = str(error)
-        self._urgent, self._ahead = frozenset(), frozenset()
+        self._urgent, self._since, self._ahead = frozenset(), {}, frozenset()
         if self.job.item.metainfo is None or not isinstance(error, UrlFailed):
             self.sink.failed(error)
