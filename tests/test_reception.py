@@ -117,21 +117,27 @@ def test_a_block_is_told_while_the_next_one_is_still_coming() -> None:
     play(scenario)
 
 
-def test_recalled_it_returns_in_the_middle_of_a_block_and_another_stay_goes_on_from_there() -> None:
+def recalled_after(blocks: int) -> Callable[[Desk], Awaitable[None]]:
+    """So many blocks and a bit come, then the claim is recalled; another stay receives the rest."""
+
     async def scenario(desk: Desk) -> None:
-        claim = Claim(range(BLOCKS))
+        claim, came = Claim(range(BLOCKS)), blocks * BLOCK + 100
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desk.stay, claim)
-            desk.send(FILE.data[: 2 * BLOCK + 100])
-            await until(lambda: desk.counted == 2 * BLOCK + 100)
+            desk.send(FILE.data[:came])
+            await until(lambda: desk.counted == came)
             claim.recalled = True
-        assert (desk.told, desk.run.at, desk.run.received) == ([0, 1], 2, 100)
+        assert (desk.told, desk.run.at, desk.run.received) == (list(range(blocks)), blocks, 100)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, desk.send, FILE.data[2 * BLOCK + 100 :])
+            nursery.start_soon(trio.to_thread.run_sync, desk.send, FILE.data[came:])
             await desk.stay()
         assert desk.told == list(range(BLOCKS))
 
-    play(scenario)
+    return scenario
+
+
+def test_recalled_it_returns_in_the_middle_of_a_block_and_another_stay_goes_on_from_there() -> None:
+    play(recalled_after(2))
 
 
 def test_it_returns_when_somebody_jumped_at_this_source() -> None:
@@ -205,20 +211,7 @@ def test_blocks_that_come_swiftly_are_received_together_and_told_one_by_one() ->
 
 @pytest.mark.usefixtures("swift")
 def test_of_blocks_received_together_the_rest_of_the_last_waits_for_what_follows() -> None:
-    async def scenario(desk: Desk) -> None:
-        claim = Claim(range(BLOCKS))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(desk.stay, claim)
-            desk.send(FILE.data[: 3 * BLOCK + 100])
-            await until(lambda: desk.counted == 3 * BLOCK + 100)
-            claim.recalled = True
-        assert (desk.told, desk.run.at, desk.run.received) == ([0, 1, 2], 3, 100)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, desk.send, FILE.data[3 * BLOCK + 100 :])
-            await desk.stay()
-        assert desk.told == list(range(BLOCKS))
-
-    play(scenario, buffer=4 * BLOCK)
+    play(recalled_after(3), buffer=4 * BLOCK)
 
 
 @pytest.mark.usefixtures("swift")

@@ -74,8 +74,11 @@ class Boxes:
 
     def names(self) -> dict[str, str]:
         """What the mount's sources are, by the names it calls them."""
-        web = {self.a_web: f"box A, web seed  {self.a_web}"} if self.a_web else {}
-        return {self.a: f"box A, torrent   {self.a}"} | web | {self.b: f"box B, torrent   {self.b}"}
+        return {
+            self.a: f"box A, torrent   {self.a}",
+            self.a_web: f"box A, web seed  {self.a_web}",
+            self.b: f"box B, torrent   {self.b}",
+        }
 
 
 class Demo:
@@ -90,7 +93,7 @@ class Demo:
     def run(self) -> None:
         self._make_files()
         with ExitStack() as running:
-            boxes = running.enter_context(self._boxes("--http", f"{A_HOST}:0"))
+            boxes = running.enter_context(self._boxes())
             with self._first_mount(boxes) as mount:
                 self._list()
                 self._first_read(mount, boxes)
@@ -98,7 +101,7 @@ class Demo:
                 self._without_sources(mount, boxes)
             self._unmounted(mount)
         self._rot()
-        with self._boxes("--http", f"{A_HOST}:0") as boxes, self._second_mount(boxes) as mount:
+        with self._boxes() as boxes, self._second_mount(boxes) as mount:
             self._lying_source(mount, boxes)
         self._unmounted(mount)
 
@@ -111,9 +114,9 @@ class Demo:
         self._screen.note(f"origin/ has {len(SIZES)} files, {total} of random bytes; copy/ has the same")
 
     @contextmanager
-    def _boxes(self, *http: str) -> Iterator[Boxes]:
-        """Box A on the origin, a web seed too if `http` says where, and box B on the copy."""
-        with self._box(self._origin, A_HOST, *http) as a:
+    def _boxes(self) -> Iterator[Boxes]:
+        """Box A on the origin, a web seed too, and box B on the copy."""
+        with self._box(self._origin, A_HOST, "--http", f"{A_HOST}:0") as a:
             if not self._copy.exists():
                 self._check_published(a.chain)
                 shutil.copytree(self._origin, self._copy, copy_function=os.link)

@@ -21,7 +21,7 @@ from cachefs.fetch.base import Job, Taker
 from cachefs.fetch.digests import WANTED, declared
 from cachefs.fetch.reception import Buffers, CutShort, Reception, Stretch
 from cachefs.fetch.web import Answer, WebClient
-from cachefs.fetch.wire import Measured, in_thread
+from cachefs.fetch.wire import Measured
 
 _QUICK = 0.1
 """Seconds for a block: the moment after which a thread looks up."""
@@ -130,18 +130,13 @@ class RangeRequest:
         sink, body = self._download.sink, answer.body
         if not self._quick or not isinstance(body, Measured) or (claim := sink.claim(run.left())) is None:
             return False
-        reception = Reception(run, body, buffer, sink, self)
         try:
             with trio.move_on_after(answer.stall) as self._patience:
-                await in_thread(reception.stay, claim)
+                await Reception(run, body, buffer, sink, self).run(claim)
         except CutShort:
             raise answer.cut_short() from None
-        finally:
-            sink.release(claim)
         if self._patience.cancelled_caught:
             raise answer.silent()
-        if reception.fault is not None:
-            raise reception.fault
         return True
 
     async def _take_one(self, answer: Answer, run: Stretch, buffer: memoryview) -> None:

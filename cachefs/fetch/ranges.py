@@ -151,8 +151,8 @@ class RangeDownload:
         self.job = job
         self._fetcher = fetcher
         self.sink = sink
-        self._urgent: Set[int] = frozenset()
-        self._since: dict[int, float] = {}
+        self._urgent: dict[int, float] = {}
+        """What is waited for, and since when."""
         self._ahead: Set[int] = frozenset()
         self._streams: list[Stream] = []
         self._closed = False
@@ -166,8 +166,7 @@ class RangeDownload:
 
     def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
         now = trio.current_time()
-        self._since = {index: self._since.get(index, now) for index in urgent}
-        self._urgent, self._ahead = urgent, ahead
+        self._urgent, self._ahead = {index: self._urgent.get(index, now) for index in urgent}, ahead
         for stream in self._streams:
             if stream.at not in urgent and (stream.at not in ahead or (self._is_slow() and self._waits_beside())):
                 stream.scope.cancel()
@@ -246,7 +245,7 @@ class RangeDownload:
 
         Nothing is read ahead while something is waited for: it would take its bandwidth.
         """
-        waiting = [index for index in self._since if self._is_free(index) or self._comes_late(index)]
+        waiting = [index for index in self._urgent if self._is_free(index) or self._comes_late(index)]
         # What follows on a stretch under way is of the same reader: beside it, it would slow it down.
         waiting = [first for first in waiting if not any(first == stream.blocks.stop for stream in self._streams)]
         if waiting:
@@ -261,7 +260,7 @@ class RangeDownload:
 
     def _turn(self, index: int) -> tuple[bool, float, int]:
         """What no request brings goes first; of that, or else of what comes late, what was waited for longest."""
-        return not self._is_free(index), self._since[index], index
+        return not self._is_free(index), self._urgent[index], index
 
     def _is_free(self, index: int) -> bool:
         return index not in self.job.have and not any(stream.covers(index) for stream in self._streams)
@@ -307,6 +306,6 @@ class RangeDownload:
     def _give_up(self, error: CachefsError) -> None:
         """Tell those who wait, unless the blocks may still come from peers; ask no more until somebody asks again."""
         self._trouble = str(error)
-        self._urgent, self._since, self._ahead = frozenset(), {}, frozenset()
+        self._urgent, self._ahead = {}, frozenset()
         if self.job.item.metainfo is None or not isinstance(error, UrlFailed):
             self.sink.failed(error)

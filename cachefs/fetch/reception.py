@@ -22,7 +22,7 @@ from cachefs.content import Manifest
 from cachefs.errors import SourceFailed
 from cachefs.fetch.base import Claim, Taker
 from cachefs.fetch.remotes import RemoteSource
-from cachefs.fetch.wire import Measured
+from cachefs.fetch.wire import Measured, in_thread
 
 _TURN = 1.0
 """For how many seconds a thread stays with a request."""
@@ -151,6 +151,15 @@ class Reception(Generic[Coming]):
         self._bytes = self._blocks = 0
         """What came, and was written, since the loop was told last."""
         self._loop = trio.lowlevel.current_trio_token()
+
+    async def run(self, claim: Claim) -> None:
+        """Have a thread stay, and let go of the claim. Raises as `stay` does, and what went wrong in the loop."""
+        try:
+            await in_thread(self.stay, claim)
+        finally:
+            self._sink.release(claim)
+        if self.fault is not None:
+            raise self.fault
 
     def stay(self, claim: Claim) -> None:
         """Receive, verify and write, in a thread, until all has come or something else is to be done first.

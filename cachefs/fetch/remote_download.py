@@ -22,7 +22,7 @@ from cachefs.fetch.base import Job, Taker, Transfer
 from cachefs.fetch.reception import CutShort, Reception, Run
 from cachefs.fetch.remote_judge import Judge
 from cachefs.fetch.remotes import RemoteSource
-from cachefs.fetch.wire import Body, Measured, in_thread
+from cachefs.fetch.wire import Body, Measured
 
 if TYPE_CHECKING:
     from cachefs.fetch.remote import RemoteFetcher
@@ -249,13 +249,7 @@ class RemoteDownload:
         claim = self._sink.claim(run.left())
         if claim is None:
             return False
-        reception = Reception(run, body, buffer, self._sink, self)
-        try:
-            await in_thread(reception.stay, claim)
-        finally:
-            self._sink.release(claim)
-        if reception.fault is not None:
-            raise reception.fault
+        await Reception(run, body, buffer, self._sink, self).run(claim)
         return True
 
     async def _fetch_block(self, run: Run, body: Body, buffer: memoryview) -> None:
