@@ -324,6 +324,12 @@ def refusing_port() -> Iterator[int]:
         yield held.getsockname()[1]
 
 
+def open_sockets() -> int:
+    """How many sockets this process has."""
+    links = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return sum("socket:" in str(path.readlink()) for path in links if path.is_symlink())
+
+
 def make_snapshots(root: Path, *sizes: int, seed: int = 1) -> dict[str, Path]:
     """Files with Erigon's names below `root`, one of each size in bytes, and the published erigondb.toml.
 

@@ -20,7 +20,7 @@ from cachefs.fetch.direct import Direct
 from cachefs.fetch.remotes import Remotes
 from cachefs.fetch.sources import WebSeed
 from cachefs.fetch.wire import Body
-from tests.counterparts import nginx, refusing_port, silent_server
+from tests.counterparts import nginx, open_sockets, refusing_port, silent_server
 from tests.records_kit import make_certificate, song, web
 
 DATA = song(1, 3_000_000)
@@ -166,22 +166,19 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_made_anew_and_nobody_not
 
 
 def test_connections_that_nobody_needs_are_closed_after_a_while(root: Path) -> None:
+    clock = trio.testing.MockClock()
+
     async def main() -> None:
         direct = Direct()
         async with direct.open(f"{url}file", Span(0, 10)) as body:
             await whole(body)
         before = open_sockets()
-        await trio.sleep(30)
+        clock.jump(30)
         direct.tidy()
         assert open_sockets() == before - 1
 
     with nginx(root) as url:
-        trio.run(main, clock=trio.testing.MockClock(rate=1000))
-
-
-def open_sockets() -> int:
-    links = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-    return sum("socket:" in str(path.readlink()) for path in links if path.is_symlink())
+        trio.run(main, clock=clock)
 
 
 def test_a_body_in_chunks_and_one_that_ends_with_its_connection_are_read_too() -> None:

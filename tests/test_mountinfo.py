@@ -74,9 +74,11 @@ def test_mount_point_and_data_directory_are_read_back_whatever_they_are_called(
 
 def test_other_file_systems_are_not_ours(tmp_path: Path, mounts: Mounts) -> None:
     mounts.mount(tmp_path / "other", "source", subtype="sshfs")
-    assert mountinfo.mount_at(tmp_path / "other") is None
-    assert mountinfo.mount_at(Path("/proc")) is None
-    subprocess.run(["fusermount3", "-u", "-z", tmp_path / "other"], check=True)
+    try:
+        assert mountinfo.mount_at(tmp_path / "other") is None
+        assert mountinfo.mount_at(Path("/proc")) is None
+    finally:
+        subprocess.run(["fusermount3", "-u", "-z", tmp_path / "other"], check=True)
 
 
 def test_the_topmost_of_two_mounts_on_one_another_is_told(tmp_path: Path, mounts: Mounts) -> None:

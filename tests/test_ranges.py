@@ -12,11 +12,15 @@ import trio.testing
 from cachefs.content import Bitmap
 from cachefs.fetch.base import Job
 from cachefs.fetch.range_request import Stream
-from cachefs.fetch.ranges import RangeDownload
+from cachefs.fetch.ranges import RangeDownload, RangeFetcher
 from cachefs.fetch.sources import Ledger
+from cachefs.fetch.web import Rules, WebClient
+from tests.counterparts import nginx, open_sockets
 from tests.fakes import BLOCK, content
+from tests.records_kit import song
 
 FILE = content(1, 100 * BLOCK)
+RULES = Rules(allow_http=True, allow_private=True)
 
 
 class Desk:
@@ -57,3 +61,24 @@ def test_a_block_on_its_way_behind_others_is_asked_for_by_itself_if_nobody_else_
 
 def test_of_two_places_that_nobody_brings_the_one_that_was_waited_for_first_goes_first() -> None:
     assert begun({50}, {50, 90}, {50, 90, 20}) == [50, 90]
+
+
+def test_connections_that_no_record_needs_any_more_are_closed_after_a_while(tmp_path: Path) -> None:
+    (tmp_path / "song").write_bytes(song(1, 1000))
+
+    clock = trio.testing.MockClock()
+
+    async def main() -> None:
+        async with WebClient(RULES) as client, trio.open_nursery() as nursery:
+            await nursery.start(RangeFetcher(client, Ledger()).run)
+            before = open_sockets()
+            async with client.get(f"{url}song", {}) as answer:
+                await answer.read_some(memoryview(bytearray(1000)))
+            assert open_sockets() == before + 1
+            clock.jump(30)
+            await trio.testing.wait_all_tasks_blocked()
+            assert open_sockets() == before
+            nursery.cancel_scope.cancel()
+
+    with nginx(tmp_path) as url:
+        trio.run(main, clock=clock)

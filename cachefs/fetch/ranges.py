@@ -42,6 +42,7 @@ _NEAR = 2
 _TRIES = 3
 _FIRST_PAUSE = 0.25
 _METER_SECONDS = 3.0
+_TIDY_EVERY = 10.0
 
 
 class RangeFetcher:
@@ -60,7 +61,9 @@ class RangeFetcher:
         """Serve downloads for ever."""
         async with trio.open_nursery() as self._nursery:
             task_status.started()
-            await trio.sleep_forever()
+            while True:
+                await trio.sleep(_TIDY_EVERY)
+                self._client.tidy()
 
     def download(self, job: Job, sink: Taker) -> RangeDownload:
         download = RangeDownload(self, job, sink)

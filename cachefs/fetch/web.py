@@ -122,6 +122,10 @@ class WebClient:
     ) -> None:
         self._connections.close()
 
+    def tidy(self) -> None:
+        """Close connections that were kept for nothing."""
+        self._connections.tidy()
+
     @asynccontextmanager
     async def get(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
         """The answer to a GET of `url`, redirects followed: 200 or 206, whatever else is an error.
