@@ -62,6 +62,13 @@ class BlockInvalid(CachefsError):
         self.got = got
 
 
+class Fault(CachefsError):
+    """A mistake in cachefs itself: it costs what was being done, and its trace is in the log."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"a fault of the daemon, told in its log: {error!r}")
+
+
 class MetadataUnavailable(CachefsError):
     """A name's size isn't known, and no source has told it in time."""
 

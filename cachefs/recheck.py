@@ -30,3 +30,5 @@ async def recheck(store: ObjectStore, recall: Callable[[ContentId], Metainfo | N
                 await stored.release()
     except CachefsError as error:
         log.error("what changed on disk isn't all verified, and will be when it is read: %s", error)
+    except Exception:  # a fault of ours costs the look, not the mount
+        log.exception("looking at what changed on disk")

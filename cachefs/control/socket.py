@@ -24,7 +24,7 @@ from typing import Any
 
 import trio
 
-from cachefs.errors import CachefsError, ControlError, NoDaemon
+from cachefs.errors import CachefsError, ControlError, Fault, NoDaemon
 from cachefs.sockets import address, listening
 from cachefs.store.lock import holder
 
@@ -143,7 +143,7 @@ async def _answer(line: bytes, commands: Mapping[str, Command | Job], progress: 
         return _refusal(str(error))
     except Exception as error:
         log.exception("the command %s failed", request["command"])
-        return _refusal(f"a fault of the daemon, told in its log: {error!r}")
+        return _refusal(str(Fault(error)))
 
 
 def _refusal(why: str) -> bytes:

@@ -44,8 +44,8 @@ class Wishes:
         """Take note of a wish; the error for who asked."""
         now = trio.current_time()
         self._until = {host: until for host, until in self._until.items() if until > now}
-        self._until[_host(url)] = now + min(seconds, _MOST)
-        return Busy(url, why, now + seconds)
+        until = self._until[_host(url)] = now + min(seconds, _MOST)
+        return Busy(url, why, until)
 
     def respect(self, url: str) -> None:
         """Busy, if the host of this URL is to be left alone still."""
@@ -65,7 +65,7 @@ def seconds_until(value: str) -> float:
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0
 
 

@@ -25,7 +25,7 @@ import httpx
 import trio
 
 from cachefs.content import ContentId
-from cachefs.errors import CachefsError, ContentMismatch, MetadataUnavailable, MetainfoError, Stopping
+from cachefs.errors import CachefsError, ContentMismatch, Fault, MetadataUnavailable, MetainfoError, Stopping
 from cachefs.fetch.health import Breaker
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.webmeta import WebMetadata
@@ -280,7 +280,7 @@ class MetadataService:
                 self._remember(name, reason, thorough)
         except Exception as error:
             log.exception("%s: looking for its metadata", name)
-            self._remember(name, f"a fault of the daemon, told in its log: {error!r}", thorough)
+            self._remember(name, str(Fault(error)), thorough)
         finally:
             self._active.discard(name)
         if self._contents.get(name, content) != content:  # the name stands for something else since

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import trio
 
@@ -27,6 +27,7 @@ from cachefs.config.values import without_login
 from cachefs.content import ContentId
 from cachefs.errors import RcloneUnusable, SourceRefused, SourceSilent, UrlFailed
 from cachefs.fetch.digests import Declared
+from cachefs.fetch.providers import named_file
 from cachefs.fetch.rclone_child import find_binary
 from cachefs.fetch.receiver import Fetched, Receiver
 from cachefs.metainfo import Metainfo
@@ -78,7 +79,7 @@ class RcloneProvider:
             known = ", ".join(self._remotes) or "none"
             label = parts.netloc.rpartition("@")[2]
             raise SourceRefused(without_login(url), f"no remote {label!r} in [records] remotes; there are: {known}")
-        path = unquote(parts.path).lstrip("/")
+        path = named_file(url).lstrip("/")
         return f"{remote}{path}" if remote.endswith((":", "/")) else f"{remote}/{path}"
 
     async def _copy(self, process: trio.Process, url: str, receiver: Receiver, said: IO[bytes]) -> None:

@@ -14,7 +14,6 @@ that gets busy in the midst of it is waited for once, if it doesn't ask for long
 
 from __future__ import annotations
 
-import re
 import stat
 from pathlib import Path
 from typing import Protocol
@@ -31,7 +30,6 @@ from cachefs.fetch.web import Answer, Interrupted, RangeRefused, Unreachable, We
 _TRIES = 4
 _FIRST_PAUSE = 0.25
 _PART = 2**18
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 class Provider(Protocol):
@@ -59,8 +57,15 @@ class LocalProvider:
     async def send(self, url: str, receiver: Receiver) -> Fetched:
         if not self._allowed:
             raise SourceRefused(url, "is a file of this machine; [records] allow_file = true allows it")
-        path = Path(unquote(urlsplit(url).path))
-        return await send_file(path, url, receiver)
+        return await send_file(Path(named_file(url)), url, receiver)
+
+
+def named_file(url: str) -> str:
+    """The path that a URL ends in. UrlFailed if no file can be called that."""
+    path = unquote(urlsplit(url).path)
+    if "\0" in path:
+        raise UrlFailed(url, "has a null byte in it, which no file's name has")
+    return path
 
 
 async def send_file(path: Path, url: str, receiver: Receiver) -> Fetched:
@@ -159,9 +164,8 @@ class _Transfer:
         self._receiver.announce(answer.url, answer.length, declared(answer.headers), media)
 
     def _check_range(self, answer: Answer) -> None:
-        match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
-        size = self._receiver.size
-        if not size or match is None or int(match[1]) != size or self._total not in (None, int(match[3])):
+        told, size = answer.range, self._receiver.size
+        if not size or told is None or told[0] != size or self._total not in (None, told[2]):
             said = answer.headers.get("content-range", "no Content-Range")
             self._begin_anew()
             raise Interrupted(answer.url, f"HTTP 206 with {said}, after {size} of {self._total} bytes")

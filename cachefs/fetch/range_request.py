@@ -9,7 +9,6 @@ ignores the range sends everything from the beginning: then blocks that are here
 
 from __future__ import annotations
 
-import re
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -25,8 +24,6 @@ from cachefs.fetch.wire import Measured
 
 _QUICK = 0.1
 """Seconds for a block: the moment after which a thread looks up."""
-
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 class Stream:
@@ -94,17 +91,17 @@ class RangeRequest:
         total: int | None = length
         begins = 0
         if answer.status == 206:
-            match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
-            if match is None or int(match[1]) != start or (int(match[2]) != end - 1 and int(match[3]) == length):
+            told = answer.range
+            if told is None or told[0] != start or (told[1] != end - 1 and told[2] == length):
                 raise UrlFailed(answer.url, f"HTTP 206 with {answer.headers.get('content-range')!r} for {start}-{end}")
-            begins, total = start, int(match[3])
+            begins, total = start, told[2]
         elif answer.length is not None:
             total = answer.length
         if total != length:
             self._mismatch(answer, total or 0, f"is {total} bytes long, the record says {length}")
-        told, content = declared(answer.headers), self._manifest.content
-        if content.algorithm == "sha256" and told.sha256 and told.sha256 != content.digest:
-            self._mismatch(answer, length, f"declares sha256:{told.sha256.hex()} ({told.header}), not {content}")
+        digest, content = declared(answer.headers), self._manifest.content
+        if content.algorithm == "sha256" and digest.sha256 and digest.sha256 != content.digest:
+            self._mismatch(answer, length, f"declares sha256:{digest.sha256.hex()} ({digest.header}), not {content}")
         return begins // self._manifest.block_length
 
     def _mismatch(self, answer: Answer, size: int, why: str, got: str = "") -> None:

@@ -15,12 +15,13 @@ when none of the others has given anything.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Set
 
 import trio
 
-from cachefs.errors import CachefsError, SourceLied, SourceSilent, UrlFailed
+from cachefs.errors import CachefsError, Fault, SourceLied, SourceSilent, UrlFailed
 from cachefs.fetch.base import Job, Taker, Transfer
 from cachefs.fetch.busy import Busy, soon
 from cachefs.fetch.health import Breaker
@@ -29,6 +30,8 @@ from cachefs.fetch.reception import Buffers
 from cachefs.fetch.sources import Ledger
 from cachefs.fetch.strategies import together
 from cachefs.fetch.web import Interrupted, WebClient
+
+log = logging.getLogger(__name__)
 
 _STREAMS = 2
 """The most requests of one download at a time: two readers of one record may be at different places."""
@@ -301,6 +304,9 @@ class RangeDownload:
                 self._trouble = ""
         except CachefsError as error:
             self._give_up(error)
+        except Exception as error:  # a fault of ours costs a request, not the mount
+            log.exception("%s: fetching from its URLs", self.job.item.name)
+            self._give_up(Fault(error))
         finally:
             self._streams.remove(stream)
         self._start()

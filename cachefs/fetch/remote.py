@@ -79,9 +79,8 @@ class RemoteFetcher:
     def download(self, job: Job, sink: Taker) -> RemoteDownload:
         download = RemoteDownload(self, job, sink)
         self.remember(download)
-        assert self._nursery is not None
         if job.item.metainfo is not None and job.item.metainfo.web_seeds:
-            self._nursery.start_soon(self._learn, job.item)
+            self.start(self._learn, job.item)
         return download
 
     async def _learn(self, item: Item) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cachefs.content import Span
-from cachefs.errors import CachefsError, NotAtSource, OtherContent, SourceFailed
+from cachefs.errors import CachefsError, Fault, NotAtSource, OtherContent, SourceFailed
 from cachefs.fetch.base import Job, Taker, Transfer
 from cachefs.fetch.reception import CutShort, Reception, Run
 from cachefs.fetch.remote_judge import Judge
@@ -196,9 +196,9 @@ class RemoteDownload:
                 raise SourceFailed(f"silent for {self._fetcher.settings.stall:g} s")
         except CachefsError as error:
             self._failed(run, error)
-        except Exception:  # a fault of ours costs a request, not the mount
+        except Exception as error:  # a fault of ours costs a request, not the mount
             log.exception("%s: fetching from %s", self.job.item.name, run.source)
-            self._judge.failed(run.source, "a fault of the daemon, told in its log")
+            self._judge.failed(run.source, str(Fault(error)))
         finally:
             self._runs.discard(run)
             run.source.busy -= 1

@@ -23,7 +23,8 @@ import trio
 from cachefs import metainfo
 from cachefs.content import ContentId
 from cachefs.diskerrors import kind_of
-from cachefs.errors import MetadataUnavailable, StoreFailed
+from cachefs.errors import MetadataUnavailable, NotReached, StoreFailed
+from cachefs.fetch.addresses import resolve
 from cachefs.fetch.base import Job, Sink, Transfer
 from cachefs.fetch.nodelay import set_nodelay
 from cachefs.fetch.sources import Ledger, WebSeed
@@ -337,11 +338,10 @@ class TorrentFetcher:
 
     async def _addresses(self, source: str, host: str, port: int) -> list[tuple[str, int]]:
         try:
-            found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
-        except OSError as error:
-            self._ledger.failed(source, f"the name {host} can't be resolved: {error.strerror}")
+            return [(address, port) for address in await resolve(host)]
+        except NotReached as error:
+            self._ledger.failed(source, str(error))
             return []
-        return [(str(info[4][0]), port) for info in found]
 
 
 def _key(handle: lt.torrent_handle) -> bytes:

@@ -24,6 +24,7 @@ import trio
 
 from cachefs.config.values import has_login, without_login
 from cachefs.errors import NoAnswer, NotPublic, NotReached, SourceFailed, SourceRefused, SourceSilent, UrlFailed
+from cachefs.fetch import wire
 from cachefs.fetch.busy import Wishes, seconds_until
 from cachefs.fetch.connections import MOST_REDIRECTS, REDIRECTS, Connections, Target, redirected
 from cachefs.fetch.wire import Body
@@ -73,6 +74,11 @@ class Answer:
         """What Content-Length says, in bytes."""
         value = self.headers.get("content-length", "")
         return int(value) if value.isdigit() else None
+
+    @property
+    def range(self) -> tuple[int, int, int] | None:
+        """What Content-Range says: first byte, last byte, and the length of the whole."""
+        return wire.content_range(self.headers.get("content-range", ""))
 
     @property
     def etag(self) -> str:

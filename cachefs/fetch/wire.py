@@ -25,7 +25,7 @@ _MOMENT = 0.1
 _MOMENT_TIMEVAL = struct.pack("@ll", 0, round(_MOMENT * 1e6))
 _AT_ONCE = 65536
 _receivers = trio.CapacityLimiter(64)
-_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
+_RANGE = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19})")
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
@@ -242,12 +242,20 @@ async def small_body(line: Line, http: h11.Connection, most: int) -> bytes:
     return bytes(raw)
 
 
+def content_range(value: str) -> tuple[int, int, int] | None:
+    """First byte, last byte and total length that a Content-Range tells; 0, -1 and the total where no byte follows.
+
+    None for anything else, like a total that isn't known or that no file has.
+    """
+    told = _RANGE.fullmatch(value)
+    return (int(told[1] or 0), int(told[2] or -1), int(told[3])) if told else None
+
+
 def body(line: Line, http: h11.Connection, response: h11.Response) -> Measured | Framed:
     """The body that follows `response`."""
     headers = {bytes(name).decode("latin-1"): bytes(value).decode("latin-1") for name, value in response.headers}
     length = int(headers.get("content-length", "-1"))
-    told = _RANGE.fullmatch(headers.get("content-range", ""))
-    start, total = (int(told[1] or 0), int(told[2])) if told else (0, length)
+    start, _, total = content_range(headers.get("content-range", "")) or (0, 0, length)
     if length < 0 or "transfer-encoding" in headers:
         return Framed(line, http, start, total)
     return Measured(line, http.trailing_data[0], length, start, total)

@@ -24,7 +24,7 @@ from urllib.parse import quote
 import httpx
 import trio
 
-from cachefs.errors import PlayheadConflict, PlayheadInvalid, PlayheadUnreachable
+from cachefs.errors import CachefsError, PlayheadConflict, PlayheadInvalid, PlayheadUnreachable
 from cachefs.playhead import events
 from cachefs.playhead.board import Watch, Watchers
 from cachefs.playhead.clock import FollowedUtc, steady
@@ -251,7 +251,7 @@ class RemoteBoard:
         try:
             async with self._client.events() as stream:
                 return await self._mirror(stream)
-        except (PlayheadUnreachable, PlayheadInvalid) as error:
+        except CachefsError as error:
             return str(error)
 
     async def _mirror(self, stream: EventStream) -> str:
@@ -271,7 +271,7 @@ class RemoteBoard:
         while True:
             await self.connected.wait()
             await trio.sleep(_EVERY)
-            with contextlib.suppress(PlayheadUnreachable):  # the stream notices, and does what is needed
+            with contextlib.suppress(CachefsError):  # the stream notices, and does what is needed
                 await self._sample()
 
     async def _sample(self) -> None:

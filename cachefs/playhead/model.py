@@ -12,7 +12,6 @@ what it did not know.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -163,8 +162,8 @@ def _whole(table: Mapping[str, Any], key: str, most: int) -> int:
 
 def _number(table: Mapping[str, Any], key: str, low: float, high: float) -> float:
     value = table.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise PlayheadInvalid(f"{key}: expected a number, got {value!r:.80}")
-    if not low <= value <= high:
+    if not low <= value <= high:  # NaN isn't either
         raise PlayheadInvalid(f"{key}: expected {low:g} to {high:g}, got {value!r:.80}")
     return float(value)

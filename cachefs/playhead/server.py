@@ -151,6 +151,8 @@ class Api:
                     pass
         except (trio.BrokenResourceError, trio.TooSlowError, h11.RemoteProtocolError, OSError) as error:
             log.debug("playhead client gone: %r", error)
+        except Exception:  # a fault of ours costs a conversation, not the mount
+            log.exception("answering a playhead client")
         finally:
             self._open -= 1
 
@@ -232,6 +234,7 @@ class Connection:
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADERS)
+        self._only_head = False
 
     async def request(self) -> Request | None:
         """The next request with its body; None if the client has nothing more to ask."""
@@ -239,6 +242,7 @@ class Connection:
             event = await self._event()
             if not isinstance(event, h11.Request):
                 return None
+            self._only_head = event.method == b"HEAD"
             body = bytearray()
             while isinstance(part := await self._event(), h11.Data):
                 body += part.data
@@ -257,7 +261,8 @@ class Connection:
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         if self._http.their_state is not h11.DONE:
             headers.append(("Connection", "close"))
-        await self._write(h11.Response(status_code=status, headers=headers), h11.Data(body), h11.EndOfMessage())
+        content = [] if self._only_head else [h11.Data(body)]
+        await self._write(h11.Response(status_code=status, headers=headers), *content, h11.EndOfMessage())
 
     async def begin_events(self) -> None:
         headers = [("Content-Type", events.MEDIA_TYPE), ("Cache-Control", "no-store")]
@@ -280,7 +285,10 @@ class Connection:
 
 
 def _request(event: h11.Request, body: bytes) -> Request:
-    target = urlsplit(event.target.decode("ascii"))
+    try:
+        target = urlsplit(event.target.decode("ascii"))
+    except ValueError as error:
+        raise Refused(400, {"error": f"the request's target can't be read: {error}"}) from None
     return Request(
         method=event.method.decode("ascii"),
         path=unquote(target.path),

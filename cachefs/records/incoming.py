@@ -41,10 +41,11 @@ class Flight:
     failed: str = ""
 
     def note(self, *, landed: ContentId | None = None, failed: str = "") -> None:
-        """Leave word for those who wait."""
+        """Leave word for those who wait. They do without it if the disk has no room: then they look for themselves."""
         word = {"landed": str(landed) if landed else "", "failed": failed}
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, json.dumps(word).encode(), 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, json.dumps(word).encode(), 0)
 
     def read(self) -> None:
         """Find the word that was left; one that isn't whole is none."""

@@ -57,6 +57,8 @@ class LastCopies:
                 await self.look()
             except CachefsError as error:
                 log.error("records that may be evicted soon can't be looked at: %s", error)
+            except Exception:  # a fault of ours costs a look, not the mount
+                log.exception("looking at records that may be evicted soon")
             await trio.sleep(LOOK_EVERY)
 
     async def look(self) -> None:

@@ -16,6 +16,7 @@ a while that grows with each failure: asking again within it fails at once, with
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from cachefs.catalog.records import LOCK_NAME, SIDECARS, Pieces, Record
 from cachefs.config import Rclone
 from cachefs.config import Records as Settings
 from cachefs.content import ContentId
-from cachefs.errors import CachefsError, UrlFailed
+from cachefs.errors import CachefsError, Fault, UrlFailed
 from cachefs.fetch.downloads import Downloader
 from cachefs.fetch.health import Breaker
 from cachefs.fetch.more_providers import RcloneProvider
@@ -41,6 +42,8 @@ from cachefs.records.incoming import Flight, Incoming
 from cachefs.records.pieces import PieceLists, list_pieces, whole
 from cachefs.store.state import State
 from cachefs.store.vault import Vault
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -180,6 +183,9 @@ class MusicCache:
             await self.request(play.record)
         except CachefsError as error:
             play.error = error
+        except Exception as error:  # a fault of ours costs a record, not the mount
+            log.exception("%s: fetching it whole", play.record.name)
+            play.error = Fault(error)
         play.ended.set()
 
     # What is here

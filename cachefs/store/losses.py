@@ -13,15 +13,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from cachefs.content import Bitmap, Manifest
+from cachefs.store.recovery import recorded_bits
 from cachefs.store.state import State
 
 
 def take_back(state: State, manifest: Manifest, blocks: Sequence[int]) -> None:
     """Record that these blocks aren't here, so that the object is not sealed, and were lost. StoreFull, StoreFailed."""
     row = state.load_object(manifest.content)
-    if row is not None:
-        # Of the recorded bits, not of those in memory: some of these may not be synced yet.
-        bits = Bitmap.from_bytes(manifest.blocks, row.bitmap)
+    # Of the recorded bits, not of those in memory: some of these may not be synced yet.
+    bits = recorded_bits(manifest, row)
+    if row is not None and bits is not None:
         for index in blocks:
             bits.discard(index)
         row = replace(row, bitmap=bytes(bits), held=manifest.held(bits), seal=None, completed=None)
