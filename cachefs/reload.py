@@ -156,8 +156,9 @@ class Reloader:
             recorded = records.load(self._lock_file.data_dir / records.LOCK_NAME)
             new = await trio.to_thread.run_sync(Shown.of, self._config, before.lock, before.created, recorded)
             if new.records != before.records:
-                self._switch(new)
-                await self._spread(before)
+                with trio.CancelScope(shield=True):
+                    self._switch(new)
+                    await self._spread(before)
         if self._parts.records is not None:
             await self._parts.records.seed_complete()
 

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import trio
 
@@ -31,7 +31,10 @@ from cachefs.store.lock import holder
 log = logging.getLogger(__name__)
 
 NAME = "control.sock"
-_LONGEST_REQUEST = 65_536
+_LONGEST_REQUEST = 16 * 2**20
+"""Bytes; a command may name every file of a catalogue."""
+
+_PART = 65_536
 _ANSWER_WITHIN = 10.0
 _TELL_EVERY = 0.5
 _SILENT_TOO_LONG = 60.0
@@ -116,16 +119,18 @@ def _peer_uid(stream: trio.SocketStream) -> int:
 
 
 async def _line(stream: trio.SocketStream) -> bytes:
-    line = b""
-    while not line.endswith(b"\n") and len(line) < _LONGEST_REQUEST:
-        part = await stream.receive_some(_LONGEST_REQUEST)
+    line = bytearray()
+    while not line.endswith(b"\n") and len(line) <= _LONGEST_REQUEST:
+        part = await stream.receive_some(_PART)
         if not part:
             break
         line += part
-    return line
+    return bytes(line)
 
 
 async def _answer(line: bytes, commands: Mapping[str, Command | Job], progress: _Progress) -> bytes:
+    if len(line) > _LONGEST_REQUEST:
+        return _refusal(f"a command of more than {_LONGEST_REQUEST} bytes")
     try:
         request = json.loads(line)
         command = commands[request["command"]]
@@ -174,13 +179,27 @@ def follow(data_dir: Path, job: str, told: Callable[[Any], None], **arguments: A
 def _answers(data_dir: Path, command: str, arguments: Mapping[str, Any], timeout: float) -> Iterator[Iterator[bytes]]:
     """Say a command; the lines that come back, empty ones without end when the daemon hung up."""
     request = {"command": command} | ({"arguments": arguments} if arguments else {})
-    try:
-        with address(data_dir, NAME) as where, socket.socket(socket.AF_UNIX) as connection:
+    with socket.socket(socket.AF_UNIX) as connection:
+        with _about(data_dir, timeout), address(data_dir, NAME) as where:
             connection.settimeout(timeout)
             connection.connect(where)
             connection.sendall(json.dumps(request).encode() + b"\n")
-            with connection.makefile("rb") as answers:
-                yield iter(answers.readline, None)
+        with connection.makefile("rb") as answers:
+            yield _lines(answers, data_dir, timeout)
+
+
+def _lines(answers: BinaryIO, data_dir: Path, timeout: float) -> Iterator[bytes]:
+    while True:
+        with _about(data_dir, timeout):
+            line = answers.readline()
+        yield line  # what its reader runs into is no fault of the daemon's
+
+
+@contextlib.contextmanager
+def _about(data_dir: Path, timeout: float) -> Iterator[None]:
+    """Turn what a connection runs into into ControlError, which says whether there is a daemon."""
+    try:
+        yield
     except TimeoutError:
         raise ControlError(f"the daemon of {data_dir} doesn't answer within {timeout:g} s") from None
     except OSError as error:

@@ -162,8 +162,6 @@ class RcloneChild:
 
     async def run(self) -> None:
         """Keep it running for ever; it is ended when this is cancelled."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._directory.chmod(0o700)
         self._gone_since = trio.current_time()
         shortest, longest = _PAUSES
         pause = shortest
@@ -172,7 +170,7 @@ class RcloneChild:
             try:
                 self.binary = await trio.to_thread.run_sync(find_binary, self._settings.binary)
                 await self._live(self.binary)
-            except RcloneUnusable as error:
+            except (RcloneUnusable, OSError) as error:  # a data directory that can't be written to, say
                 self._unusable = True
                 self._say(f"rclone can't be used, torrents go on without it: {error}")
                 self._tell()
@@ -187,6 +185,8 @@ class RcloneChild:
 
     async def _live(self, binary: Binary) -> None:
         """Start it, and return when it has ended."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.chmod(0o700)
         secret = secrets.token_urlsafe(32)
         with self._process(binary, secret) as process, self._control(secret) as control:
             self.pid = process.pid

@@ -20,6 +20,8 @@ from urllib.request import getproxies, proxy_bypass
 import trio
 
 from cachefs.config import web_seed
+from cachefs.errors import NotReached
+from cachefs.fetch.addresses import is_public, resolve
 from cachefs.fetch.base import Item
 from cachefs.fetch.health import SourceHealth
 from cachefs.fetch.sources import WebSeed
@@ -158,7 +160,6 @@ def _http_remote(name: str, url: str) -> Mapping[str, str]:
 async def _is_public(host: str) -> bool:
     """Whether every address of `host` is one of the public internet."""
     try:
-        found = await trio.socket.getaddrinfo(host, None)
-        return bool(found) and all(ipaddress.ip_address(info[4][0]).is_global for info in found)
-    except (OSError, ValueError):
+        return all(is_public(ipaddress.ip_address(address)) for address in await resolve(host))
+    except NotReached:
         return False

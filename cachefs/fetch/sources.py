@@ -25,12 +25,16 @@ class WebSeed:
     """A base URL below which files and their .torrent files lie under their names."""
 
     def __init__(self, base: str) -> None:
-        parts = urlsplit(base)
+        try:
+            parts = urlsplit(base)
+            port = parts.port
+        except ValueError as error:
+            raise ConfigError(base, str(error)) from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(base, "a web seed is an http:// or https:// URL")
         self.base = base.rstrip("/") + "/"
         self.host = parts.hostname
-        self.port = parts.port or (443 if parts.scheme == "https" else 80)
+        self.port = port or (443 if parts.scheme == "https" else 80)
         self._escapes_slash: bool | None = None
 
     def __str__(self) -> str:

@@ -44,9 +44,10 @@ _RESOLVE_FIRST = 2.0
 
 
 class _Magnet:
-    """A wait for one info dictionary."""
+    """One info dictionary on its way, and how many wait for it."""
 
     def __init__(self) -> None:
+        self.waiting = 0
         self.done = trio.Event()
         self.info = b""
 
@@ -131,12 +132,16 @@ class TorrentFetcher:
         if not self.has_peers:
             raise MetadataUnavailable(name, "no peers are known")
         magnet = self._magnets.setdefault(content.digest, _Magnet())
-        self._session.lt.async_add_torrent(self._magnet_params(content))
+        if not magnet.waiting:
+            self._session.lt.async_add_torrent(self._magnet_params(content))
+        magnet.waiting += 1
         try:
             await magnet.done.wait()
         finally:
-            self._magnets.pop(content.digest, None)
-            self._remove_magnet(content)
+            magnet.waiting -= 1
+            if not magnet.waiting:
+                del self._magnets[content.digest]
+                self._remove_magnet(content)
         return metainfo.wrap(magnet.info)
 
     def _magnet_params(self, content: ContentId) -> lt.add_torrent_params:

@@ -80,10 +80,12 @@ class Evictor:
 
     async def evict(self, content: ContentId, *, manifest: bool = False) -> Evicted:
         """Evict one object now, unless it has to stay. StoreFailed."""
-        why = self._why_stays(content)
-        if why:
+        if why := self._why_stays(content):
             return Evicted(stays=why)
-        freed = await self._store.remove(content, manifest=manifest) if await self.users.let_go(content) else None
+        gone = await self.users.let_go(content)
+        if why := self._why_stays(content):  # somebody pinned it meanwhile, say
+            return Evicted(stays=why)
+        freed = await self._store.remove(content, manifest=manifest) if gone else None
         if freed is None:
             return Evicted(stays="open")
         self._tally.claims.pop(content, None)

@@ -136,10 +136,12 @@ def remove_leavings(root: Path, before: float) -> int:
     freed = 0
     with named(root):
         for path in (*root.glob("*/??/*/manifest.*"), *root.glob("*/??/*/data.*")):
-            # Its last change of state, not of content: a link made this moment to an old file is no leaving.
-            if path.stat(follow_symlinks=False).st_ctime < before:
-                freed += taken(path)
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # it got its name just now
+                # Its last change of state, not of content: a link made this moment to an old file is no leaving.
+                if path.stat(follow_symlinks=False).st_ctime < before:
+                    size = taken(path)
+                    path.unlink()
+                    freed += size
     return freed
 
 

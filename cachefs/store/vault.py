@@ -18,11 +18,11 @@ from pathlib import Path
 
 import trio
 
-from cachefs.content import Bitmap, ContentId, Manifest
+from cachefs.content import ContentId, Manifest
 from cachefs.diskerrors import named
 from cachefs.errors import CachefsError
-from cachefs.store import disk
-from cachefs.store.state import ObjectRow, State
+from cachefs.store import disk, recovery
+from cachefs.store.state import State
 
 _log = logging.getLogger(__name__)
 _CHUNK = 2**20
@@ -41,17 +41,14 @@ class Vault:
         return disk.directory_of(self._root, content) / "data"
 
     def sealed(self, content: ContentId) -> int | None:
-        """The object's size in bytes if it is here, recorded as complete and unchanged since; None otherwise."""
+        """The object's size in bytes if it is here, recorded as complete and unchanged since; None otherwise.
+
+        StoreFailed.
+        """
         row = self._state.load_object(content)
         if row is None or row.seal is None or row.completed is None:
             return None
-        fd = disk.open_sealed(self.path(content))
-        if fd is None:
-            return None
-        try:
-            return row.length if disk.seal_of(fd) == row.seal else None
-        finally:
-            os.close(fd)
+        return row.length if recovery.looks(self.path(content)) == row.seal else None
 
     async def holds(self, manifest: Manifest) -> bool:
         """Whether all of the content is here, by its seal or else by hashing the file. StoreFailed."""
@@ -87,15 +84,11 @@ class Vault:
 
     def save_manifest(self, manifest: Manifest) -> None:
         """Keep the manifest of content whose id says nothing of its blocks. StoreFull, StoreFailed."""
-        path = self.path(manifest.content).with_name("manifest")
-        with named(path):
-            disk.make_directory(path.parent)
-            disk.replace_file(path, packed(manifest))
+        disk.save_manifest(self._root, manifest.content, packed(manifest))
 
     def _record(self, manifest: Manifest) -> None:
         """Write the row of a sealed object. Failing that, the next open hashes the file: nothing is lost."""
         path = self.path(manifest.content)
-        now = time.time()
         try:
             with named(path):
                 fd = disk.open_sealed(path)
@@ -106,9 +99,7 @@ class Vault:
                     seal = disk.seal_of(fd)
                 finally:
                     os.close(fd)
-            bits = bytes(Bitmap.full(manifest.blocks))
-            row = ObjectRow(manifest.block_length, manifest.length, bits, manifest.length, seal, now, now)
-            self._state.save_object(manifest.content, row)
+            self._state.save_object(manifest.content, recovery.whole(manifest, seal, time.time()))
         except CachefsError as error:
             _log.warning("%s is not recorded as complete, and will be hashed when it is opened: %s", path, error)
 
