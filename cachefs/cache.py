@@ -219,13 +219,17 @@ class Cache:
 
         A view is valid until the next call on any reader: answer before the next await.
         """
-        flow = reader.flow
-        missing = flow.stored.verified.missing(flow.stored.manifest.covering(offset, size))
-        if missing:
-            await self._arrival(reader, missing)
-        with self._noted(flow):
-            ready = flow.stored.read_now(offset, size) if missing else None
-            return ready if ready is not None else await flow.stored.read(offset, size)
+        flow, stored = reader.flow, reader.flow.stored
+        blocks, ready, data = stored.manifest.covering(offset, size), None, None
+        while data is None:  # what was here may be doubted while it is being read
+            arrived = False
+            while missing := stored.verified.missing(blocks):
+                await self._arrival(reader, missing)
+                arrived = True
+            with self._noted(flow):
+                ready = stored.read_now(offset, size) if arrived else None
+                data = ready if ready is not None else await stored.read(offset, size)
+        return data
 
     async def fetch(self, reader: Reader, block: int) -> None:
         """Return when a block is here; what readers wait for goes first.
@@ -235,7 +239,9 @@ class Cache:
         flow, deadline = reader.flow, self._settings.deadline
         while block not in flow.stored.verified:
             self._waits.require_running()
-            self._prepare(flow)
+            if flow.stored.condemned is not None:
+                raise flow.stored.condemned
+            await self._ready(flow, trio.current_time())
             with trio.move_on_after(deadline) as waiting:
                 await flow.wait([block], self._settings.readahead_blocks)
             if waiting.cancelled_caught and flow.idle_for() >= deadline:
@@ -244,10 +250,12 @@ class Cache:
     async def complete(self, reader: Reader) -> None:
         """Return when all of it is here and durable, waiting as a read does. Unavailable, StoreFull, StoreFailed."""
         stored = reader.flow.stored
-        missing = stored.verified.missing(range(stored.manifest.blocks))
-        if missing:
-            await self._arrival(reader, missing)
-        await stored.commit()
+        while True:
+            if missing := stored.verified.missing(range(stored.manifest.blocks)):
+                await self._arrival(reader, missing)
+            await stored.commit()
+            if stored.complete:  # the whole may have been found wrong, or a block been doubted
+                return
 
     async def _arrival(self, reader: Reader, missing: list[int]) -> None:
         flow = reader.flow
@@ -271,7 +279,7 @@ class Cache:
 
     async def _fetch(self, reader: Reader, missing: list[int], since: float) -> None:
         flow = reader.flow
-        self._prepare(flow)
+        await self._ready(flow, since)
         while (until := self._patience(flow, since)) > trio.current_time():
             anew = max(since, flow.tried_anew_at) + self._settings.deadline / 2
             with trio.move_on_at(min(until, anew, trio.current_time() + _LOOK_AT_CALLER)) as slice_of_it:
@@ -310,8 +318,24 @@ class Cache:
 
     def _start(self, flow: Flow) -> None:
         """Have the flow's demand fetched, from the first time something is missing."""
-        self._prepare(flow)
-        flow.demand(self._settings.readahead_blocks)
+        if not flow.stored.unfit:
+            self._prepare(flow)
+            flow.demand(self._settings.readahead_blocks)
+
+    async def _ready(self, flow: Flow, since: float) -> None:
+        """Return when what is missing may be fetched, with a download that is told nothing yet.
+
+        StoreFull, StoreFailed; Unavailable where a file is mended for longer than a read waits.
+        """
+        with trio.move_on_at(since + self._settings.deadline) as waiting:
+            while flow.download is None or flow.stored.unfit:
+                if flow.download is None:
+                    await flow.stored.look()
+                await flow.stored.fit()
+                self._prepare(flow)
+        if waiting.cancelled_caught:
+            why = "its file is being copied, so that what is wrong in it can be mended"
+            raise Unavailable(flow.item.name, self._settings.deadline, why)
 
     def _prepare(self, flow: Flow) -> None:
         """Have a download to tell demands to, and tell none: whoever is about to wait does that, with its blocks."""

@@ -101,17 +101,22 @@ class Flow:
         self._meter = _Meter()
         self._landed_at = trio.current_time()
         self._refusals: dict[int, list[tuple[float, Exception]]] = {}
+        stored.watcher = self
 
     def landed(self, index: int) -> None:
         self._landed_at = trio.current_time()
         self.stored.land(index)
+        if index not in self.stored.verified:  # it came to a file that isn't the object's any more
+            self.doubted()
+            self.grow()
+            return
         self._meter.add(self.stored.manifest.span(index).length)
         flight = self._flights.pop(index, None)
         if flight is not None:
             flight.done.set()
 
     async def deliver(self, index: int, data: memoryview) -> None:
-        await self.stored.write(index, data)
+        await trio.to_thread.run_sync(self.stored.put, index, data)
         self.landed(index)
 
     def claim(self, blocks: range) -> Claim:
@@ -122,6 +127,17 @@ class Flow:
 
     def release(self, claim: Claim) -> None:
         """Nobody else waits for it."""
+
+    def doubted(self) -> None:
+        """Some of what was here isn't any more, or everything is: the object's own word, as a `Watcher`."""
+        for index in [index for index in self._flights if index in self.stored.verified]:
+            self._flights.pop(index).done.set()
+        if self.download is not None:
+            self.download.doubted()
+
+    def mended(self) -> None:
+        """What is missing may be written now: ask for what is waited for."""
+        self.grow()
 
     def failed(self, error: Exception) -> None:
         self.refused(list(self._flights), error)
@@ -169,9 +185,9 @@ class Flow:
 
     def demand(self, most: int) -> None:
         """Tell the download what is waited for and what to read ahead."""
-        if self.download is None:
-            return
         self._most = most
+        if self.download is None or self.stored.unfit:
+            return
         limit = window.limit(self._meter.rate(), self.stored.manifest.block_length, most)
         verified, flights = self.stored.verified, self._flights
         end = self._end()

@@ -96,6 +96,7 @@ class Prefetcher:
         progress.have += part.have
         try:
             await self._blocks(reader, part, progress)
+            await self._cache.complete(reader)
             progress.done += 1
         except CachefsError as error:
             progress.failed[name] = str(error)

@@ -159,15 +159,12 @@ class Upkeep:
         self._mended += mended
         if mended:
             self._tell(f"{item.name}: {mended} of {len(verdict.missing)} wrong blocks fetched again", logging.INFO)
-        return replace(verdict, mended=mended, trouble=trouble)
+        return replace(verdict, mended=mended, trouble=verdict.trouble or trouble)
 
     async def _have_forgotten(self, item: Item, verdict: Verdict) -> None:
         """Tell whoever may still have the bytes of the blocks that were found wrong."""
         self._wrong += len(verdict.wrong)
         self._tell(f"{item.name}: {_blocks(verdict.wrong)} wrong on disk, not served any more", logging.ERROR)
-        for flow in self._cache.flows():
-            if flow.item.content == item.content and flow.download is not None:
-                flow.download.doubted()
         with trio.move_on_after(_PATIENCE):
             await self._forget_pages(item.content, _spans(item.manifest, verdict.wrong))
 

@@ -136,7 +136,7 @@ class Verification:
             manifest = await self._describe(name, content)
             checked = await self._checker.check(self._store, manifest, self._hashed)
             verdict = replace(verdict, held=checked.held, blocks=manifest.blocks)
-            verdict = replace(verdict, wrong=checked.wrong, lost=checked.lost)
+            verdict = replace(verdict, wrong=checked.wrong, lost=checked.lost, trouble=checked.trouble)
             return await self._mend(verdict) if verdict.missing else verdict
         except CachefsError as error:
             return replace(verdict, trouble=str(error))

@@ -284,6 +284,16 @@ def test_a_record_whose_pieces_are_right_and_whose_whole_is_not_is_thrown_away_a
     assert kept.stat().st_blocks == 0
 
 
+def test_a_prefetch_of_a_record_that_contradicts_itself_says_so(stage: Stage) -> None:
+    path = stage.record("contradicts-too.mp3", fresh(17, pieces=2))
+    lock = stage.mount.data_dir / LOCK_NAME
+    wrong = ContentId.parse(f"sha256:{sha256(b'nor has this')}")
+    records.update(lock, lambda now: now.with_record(replace(now.records[path.name], content=wrong)))
+    control.ask(stage.mount.data_dir, "records-changed")
+    done = cachefs("prefetch", f"records/{path.name}", "--data-dir", stage.mount.data_dir)
+    assert (done.returncode, "its record contradicts itself" in done.stdout + done.stderr) == (1, True)
+
+
 def test_mirrors_are_asked_when_the_url_fails_or_lies(stage: Stage) -> None:
     body = fresh(10)
     path = stage.record("mirrored.mp3", body)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,13 @@ import trio
 
 from cachefs.content import Bitmap
 from cachefs.errors import StoreFailed, StoreFull
-from cachefs.store import ObjectStore, State, StoredObject, disk
+from cachefs.store import ObjectStore, State, StoredObject, disk, places, recovery
 from cachefs.store.scrub import Checked, Checker
-from cachefs.store.state import ObjectRow
+from cachefs.store.state import ObjectRow, Seal
 from tests.store_kit import BLOCK, BLOCKS, LENGTH, DyingState, content_of, piece
 
 MANIFEST, DATA = content_of(1)
+NO_SEAL = Seal(0, 0, 0)
 
 
 @pytest.fixture
@@ -156,8 +159,7 @@ def test_a_read_that_waits_for_the_disk_while_its_block_is_doubted_gets_no_bad_b
             doubted.set()
 
     async def reading(stored: StoredObject) -> None:
-        with pytest.raises(StoreFailed, match="block 2 was read before it was there"):
-            await stored.read(2 * BLOCK, BLOCK)
+        assert await stored.read(2 * BLOCK, BLOCK) is None
 
     with_object(tmp_path, state, use)
 
@@ -253,3 +255,170 @@ def test_from_the_moment_that_a_block_is_doubted_the_file_is_not_given_to_others
         assert set(seen) == {(True, True), (False, False)}
 
     with_object(tmp_path, state, use)
+
+
+@contextmanager
+def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """A copy of a shared file that says when it is about to be made, and waits until it may."""
+    begun, may = threading.Event(), threading.Event()
+    really = places.take_own
+
+    def slowly(path: Path) -> bool:
+        begun.set()
+        assert may.wait(20)
+        return really(path)
+
+    monkeypatch.setattr(places, "take_own", slowly)
+    yield begun, may
+
+
+class Watching:
+    """A `Watcher` that notes what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def doubted(self) -> None:
+        self.told.append("doubted")
+
+    def mended(self) -> None:
+        self.told.append("mended")
+
+
+def test_nothing_is_asked_for_until_a_shared_file_has_become_a_copy(
+    tmp_path: Path, state: DyingState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        (tmp_path / "mine").hardlink_to(stored.path)
+        damage(stored, 5)
+        stored.watcher = watching = Watching()
+        async with trio.open_nursery() as nursery:
+            with held_up(monkeypatch) as (begun, may):
+                nursery.start_soon(stored.doubt, [5])
+                await trio.to_thread.run_sync(begun.wait, 20)
+                assert stored.unfit
+                with trio.move_on_after(0.1) as waiting:
+                    await stored.fit()
+                assert (waiting.cancelled_caught, watching.told) == (True, [])
+                may.set()
+                await stored.fit()
+        assert (stored.unfit, watching.told) == (False, ["doubted", "mended"])
+        assert not stored.path.samefile(tmp_path / "mine")
+
+    with_object(tmp_path, state, use)
+
+
+def test_what_its_owner_did_to_a_shared_file_while_it_was_copied_is_not_served(
+    tmp_path: Path, state: DyingState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        (tmp_path / "mine").hardlink_to(stored.path)
+        damage(stored, 5)
+        async with trio.open_nursery() as nursery:
+            with held_up(monkeypatch) as (begun, may):
+                nursery.start_soon(stored.doubt, [5])
+                await trio.to_thread.run_sync(begun.wait, 20)
+                damage(stored, 1)
+                may.set()
+        assert set(stored.verified) == durable(state) == {0, 2, 3, 4}
+
+    with_object(tmp_path, state, use)
+
+
+def test_a_shared_file_that_cannot_be_copied_stays_as_it_is_and_is_copied_when_there_is_room(
+    tmp_path: Path, state: DyingState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(fd: int, copy: int) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        (tmp_path / "mine").hardlink_to(stored.path)
+        damage(stored, 5)
+        with monkeypatch.context() as patch:
+            patch.setattr(places, "_require_room", no_room)
+            checked = await Checker().check(store, MANIFEST)
+            assert (checked.wrong, "no room" in checked.trouble) == ((5,), True)
+            with pytest.raises(StoreFull):
+                await stored.fit()
+            await store.commit()
+            assert stored.unfit
+        await store.commit()
+        assert not stored.unfit
+        await stored.write(5, piece(MANIFEST, DATA, 5))
+        assert await stored.read(0, LENGTH) == DATA != (tmp_path / "mine").read_bytes()
+
+    with_object(tmp_path, state, use)
+
+
+@pytest.mark.parametrize("put_there", [False, True], ids=["gone", "replaced"])
+def test_blocks_that_came_to_a_file_that_was_taken_away_are_not_served_from_the_new_one(
+    tmp_path: Path, state: DyingState, put_there: bool
+) -> None:
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        here = stored.verified.copy()
+        stored.path.unlink()
+        if put_there:
+            stored.path.write_bytes(bytes(LENGTH))
+        await stored.write(3, piece(MANIFEST, DATA, 3))  # lands after somebody has looked at what is here
+        stored.put(4, piece(MANIFEST, DATA, 4))  # and this lands when the file is another
+        await stored.doubt(here)
+        assert not stored.land(4)
+        assert list(stored.verified) == []
+        for index in range(BLOCKS):
+            await stored.write(index, piece(MANIFEST, DATA, index))
+        assert await stored.read(0, LENGTH) == DATA == stored.path.read_bytes()
+
+    with_object(tmp_path, state, use, blocks=3)
+
+
+def test_a_block_that_was_doubted_between_being_found_here_and_landing_does_not_land(
+    tmp_path: Path, state: DyingState
+) -> None:
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        damage(stored, 2)
+        stored.put(2, piece(MANIFEST, DATA, 2))  # nothing is written: it is here
+        await stored.doubt([2])
+        assert not stored.land(2)
+        await stored.write(2, piece(MANIFEST, DATA, 2))
+        assert await stored.read(0, LENGTH) == DATA
+
+    with_object(tmp_path, state, use)
+
+
+def test_what_was_lost_on_a_full_disk_is_told_by_later_checks(tmp_path: Path, state: DyingState) -> None:
+    def full(row: ObjectRow) -> None:
+        raise StoreFull("no room")
+
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        damage(stored, 3)
+        state.before = full
+        assert await Checker().check(store, MANIFEST) == Checked(BLOCKS, (3,), (), "no room")
+        state.before = lambda row: None
+        await store.commit()
+        assert await Checker().check(store, MANIFEST) == Checked(BLOCKS - 1, (), (3,))
+
+    with_object(tmp_path, state, use)
+
+
+@pytest.mark.parametrize("noticed_by", ["check", "commit", "look"])
+def test_a_whole_that_another_process_puts_in_the_place_of_a_part_is_used_at_once(
+    tmp_path: Path, state: DyingState, noticed_by: str
+) -> None:
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        stored.path.rename(tmp_path / "part")
+        stored.path.write_bytes(DATA)
+        stored.path.chmod(0o444)
+        state.save_object(MANIFEST.content, recovery.whole(MANIFEST, recovery.looks(stored.path) or NO_SEAL, 5.0))
+        match noticed_by:
+            case "check":
+                assert await Checker().check(store, MANIFEST) == Checked(3, ())
+            case "commit":
+                await stored.write(4, piece(MANIFEST, DATA, 4))
+                await stored.commit()
+            case _:
+                await stored.look()
+        assert (stored.complete, stored.sealed, completed(state)) == (True, True, 5.0)
+        assert await stored.read(0, LENGTH) == DATA
+        assert stored.path.stat().st_mode & 0o777 == 0o444
+
+    with_object(tmp_path, state, use, blocks=3)

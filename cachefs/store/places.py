@@ -21,6 +21,7 @@ import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from cachefs.content import Span
 from cachefs.diskerrors import named
 from cachefs.errors import StoreFailed
 from cachefs.store import disk
@@ -146,18 +147,22 @@ def is_shared(data: Path) -> bool:
     return stat.S_ISLNK(status.st_mode) or status.st_nlink > 1
 
 
-def take_own(data: Path) -> None:
-    """Give an object whose data file is shared a copy of its own; if the file is gone, none. Blocking. OSError."""
+def take_own(data: Path) -> bool:
+    """Give an object whose data file is shared a copy of its own; if the file is gone, none. Blocking. OSError.
+
+    Whether it has a copy now.
+    """
     if not is_shared(data):
-        return
+        return False
     fd = disk.open_sealed(data)
     if fd is None:
         data.unlink()
-        return
+        return False
     made = data.with_name(f"{data.name}.{secrets.token_hex(4)}")
     try:
         _copy(fd, made)
         made.replace(data)
+        return True
     finally:
         made.unlink(missing_ok=True)
         os.close(fd)
@@ -165,21 +170,40 @@ def take_own(data: Path) -> None:
 
 def _copy(fd: int, made: Path) -> None:
     """Copy what is data, leave holes holes, and sync."""
-    size = os.fstat(fd).st_size
-    gaps = {gap.offset: gap for gap in disk.holes(fd, size)}
     copy = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        at, ends = 0, sorted(gaps)
-        while at < size:
-            if at in gaps:
-                at = gaps[at].end
-                continue
-            end = next((start for start in ends if start > at), size)
-            at += _copy_some(fd, copy, at, min(end - at, _CHUNK))
-        os.ftruncate(copy, size)
+        if not _reflinked(fd, copy):
+            _require_room(fd, copy)
+            _copy_data(fd, copy)
         os.fsync(copy)
     finally:
         os.close(copy)
+
+
+def _reflinked(fd: int, copy: int) -> bool:
+    try:
+        fcntl.ioctl(copy, _FICLONE, fd)
+    except OSError as error:
+        if error.errno not in _ANOTHER_WAY:
+            raise
+        return False
+    return True
+
+
+def _require_room(fd: int, copy: int) -> None:
+    """OSError at once, not at the end, if the file system of the copy has no room for it."""
+    room = os.fstatvfs(copy)
+    if room.f_bavail * room.f_frsize < os.fstat(fd).st_blocks * 512:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _copy_data(fd: int, copy: int) -> None:
+    size, at = os.fstat(fd).st_size, 0
+    for hole in [*disk.holes(fd, size), Span(size, 0)]:
+        while at < hole.offset:
+            at += _copy_some(fd, copy, at, min(hole.offset - at, _CHUNK))
+        at = hole.end
+    os.ftruncate(copy, size)
 
 
 def _copy_some(fd: int, copy: int, at: int, most: int) -> int:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import trio
 
 from cachefs.content import Bitmap, Manifest
+from cachefs.errors import CachefsError
 from cachefs.store.objects import ObjectStore
 from cachefs.store.stored import StoredObject
 
@@ -36,12 +37,14 @@ Hashed = Callable[[int], None]
 class Checked:
     """What became of one object: how many of its blocks were thought to be here, and which of them weren't.
 
-    `lost`: those that were found wrong earlier, and haven't come again.
+    `lost`: those that were found wrong earlier, and haven't come again; `trouble`: what kept it from being recorded
+    what is wrong, or from being made ready for what comes in its place.
     """
 
     held: int
     wrong: tuple[int, ...]
     lost: tuple[int, ...] = ()
+    trouble: str = ""
 
 
 class Checker:
@@ -58,21 +61,24 @@ class Checker:
         """Hash what is held of an object, and doubt what is wrong of it. StoreFull, StoreFailed."""
         recorded, earlier = store.recorded(manifest), store.lost(manifest)
         stored = await store.open(manifest)
-        here, wrong = stored.verified.copy(), set[int]()
         try:
-            wrong = await self._wrong(stored, here, hashed)
+            here, wrong, trouble = stored.verified.copy(), set[int](), ""
+            try:
+                await self._find(stored, here, hashed, wrong)
+            finally:
+                with trio.CancelScope(shield=True):  # what was found must come to its caller's ears
+                    try:
+                        wrong.intersection_update(await stored.doubt(wrong))
+                    except CachefsError as error:
+                        trouble = str(error)
         finally:
-            with trio.CancelScope(shield=True):  # what was found must come to its caller's ears
-                try:
-                    await stored.doubt(wrong)
-                finally:
-                    await stored.release()
+            await stored.release()
         lost = {index for index in recorded if index not in here}
         still = tuple(index for index in earlier if index not in here)
-        return Checked(len(here) + len(lost), tuple(sorted(wrong | lost)), still)
+        return Checked(len(here) + len(lost), tuple(sorted(wrong | lost)), still, trouble)
 
-    async def _wrong(self, stored: StoredObject, blocks: Bitmap, hashed: Hashed) -> set[int]:
-        found: set[int] = set()
+    async def _find(self, stored: StoredObject, blocks: Bitmap, hashed: Hashed, found: set[int]) -> None:
+        """Add to `found` those of the blocks that are wrong."""
         batches = self._batches(stored.manifest, blocks)
 
         async def work() -> None:
@@ -85,7 +91,6 @@ class Checker:
         async with trio.open_nursery() as nursery:
             for _ in range(self.threads):
                 nursery.start_soon(work)
-        return found
 
     def _hash(self, stored: StoredObject, batch: list[int]) -> list[int]:
         return stored.wrong(batch, from_disk=self._from_disk)

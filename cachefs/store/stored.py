@@ -1,27 +1,29 @@
-"""One object while it is open: reading what is verified, landing what was fetched, making it durable.
+"""One object while it is open: landing what was fetched, making it durable, mending what went bad.
 
-How it works: `verified` has a bit for every block whose bytes are in the file and were checked; such a block
-is served at once. Its bit reaches the state only with a commit: copy the bits, fdatasync, save the copy. A
-block that lands during the sync is not in the copy and waits for the next one, so no bit is ever saved before
-its data. The commit that has the last block also makes the file read-only and records its seal.
+How it works: a block that has landed is served at once (`served.py`). Its bit reaches the state only with a commit:
+copy the bits, fdatasync, save the copy. A block that lands during the sync is not in the copy and waits for the next
+one, so no bit is ever saved before its data. The commit that has the last block also makes the file read-only and
+records its seal.
 
 If a sync fails, the kernel has forgotten the pages that it couldn't write and the next sync would report
 success. So nothing is committed any more until the object is opened again and what is on disk is hashed.
 
 A block whose bytes turn out wrong later, because a disk forgets, is doubted: its bit goes at once, and the
 recorded one before `doubt` returns; the seal is broken and the block is missing like any other. A read that was
-waiting for the disk in that moment may have got the wrong bytes, and reads again.
+waiting for the disk in that moment may have got the wrong bytes, and is told to look again. Then the file is mended:
+made one that may be written to, which may be another (`datafile.py`). Until it is, nothing may be asked for that would
+be written to it: `fit` waits for that.
 
-Reads that the page cache can answer are made with RWF_NOWAIT on the event loop: a thread would cost ten times
-the read. They share one buffer, for a reply is copied into the kernel before the next read is looked at.
+Another process may put the whole content in the place of a file of which we have a part, as an etch does. It is used as
+soon as that is noticed, and nothing that we know of the part is recorded any more.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -31,14 +33,14 @@ import trio
 from cachefs.content import Bitmap, Manifest
 from cachefs.diskerrors import named
 from cachefs.errors import CachefsError, RecordInconsistent, StoreFailed
-from cachefs.store import disk, losses, places, recovery, space
-from cachefs.store.guard import Guard
+from cachefs.store import disk, losses, places, recovery
+from cachefs.store.datafile import Renewal
 from cachefs.store.recovery import Found
+from cachefs.store.served import READ_NOW_LIMIT, ServedBytes
 from cachefs.store.state import ObjectRow, Seal, State
 from cachefs.store.wholeness import condemn_unless_whole
 
-READ_NOW_LIMIT = 2**20
-"""The most bytes that `read_now` gives: the largest read the kernel sends."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,29 @@ class Owner(Protocol):
         """One user is done with the object."""
 
 
-class StoredObject:
+class Watcher(Protocol):
+    """Who has blocks fetched, and is told when what is here changes otherwise than by landing."""
+
+    def doubted(self) -> None:
+        """Some of what was here isn't, or is in another file."""
+
+    def mended(self) -> None:
+        """What is missing may be written now."""
+
+
+class _Mending:
+    """The file is being made fit to be written to, or couldn't be."""
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+        self.error: CachefsError | None = None
+
+    def end(self, error: CachefsError | None = None) -> None:
+        self.error = error
+        self.ended.set()
+
+
+class StoredObject(ServedBytes):
     """An object's bytes. From `ObjectStore.open`; the last `release` closes it."""
 
     def __init__(
@@ -73,53 +97,22 @@ class StoredObject:
         tools: Tools,
         last_used: float | None = None,
     ) -> None:
-        self.manifest = manifest
-        self.path = path
-        self.directory = path.parent
-        self.verified = found.bits
-        self.complete = found.bits.complete
-        self._length = manifest.length
-        self._block_length = manifest.block_length
-        self._fd = found.fd
-        self._shared, self._guard = found.shared, Guard(path, manifest)
-        # A partial object's seal ends here: it may be written to from now on.
-        self._seal = found.seal if self.complete else None
+        super().__init__(manifest, path, found, tools.buffer)
         self._completed = completed
         self.condemned: RecordInconsistent | None = None
         self._last_used = tools.clock() if last_used is None else last_used
         self._tools = tools
         self._owner: Owner | None = None
         self._committing = trio.Lock()
-        self._turn = threading.Lock()  # the kernel writes to a file for one at a time; the others would spin
+        self._mending: _Mending | None = None
+        self._unrecorded: set[int] = set()
         self._dirty = False
         self._frozen = False
-        self._doubts = 0
+        self.watcher: Watcher | None = None
 
     def attach(self, owner: Owner) -> None:
         """Tell `owner` from now on; the store's own call."""
         self._owner = owner
-
-    @property
-    def bytes_path(self) -> Path:
-        """The file that has the bytes: `path`, or the user's own where it was taken over in place."""
-        return self.path.readlink() if self.path.is_symlink() else self.path
-
-    @property
-    def allocated(self) -> int:
-        """The bytes the file takes on disk, whole sectors; 0 once it is closed, or if somebody else has it, too."""
-        with named(self.path):
-            return space.taken(self.path) if self._fd >= 0 else 0
-
-    def to_write(self, index: int) -> int:
-        """The bytes that the file grows by, at most, when all of a block is written. StoreFailed."""
-        span = self.manifest.span(index)
-        with named(self.path):
-            return max(0, space.cost(span) - space.written(self._fd, span))
-
-    @property
-    def closed(self) -> bool:
-        """Whether the store is done with it: nothing is written to it any more."""
-        return self._fd < 0
 
     @property
     def last_used(self) -> float:
@@ -131,32 +124,17 @@ class StoredObject:
         self._last_used = self._tools.clock()
 
     @property
-    def sealed(self) -> bool:
-        """Whether it is complete, durable and recorded as such."""
-        return self._seal is not None
-
-    @property
-    def descriptor(self) -> int | None:
-        """The file, for others to read from, if it has all of it and nobody writes to it; None otherwise."""
-        # A doubted block is missing at once; the seal is broken a moment later.
-        return self._fd if self.complete and self.sealed and not self._shared else None
-
-    @property
     def frozen(self) -> bool:
         """Whether a sync failed, so that nothing more is committed until it is opened again."""
         return self._frozen
 
-    @property
-    def held(self) -> int:
-        """The bytes in verified blocks."""
-        return self.manifest.held(self.verified)
-
     def land(self, index: int) -> bool:
         """A verified block's bytes are in the file: serve it from now on. True if it wasn't there before.
 
-        Durable at the next commit. No I/O. IndexError if there is no such block.
+        Nor is it then if it was written to a file that isn't ours any more, or was doubted since. Durable at the next
+        commit. No I/O. IndexError if there is no such block.
         """
-        if not self.verified.add(index):
+        if not self._file.lands(index) or not self.verified.add(index):
             return False
         self.complete = self.verified.complete
         self._dirty = True
@@ -169,141 +147,175 @@ class StoredObject:
         await trio.to_thread.run_sync(self.put, index, data)
         self.land(index)
 
-    def put(self, index: int, data: bytes | bytearray | memoryview) -> None:
-        """Verify a block and write it, unless it is here: `write` for a thread, which has it landed then."""
-        if index in self.verified:
-            return
-        self.manifest.verify(index, data)
-        with named(self.path), self._turn:
-            disk.write_all(self._fd, data, self.manifest.span(index).offset)
-
-    def read_now(self, offset: int, size: int) -> memoryview | None:
-        """`size` bytes at `offset`, less only what lies past the end; None if that would block or is over 1 MiB.
-
-        The view is of a buffer that all objects share: valid until the next call, so reply, or copy, before
-        the next await. StoreFailed if a block in the span isn't verified.
-        """
-        if offset + size > self._length:
-            size = max(0, self._length - offset)
-        self._require(offset, size)
-        if size > READ_NOW_LIMIT:
-            return None
-        view = self._tools.buffer[:size]
-        try:
-            count = os.preadv(self._fd, (view,), offset, os.RWF_NOWAIT)
-        except OSError:  # not in the page cache, or the file system can't tell; a real error shows in read()
-            return None
-        unchanged = not self._shared or disk.seal_of(self._fd) == self._seal
-        return view if count == size and unchanged else None
-
-    async def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`, less only what lies past the end, from the disk; StoreFailed rather than fewer."""
-        size = min(size, self._length - offset)
-        while size > 0:
-            self._require(offset, size)
-            doubts = self._doubts
-            data = await trio.to_thread.run_sync(self._read, offset, size)
-            if doubts == self._doubts:
-                self._renew_seal()
-                return data
-        return b""
-
-    def _read(self, offset: int, size: int) -> bytes:
-        if self._shared:
-            return self._guard.read(self._fd, self._seal, offset, size)
-        return disk.read_exactly(self.path, self._fd, offset, size)
+    async def read(self, offset: int, size: int) -> bytes | None:
+        data = await super().read(offset, size)
+        if data is not None:
+            self._renew_seal()
+        return data
 
     def _renew_seal(self) -> None:
         """Take the look of a shared file for its seal, if all of it was found right since it was touched."""
-        renewed = self._guard.renewed if self._shared else None
+        renewed = self._file.renewed_seal
         if renewed and renewed != self._seal:
             self._seal = renewed
             with contextlib.suppress(CachefsError):  # then the next start verifies it once more
                 self._save(self.verified.copy())
 
-    def _require(self, offset: int, size: int) -> None:
-        if self.complete or not size:
-            return
-        for index in range(offset // self._block_length, -(-(offset + size) // self._block_length)):
-            if index not in self.verified:
-                raise StoreFailed(f"{self.path}: block {index} was read before it was there")
-
-    def wrong(self, blocks: Sequence[int], *, from_disk: bool = False) -> list[int]:
-        """Those of `blocks` whose bytes in the file are not what they should be. Blocking, in a thread of trio's.
-
-        `from_disk`: what the disk has, not what memory remembers of it.
-        """
-        if not disk.is_still(self.path, self._fd):
-            return list(blocks)
-        return recovery.wrong(self._fd, self.manifest, blocks, from_disk=from_disk)
+    async def look(self) -> None:
+        """Take note if somebody took the file away, or put all of it in its place. StoreFull, StoreFailed."""
+        if not self._file.is_still():
+            await self._distrust(list(self.verified))
 
     async def doubt(self, blocks: Iterable[int]) -> list[int]:
         """Serve these blocks no more: their bytes are wrong. They are missing from now on, also after a power cut.
 
-        Returns those that were there. StoreFull or StoreFailed if that can't be recorded: they are not served all the
-        same, and the next commit tries to record it again.
+        Returns those that were there. StoreFull or StoreFailed if that can't be recorded, or the file not be made one
+        to write to: they are not served all the same, and each commit tries again.
         """
         bad = [index for index in blocks if index in self.verified]
-        for index in bad:
-            self.verified.discard(index)
-        if bad:
-            self.complete = False
-            self._doubts += 1
-            with trio.CancelScope(shield=True):
-                async with self._committing:
-                    await self._take_back(bad)
+        return await self._distrust(bad) if bad else bad
+
+    async def _distrust(self, bad: list[int]) -> list[int]:
+        self._mending = self._mending or _Mending()
+        self._forget(bad)
+        with trio.CancelScope(shield=True):
+            async with self._committing:
+                if self._superseded():
+                    return []
+                self._seal = self._completed = None
+                self._mark()
+                try:
+                    self._record_losses()
+                finally:
+                    await self._mend()
         return bad
 
-    async def _take_back(self, bad: list[int]) -> None:
-        self._seal = self._completed = None
-        try:
-            await trio.to_thread.run_sync(self._reopen)
-            losses.take_back(self._tools.state, self.manifest, bad)
-        except BaseException:
-            self._dirty = True
-            if self._owner is not None:
-                self._owner.landed(self, 0)
-            raise
+    def _forget(self, blocks: Iterable[int]) -> None:
+        """Serve none of these from now on."""
+        bad = list(blocks)
+        for index in bad:
+            self.verified.discard(index)
+        self._file.void(bad)
+        self._unrecorded.update(bad)
+        self._doubts += 1
+        self.complete = self.verified.complete
 
-    def _reopen(self) -> None:
-        """Have a file that may be written to, of the right length, whatever became of it."""
-        with named(self.path):
-            places.take_own(self.path)
-            disk.reopen(self.path, self._fd, self._length)
-            self._shared = False
+    def _mark(self) -> None:
+        """Have the next commit come soon."""
+        self._dirty = True
+        if self._owner is not None:
+            self._owner.landed(self, 0)
+
+    def _record_losses(self) -> None:
+        losses.take_back(self._tools.state, self.manifest, sorted(self._unrecorded))
+        self._unrecorded.clear()
+
+    @property
+    def unfit(self) -> bool:
+        """Whether nothing may be written to the file just now."""
+        return self._mending is not None
+
+    async def fit(self) -> None:
+        """Return when what is missing may be written, as a rule at once. StoreFull, StoreFailed: it can't be."""
+        while (mending := self._mending) is not None:
+            await mending.ended.wait()
+            if mending.error is not None and self._mending is mending:
+                raise mending.error
+
+    async def _mend(self) -> None:
+        """Have a file that may be written to, and let those go on who wait for it. StoreFull, StoreFailed."""
+        if self._mending is None or self._mending.ended.is_set():
+            self._mending = _Mending()
+        try:
+            renewal = await trio.to_thread.run_sync(self._file.renew, self.verified.copy())
+            gone = self.verified.copy() if renewal.gone is None else renewal.gone
+            if gone:
+                self._forget(gone)
+            if self.watcher is not None:  # before anything can land by way of the former file
+                self.watcher.doubted()
+            await trio.to_thread.run_sync(self._file.use, renewal)
+        except CachefsError as error:
+            self._mending.end(error)
+            raise
+        except BaseException:
+            self._mending.end(StoreFailed(f"{self.path}: can't be written to yet"))
+            raise
+        self._is_fit()
+        if self._unrecorded:
+            self._record_losses()
+
+    def _is_fit(self) -> None:
+        mending, self._mending = self._mending, None
+        if mending is not None:
+            mending.end()
+        if self.watcher is not None:
+            self.watcher.mended()
+
+    def _superseded(self) -> bool:
+        """Whether the whole content was put in the place of the file, and is recorded: it is used from now on."""
+        if self._file.is_still():
+            return False
+        row = self._tools.state.load_object(self.manifest.content)
+        if row is None or not recovery.is_whole(self.path, self.manifest, row):
+            return False
+        fd = disk.open_sealed(self.path)
+        if fd is None:
+            return False
+        self._file.use(Renewal(fd, same=False, gone=[], shared=places.is_shared(self.path)))
+        for index in range(self.manifest.blocks):
+            self.verified.add(index)
+        self.complete, self._seal, self._completed = True, row.seal, row.completed
+        self._dirty = self._frozen = False
+        self._unrecorded.clear()
+        self._doubts += 1
+        self._is_fit()
+        if self.watcher is not None:
+            self.watcher.doubted()
+        _log.info("%s: all of it was put there by somebody else meanwhile", self.path)
+        return True
 
     async def commit(self) -> None:
         """Make everything that has landed durable; seal the file if that is all of it. StoreFull, StoreFailed."""
         async with self._committing:
-            if not self._dirty or self._frozen:
+            if not self._dirty or self._frozen or self._superseded():
                 return
             self._dirty = False
             try:
-                bits = self.verified.copy()
-                if bits.complete:
-                    self.condemned = await condemn_unless_whole(self.path, self._fd, self.manifest, self.verified)
-                    bits, self.complete = self.verified.copy(), self.verified.complete
-                if bits.complete:
-                    self._seal = await trio.to_thread.run_sync(self._sync, True)
-                    self._completed = self._tools.clock()
-                else:
-                    await trio.to_thread.run_sync(self._sync, False)
-                self._save(bits)
+                await self._commit()
+                if self._mending is not None:
+                    await self._mend()
             except BaseException:
                 self._dirty = True
                 raise
+
+    async def _commit(self) -> None:
+        bits = self.verified.copy()
+        if bits.complete:
+            try:
+                self.condemned = await condemn_unless_whole(self.path, self._file.fd, self.manifest, self.verified)
+            finally:
+                bits, self.complete = self.verified.copy(), self.verified.complete
+        if bits.complete:
+            self._seal = await trio.to_thread.run_sync(self._sync, True)
+            self._completed = self._tools.clock()
+        else:
+            await trio.to_thread.run_sync(self._sync, False)
+        self._save(bits)
+        if self._unrecorded:
+            losses.note(self._tools.state, self.manifest, self._unrecorded)
+            self._unrecorded.clear()
 
     def _sync(self, read_only: bool) -> Seal:
         """Sync the file, then tell how it looks."""
         with named(self.path):
             try:
-                self._tools.sync(self._fd)
+                self._tools.sync(self._file.fd)
             except OSError:
                 self._frozen = True
                 raise
-            if read_only and not self._shared:
-                os.fchmod(self._fd, 0o444)
-            return disk.seal_of(self._fd)
+            if read_only and not self._file.shared:
+                os.fchmod(self._file.fd, 0o444)
+            return self._file.look()
 
     def save_unsealed(self) -> None:
         """Record what recovery has found, and that the file may be written from here on; the store's own call."""
@@ -314,12 +326,11 @@ class StoredObject:
 
     def reopened(self, found: Found) -> None:
         """Take note that recovery has given the object another file; the store's own call."""
-        self._fd, self._shared = found.fd, found.shared
+        self._file.replace(found)
 
     def abandon(self) -> None:
         """Close the file of an object that nobody got to see; the store's own call."""
-        os.close(self._fd)
-        self._fd = -1
+        self._file.close()
 
     def _save(self, bits: Bitmap) -> None:
         manifest, tools = self.manifest, self._tools
