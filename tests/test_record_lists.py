@@ -17,6 +17,7 @@ from cachefs.catalog.records import Record
 from cachefs.config.records import Records
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, CatalogError, RecordMismatch
+from cachefs.formats.listing import Listed
 from cachefs.records import MusicCache
 from cachefs.records.lists import (
     WRITERS,
@@ -172,6 +173,14 @@ def test_a_list_with_one_entry_that_cannot_be_changes_nothing(tmp_path: Path, te
         )
     with pytest.raises(CatalogError, match="--base-url"):
         imported(tmp_path / "data", f"{digits}  ok.ogg\n", "SHA256SUMS")
+    assert lock(tmp_path / "data") == {}
+
+
+@pytest.mark.parametrize("size", [0, 2**50 + 1])
+def test_a_metalink_with_a_size_that_no_record_has_changes_nothing(tmp_path: Path, size: int) -> None:
+    item = Listed("a.ogg", ("https://e.org/a",), size, {"sha256": bytes(32)})
+    with pytest.raises(CatalogError, match=rf"all\.meta4: 'a\.ogg': {size} bytes, where a record has 1 to"):
+        imported(tmp_path / "data", WRITERS["metalink"]([item]), "all.meta4")
     assert lock(tmp_path / "data") == {}
 
 

@@ -118,6 +118,17 @@ def test_a_mirror_is_asked_when_the_url_fails_and_is_in_the_record(tmp_path: Pat
     assert lock_of(data)["song.mp3"].mirrors == (mirror,)
 
 
+@pytest.mark.parametrize(
+    ("told", "media"),
+    [("audio/x-new", "audio/x-new"), ("mp3", "audio/mpeg"), ("audio/x y", "audio/mpeg"), ('audio/x-f"o', "audio/mpeg")],
+)
+def test_a_servers_word_is_the_media_type_if_it_is_one(tmp_path: Path, told: str, media: str) -> None:
+    data = data_dir(tmp_path)
+    with web() as host:
+        records_kit.etch(data, host.put("song.mp3", bytes(1000), media=told))
+    assert lock_of(data)["song.mp3"].media == media
+
+
 INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"status": 404}, "HTTP 404"),
     "forbidden": ({"status": 403}, "HTTP 403: it won't let us in"),

@@ -4,6 +4,7 @@ change of many at once is lost."""
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -132,6 +133,16 @@ def test_a_change_that_fails_leaves_the_lock_as_it_was(tmp_path: Path) -> None:
 
     with pytest.raises(CatalogError, match="is a file here"):
         records.update(path, change)
+    assert path.read_bytes() == before
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / LOCK_NAME
+    records.update(path, lambda lock: lock.with_record(IMPORTED))
+    before = path.read_bytes()
+    for wrong in (replace(SONG, media="music"), replace(SONG, size=0), replace(SONG, url="gopher://h/x")):
+        with pytest.raises(CatalogError, match=f"{LOCK_NAME}: .*not written.*record {SONG.name}: expected"):
+            records.update(path, partial(RecordsLock.with_record, record=wrong))
     assert path.read_bytes() == before
 
 

@@ -33,8 +33,10 @@ MAX_SIZE = 2**50
 HEADER = r"^[ \t]*\[\[[ \t]*record[ \t]*\]\]"
 """Where a record begins, as a regular expression of the line."""
 
+MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")
+"""A media type, in lower case and without parameters (RFC 6838, 4.2)."""
+
 _KEYS = ("name", "url", "mirrors", "size", "hashes", "pieces", "swarm", "media", "etched_at")
-_MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +247,7 @@ def _as_swarm(value: object) -> ContentId:
 
 def _as_media(value: object) -> str:
     media = _as_table(value, {"type"}, '{ type = "audio/mpeg" }').get("type")
-    if not isinstance(media, str) or not _MEDIA_TYPE.fullmatch(media):
+    if not isinstance(media, str) or not MEDIA_TYPE.fullmatch(media):
         raise Wrong(f"expected a media type like audio/mpeg, got {show(media)}")
     return media
 

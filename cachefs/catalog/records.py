@@ -1,8 +1,8 @@
 """records-lock.toml: the records of a data directory.
 
-How it works: a lock is read whole and checked whole, into frozen values; a change makes another lock, which
-replaces the file in one step. `update` does that under a file lock of its own, so that many processes can
-etch at once and none loses another's record.
+How it works: a lock is read whole and checked whole, into frozen values; a change makes another lock, whose text is
+read as strictly before it replaces the file in one step. `update` does that under a file lock of its own, so that many
+processes can etch at once and none loses another's record.
 
 Format: names of PEP 751 where it has them.
 
@@ -101,8 +101,14 @@ class RecordsLock:
         return "\n".join([_HEAD, *map(dump, self)])
 
     def save(self, path: Path) -> None:
-        """Write the lock in one step that a crash can't tear; CatalogError if it can't be written."""
-        replace_text(path, self.dump())
+        """Write the lock in one step that a crash can't tear; CatalogError if it can't be, or couldn't be read then."""
+        text = self.dump()
+        try:
+            parse(text, path)
+        except CatalogError as error:
+            why = f"not written, for it could not be read again: {error.why}"
+            raise CatalogError(path, why, key=error.key) from None
+        replace_text(path, text)
 
 
 def lock_of(records: Iterable[Record], more: Iterable[Record] = ()) -> RecordsLock:

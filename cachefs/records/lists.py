@@ -20,6 +20,7 @@ import trio
 from cachefs.catalog import records
 from cachefs.catalog.files import read_text
 from cachefs.catalog.names import BadName, check_names
+from cachefs.catalog.record import MAX_SIZE
 from cachefs.catalog.records import Record, RecordsLock, as_url, lock_of
 from cachefs.config.values import Wrong
 from cachefs.content import ContentId
@@ -126,6 +127,8 @@ def _record(item: Listed, base_url: str, path: Path) -> Record:
         raise CatalogError(path, str(error), key=item.name) from None
     if not urls:
         raise CatalogError(path, "no URL, and the list tells none: --base-url URL", key=item.name)
+    if item.size is not None and not 0 < item.size <= MAX_SIZE:
+        raise CatalogError(path, f"{item.size} bytes, where a record has 1 to {MAX_SIZE}", key=item.name)
     if not item.hashes:
         raise CatalogError(path, "neither a SHA-256 nor an MD5", key=item.name)
     sha256, pieces = item.hashes.get("sha256"), _pieces(item)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
+from cachefs.catalog.record import MEDIA_TYPE
+
 _MAGIC = (
     (0, rb"ID3", "audio/mpeg"),
     (0, rb"\xff[\xf0\xf1\xf8\xf9]", "audio/aac"),
@@ -67,5 +69,5 @@ def objection(name: str, head: bytes, declared: str) -> str:
 
 def media_type(name: str, head: bytes, declared: str) -> str:
     """The record's media type: by the bytes, or else by the server's word, or else by the name; "" if none tells."""
-    generic = not declared or declared in ("application/octet-stream", "binary/octet-stream")
-    return sniff(head) or ("" if generic else declared) or _MUSIC.get(PurePosixPath(name.lower()).suffix, "")
+    tells = MEDIA_TYPE.fullmatch(declared) and declared not in ("application/octet-stream", "binary/octet-stream")
+    return sniff(head) or (declared if tells else "") or _MUSIC.get(PurePosixPath(name.lower()).suffix, "")
