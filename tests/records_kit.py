@@ -7,6 +7,7 @@ strong ETags as RFC 9110 has them, unless a page says otherwise.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import random
 import re
@@ -26,7 +27,6 @@ from click.testing import CliRunner, Result
 
 from cachefs.cli import main
 from cachefs.config import Records
-from cachefs.fetch.digests import repr_digest
 
 PIECE = 2**18
 OPEN = Records(allow_http=True, allow_private=True)
@@ -49,20 +49,24 @@ class Page:
     """What a path gives.
 
     `body`, its `media` type and an `etag` ("" for none, "auto" for the bytes' hash); `status` other than 200 gives no
-    body; `headers` are added, or replace others. `ranges` false ignores Range. Faults: the answer breaks off after
-    `cut` bytes of a body, as often as `cuts` says; `declared` is another Content-Length; `endless` never ends;
-    `gate` holds the body back until it is set, `hold` bytes before it; `busy` is how often it answers 503
-    first, with `headers`.
+    body; `headers` are added, or replace others, and several values make several lines. `ranges` false ignores Range,
+    `most` is how much of one is given. `chunked` bodies have no length. Faults: the answer breaks off after `cut` bytes
+    of a body, as often as `cuts` says, and if there is a page `then`, the path has it from there on; `declared` is
+    another Content-Length; `endless` never ends; `gate` holds the body back until it is set, `hold` bytes before it;
+    `busy` is how often it answers 503 first, with `headers`.
     """
 
     body: bytes = b""
     media: str = "audio/mpeg"
     etag: str = "auto"
     status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     ranges: bool = True
+    most: int | None = None
+    chunked: bool = False
     cut: int = 0
     cuts: int = 1
+    then: Page | None = None
     declared: int | None = None
     endless: bool = False
     gate: threading.Event | None = None
@@ -139,10 +143,19 @@ class _Handler(BaseHTTPRequestHandler):
         if page.endless:
             del told["Content-Length"]
             told["Connection"] = "close"
-        for name, value in (told | dict(page.headers)).items():
-            self.send_header(name, value)
+        chunked = page.chunked and not partial
+        if chunked:
+            del told["Content-Length"]
+            told["Transfer-Encoding"] = "chunked"
+        for name, values in {**told, **page.headers}.items():
+            for value in (values,) if isinstance(values, str) else values:
+                self.send_header(name, value)
         self.end_headers()
+        if chunked:
+            self.wfile.write(b"%x\r\n" % len(part))
         self._send(page, part)
+        if chunked and not self.close_connection:
+            self.wfile.write(b"\r\n0\r\n\r\n")
 
     def _range(self, page: Page, headers: Mapping[str, str]) -> tuple[int, int]:
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
@@ -152,12 +165,16 @@ class _Handler(BaseHTTPRequestHandler):
         if "if-range" in headers and headers["if-range"] != page.tag:
             return everything
         end = int(match[2]) + 1 if match[2] else len(page.body)
+        if page.most is not None:
+            end = min(end, int(match[1]) + page.most)
         return int(match[1]), min(end, len(page.body))
 
     def _send(self, page: Page, part: bytes) -> None:
         if page.cut and page.cuts > 0 and len(part) > page.cut:
             page.cuts -= 1
             self._write(part[: page.cut])
+            if page.then is not None:
+                self.host.pages[self.path] = page.then
             self._break_off()
             return
         self._write(part[: page.hold])
@@ -225,7 +242,7 @@ def make_certificate(directory: Path) -> Path:
 
 
 def digest_header(body: bytes) -> dict[str, str]:
-    return {"Repr-Digest": repr_digest(hashlib.sha256(body).digest())}
+    return {"Repr-Digest": f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"}
 
 
 def data_dir(place: Path) -> Path:

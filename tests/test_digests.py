@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from cachefs.fetch.digests import Declared, declared, repr_digest
+from cachefs.fetch.digests import Declared, declared
 
 BODY = b'{"hello": "world"}\n'
 VECTOR = "RK/0qy18MlBSVnWgjwz6lZEWjP/lF5HF9bvEF8FabDg="
@@ -15,9 +15,8 @@ SHA256 = hashlib.sha256(BODY).digest()
 MD5 = base64.b64encode(hashlib.md5(BODY, usedforsecurity=False).digest()).decode()
 
 
-def test_the_vector_of_rfc_9530_is_read_and_written() -> None:
+def test_the_vector_of_rfc_9530_is_read() -> None:
     assert declared({"repr-digest": f"sha-256=:{VECTOR}:"}).sha256 == SHA256
-    assert repr_digest(SHA256) == f"sha-256=:{VECTOR}:"
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,3 @@ def _decoded(text: str, size: int) -> bytes:
     except (binascii.Error, ValueError):
         return b""
     return digest if len(digest) == size else b""
-
-
-def repr_digest(sha256: bytes) -> str:
-    """The value of a `Repr-Digest` header for this digest."""
-    return f"sha-256=:{base64.b64encode(sha256).decode()}:"

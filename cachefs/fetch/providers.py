@@ -7,9 +7,10 @@ what a checksum is, and what is too large, is not a provider's business, and a n
 Here: `HttpProvider` (https, and http where allowed), `LocalProvider` (a file of this machine, by explicit
 option only). The rclone remotes and torrents are in `more_providers.py`.
 
-The HTTP provider goes on after a break with `Range` and `If-Range`, given a strong ETag: 206 appends, 200 begins
-anew. Without one it begins anew, a few times. A transfer that makes progress may take as long as it likes. A host
-that gets busy in the midst of it is waited for once, if it doesn't ask for long: another would begin at the first byte.
+The HTTP provider goes on after a break with `Range` and `If-Range`, given a strong ETag: 206 appends, unless it is of
+another version, and 200 begins anew. Without one it begins anew, a few times. A transfer that makes progress may take
+as long as it likes. A host that gets busy in the midst of it is waited for once, if it doesn't ask for long: another
+would begin at the first byte.
 """
 
 from __future__ import annotations
@@ -164,11 +165,18 @@ class _Transfer:
         self._receiver.announce(answer.url, answer.length, declared(answer.headers), media)
 
     def _check_range(self, answer: Answer) -> None:
+        """The rest must begin where we are and be of the same whole and version (RFC 9110, 14.4 and 15.3.7.3)."""
         told, size = answer.range, self._receiver.size
-        if not size or told is None or told[0] != size or self._total not in (None, told[2]):
+        if not size or told is None or told[0] != size or told[1] >= told[2] or self._total not in (None, told[2]):
             said = answer.headers.get("content-range", "no Content-Range")
-            self._begin_anew()
-            raise Interrupted(answer.url, f"HTTP 206 with {said}, after {size} of {self._total} bytes")
+            wrong = f"HTTP 206 with {said}, after {size} of {self._total} bytes"
+        elif answer.etag not in ("", self._etag):
+            wrong = f"HTTP 206 with ETag {answer.etag}, after {size} bytes of {self._etag}"
+        else:
+            self._total = told[2]
+            return
+        self._begin_anew()
+        raise Interrupted(answer.url, wrong)
 
     def _begin_anew(self) -> None:
         self._receiver.restart()

@@ -12,6 +12,7 @@ ranges nor checksums mean what we think.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -30,6 +31,7 @@ from cachefs.fetch.connections import MOST_REDIRECTS, REDIRECTS, Connections, Ta
 from cachefs.fetch.wire import Body
 
 _MOST_CONNECTIONS = 64
+_STRONG_ETAG = re.compile(r'"[^"]+"')
 _LOGIN = frozenset((401, 403, 407))
 _PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
 
@@ -61,7 +63,10 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response's head, after redirects; header names in lower case. Its body may be silent for `stall` seconds."""
+    """A response's head, after redirects. Its body may be silent for `stall` seconds.
+
+    `headers` by name in lower case; of one that came several times, the values in a list (RFC 9110, 5.3).
+    """
 
     url: str
     status: int
@@ -84,7 +89,7 @@ class Answer:
     def etag(self) -> str:
         """The strong validator; "" if there is none. A weak one says nothing about bytes."""
         value = self.headers.get("etag", "")
-        return value if value.startswith('"') and value.endswith('"') and len(value) > 2 else ""
+        return value if _STRONG_ETAG.fullmatch(value) else ""
 
     async def read_some(self, buffer: memoryview) -> int:
         """Receive into `buffer` until it is full, or what a moment brings; 0 at the end. Interrupted, SourceSilent."""
@@ -173,8 +178,8 @@ class WebClient:
             raise Interrupted(answer.url, f"HTTP {status}")
         if status not in (200, 206):
             raise UrlFailed(answer.url, f"HTTP {status}")
-        encoding = answer.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
+        encoding = answer.headers.get("content-encoding", "").lower()
+        if any(coding.strip() not in ("", "identity") for coding in encoding.split(",")):
             raise UrlFailed(answer.url, f"sends the bytes as {encoding}, though plain ones were asked for")
 
     @asynccontextmanager
@@ -199,7 +204,10 @@ class WebClient:
 
 
 def _named(response: h11.Response) -> dict[str, str]:
-    return {bytes(name).decode("latin-1"): bytes(value).decode("latin-1") for name, value in response.headers}
+    said: dict[str, dict[str, None]] = {}
+    for name, value in response.headers:  # the same value twice is one: many a proxy doubles what is no list
+        said.setdefault(bytes(name).decode("latin-1"), {})[bytes(value).decode("latin-1")] = None
+    return {name: ", ".join(values) for name, values in said.items()}
 
 
 def _location(answer: Answer) -> str:
