@@ -19,7 +19,7 @@ from cachefs.content import ContentId
 from cachefs.errors import CatalogError
 from cachefs.locks import LockFile
 from tests import records_kit
-from tests.mount_kit import cachefs
+from tests.mount_kit import cachefs, read_only
 from tests.records_kit import data_dir, refused, song
 
 ONE, TWO = ContentId("btih", bytes([1]) * 20), ContentId("btih", bytes([2]) * 20)
@@ -55,6 +55,21 @@ def test_records_are_etched_into_the_file_that_the_lock_is_a_link_to(tmp_path: P
     assert list(records.load(repository / "music.toml").records) == ["first.mp3", "second.mp3"]
     assert names(repository) == ["music.toml"]
     assert not list(data.glob("*.tmp"))
+
+
+def test_where_the_link_leads_and_nothing_can_be_written_nothing_is_and_what_is_etched_stays_so(
+    tmp_path: Path, repository: Path
+) -> None:
+    data = data_dir(tmp_path)
+    etch(data, "first.mp3")
+    (data / LOCK_NAME).rename(repository / "music.toml")
+    (data / LOCK_NAME).symlink_to(repository / "music.toml")
+    with read_only(repository):
+        etch(data, "first.mp3")
+        (tmp_path / "second.mp3").write_bytes(song(2, 1000))
+        said = refused(data, str(tmp_path / "second.mp3"), "--url", URL + "second.mp3")
+    assert f"can't be written: it is a link to {repository}/music.toml: Read-only file system" in said
+    assert list(records.load(repository / "music.toml").records) == ["first.mp3"]
 
 
 def test_a_link_that_leads_nowhere_is_refused_with_both_paths_and_stays(tmp_path: Path) -> None:

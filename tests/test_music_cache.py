@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
+from cachefs.catalog import records
 from cachefs.catalog.records import Record
 from cachefs.content import ContentId
-from cachefs.errors import CachefsError, RecordMismatch, UrlFailed
+from cachefs.errors import CachefsError, RecordMismatch, SourceLied, UrlFailed
+from cachefs.fetch.providers import HttpProvider
+from cachefs.fetch.receiver import Fetched, Receiver
 from cachefs.records import MusicCache, Order, etch
+from cachefs.records.etching import Etched
 from tests.fakes import until
-from tests.records_kit import OPEN, PIECE, Host, leftovers, sha256, song, stored, web
+from tests.records_kit import OPEN, PIECE, Host, digest_header, leftovers, sha256, song, stored, web
 
 SONG = song(1, 2 * PIECE + 1000)
 OTHER = song(2, 1000)
@@ -95,11 +101,20 @@ def test_a_failure_is_remembered_and_told_again_without_asking(tmp_path: Path) -
 
 
 def test_9_both_requests_and_an_etch_use_one_downloader(tmp_path: Path) -> None:
+    class Counting(HttpProvider):
+        sent = 0
+
+        async def send(self, url: str, receiver: Receiver) -> Fetched:
+            self.sent += 1
+            return await super().send(url, receiver)
+
     async def scenario(cache: MusicCache, host: Host) -> None:
+        provider = Counting(cache.web)
+        cache.add_provider(provider)
         await cache.request_by_url(host.put("one.mp3", SONG))
         await cache.request_by_url_and_checksum(host.put("two.mp3", OTHER), sha256(OTHER))
         await etch(cache, Order(host.put("three.mp3", song(3, 1000))))
-        assert cache.downloads == 3
+        assert provider.sent == 3
 
     run(tmp_path, scenario)
 
@@ -165,6 +180,79 @@ def test_who_waits_for_anothers_download_can_be_cancelled_and_leaves_it_alone(tm
             gate.set()
         assert cache.path(CONTENT) is not None
         assert len(host.asked) == 1
+
+    run(tmp_path, scenario)
+
+
+async def both(cache: MusicCache, host: Host, first: Order, second: Order) -> tuple[Etched | Exception, ...]:
+    """What becomes of two etches of a page that has a gate; the second comes while the first downloads."""
+    ends: dict[Order, Etched | Exception] = {}
+
+    async def one(order: Order) -> None:
+        try:
+            ends[order] = await etch(cache, order)
+        except CachefsError as error:
+            ends[order] = error
+
+    gate, asked = host.pages["/song.mp3"].gate, len(host.asked)
+    assert gate is not None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one, first)
+        await until(lambda: len(host.asked) > asked)
+        nursery.start_soon(one, second)
+        await trio.testing.wait_all_tasks_blocked()
+        gate.set()
+    return ends[first], ends[second]
+
+
+@pytest.mark.parametrize("by", ["again", "file"])
+def test_who_etches_again_or_from_a_file_is_not_given_anothers_failure(tmp_path: Path, by: str) -> None:
+    """The record is of other bytes of the same length: a plain etch fails, and neither of these does."""
+    mine = tmp_path / "mine.mp3"
+    mine.write_bytes(song(2, len(SONG)))
+    content = ContentId.parse(f"sha256:{sha256(mine.read_bytes())}")
+
+    async def scenario(cache: MusicCache, host: Host) -> None:
+        url = host.put("song.mp3", SONG, gate=threading.Event())
+        records.update(cache.lock_path, lambda lock: lock.with_record(Record("song.mp3", url, content, len(SONG))))
+        second = Order(url, again=True) if by == "again" else Order(url, source=mine)
+        failed, etched = await both(cache, host, Order(url), second)
+        assert isinstance(failed, RecordMismatch)
+        assert isinstance(etched, Etched)
+        assert etched.record.content == (CONTENT if by == "again" else content)
+
+    run(tmp_path / "data", scenario)
+
+
+def test_an_etch_again_that_fails_is_not_the_failure_of_who_etches_what_is_here(tmp_path: Path) -> None:
+    async def scenario(cache: MusicCache, host: Host) -> None:
+        url = host.put("song.mp3", SONG)
+        await etch(cache, Order(url))
+        host.put("song.mp3", OTHER, gate=threading.Event(), headers=digest_header(SONG))
+        failed, etched = await both(cache, host, Order(url, again=True), Order(url))
+        assert isinstance(failed, SourceLied)
+        assert isinstance(etched, Etched)
+        assert not etched.downloaded
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("body", [SONG, OTHER], ids=["the same content", "other content"])
+def test_what_another_process_adds_to_a_record_while_it_downloads_stays(tmp_path: Path, body: bytes) -> None:
+    async def scenario(cache: MusicCache, host: Host) -> None:
+        gate, mirrors = threading.Event(), ("https://e.org/1", "https://e.org/2", "https://e.org/3")
+        before = (await etch(cache, Order(host.put("song.mp3", SONG), mirrors=mirrors[:1]))).record
+        host.put("song.mp3", body, gate=gate)
+        added = replace(before, mirrors=mirrors[:2], swarm=ContentId("btih", bytes(20)))
+        asked = len(host.asked)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(etch, cache, Order(before.url, mirrors=mirrors[2:], again=True))
+            await until(lambda: len(host.asked) > asked)
+            records.update(cache.lock_path, lambda lock: lock.with_record(added))
+            gate.set()
+        record = cache.record("song.mp3")
+        assert record.mirrors == mirrors
+        assert record.swarm == (added.swarm if body == SONG else None)
 
     run(tmp_path, scenario)
 

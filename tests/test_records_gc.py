@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cachefs.catalog import records
-from cachefs.catalog.records import LOCK_NAME
+from cachefs.catalog.records import LOCK_NAME, RecordsLock
 from tests import records_kit
 from tests.mount_kit import cachefs, mounted
 from tests.records_kit import OPEN_TOML, PIECE, data_dir, song, web
@@ -43,7 +43,10 @@ def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget(data: Path, name: str) -> None:
-    records.update(data / LOCK_NAME, lambda lock: lock.without(name))
+    def change(lock: RecordsLock) -> RecordsLock:
+        return records.lock_of(record for record in lock if record.name != name)
+
+    records.update(data / LOCK_NAME, change)
 
 
 def sidecars(data: Path) -> set[str]:

@@ -150,7 +150,6 @@ def test_a_record_replaces_the_one_of_its_name_in_its_place() -> None:
     lock = lock_of([SONG, IMPORTED])
     changed = lock.with_record(Record(SONG.name, "https://other.example/x", SONG.content, SONG.size))
     assert [record.url for record in changed] == ["https://other.example/x", IMPORTED.url]
-    assert list(changed.without(SONG.name).records) == [IMPORTED.name]
 
 
 def _add(path: Path, number: int) -> None:
@@ -159,12 +158,20 @@ def _add(path: Path, number: int) -> None:
         records.update(path, partial(RecordsLock.with_record, record=record))
 
 
-def test_changes_of_many_processes_are_all_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("linked", [False, True])
+def test_changes_of_many_processes_are_all_kept_also_by_links_of_many_directories(tmp_path: Path, linked: bool) -> None:
     path = tmp_path / LOCK_NAME
+    records.update(path, lambda lock: lock)
+    paths = [path] * 6
+    for number in range(1, 6) if linked else ():
+        paths[number] = tmp_path / str(number) / LOCK_NAME
+        paths[number].parent.mkdir()
+        paths[number].symlink_to(path)
     context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=_add, args=(path, number)) for number in range(6)]
+    writers = [context.Process(target=_add, args=each) for each in zip(paths, range(6), strict=True)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(60)
     assert len(records.load(path)) == 30
+    assert not list(tmp_path.rglob(".*.flock"))

@@ -55,12 +55,12 @@ def replace_text(path: Path, text: str) -> None:
     CatalogError if that fails.
     """
     try:
-        _replace(_followed(path), text.encode())
+        _replace(followed(path), text.encode())
     except OSError as error:
         raise CatalogError(path, f"can't be written: {_why(path, error)}") from error
 
 
-def _followed(path: Path) -> Path:
+def followed(path: Path) -> Path:
     """`path`, or the file that a link there leads to, which need not be there. OSError if it isn't to be written."""
     start = path
     for _ in range(_MOST_LINKS):

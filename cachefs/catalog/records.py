@@ -2,7 +2,8 @@
 
 How it works: a lock is read whole and checked whole, into frozen values; a change makes another lock, whose text is
 read as strictly before it replaces the file in one step. `update` does that under a file lock of its own, so that many
-processes can etch at once and none loses another's record.
+processes can etch at once and none loses another's record. The file lock is there only while it is held, beside the
+file that is replaced: where the lock is a symbolic link, other data directories may have links to the same file.
 
 Format: names of PEP 751 where it has them.
 
@@ -26,14 +27,14 @@ import fcntl
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tomli
 
-from cachefs.catalog.files import is_there, line_of, read_text, replace_text
+from cachefs.catalog.files import followed, is_there, line_of, read_text, replace_text
 from cachefs.catalog.names import BadName, check_names
 from cachefs.catalog.record import HEADER, Entry, Pieces, Record, as_url, dump, suggestion
 from cachefs.config.values import show
@@ -92,10 +93,6 @@ class RecordsLock:
         """This lock with `record`, in the place of the one of its name if there is one. CatalogError if it can't be."""
         return lock_of([record if old.name == record.name else old for old in self], [record])
 
-    def without(self, name: str) -> RecordsLock:
-        """This lock without the record `name`, if it is there."""
-        return replace(self, records={key: record for key, record in self.records.items() if key != name})
-
     def dump(self) -> str:
         """The lock's text."""
         return "\n".join([_HEAD, *map(dump, self)])
@@ -133,7 +130,7 @@ def update(path: Path, change: Callable[[RecordsLock], RecordsLock]) -> RecordsL
 
     Blocking, short; `change` must not wait. What it raises leaves the lock as it is. CatalogError.
     """
-    with _alone(path.with_name(f".{path.name}.flock")):
+    with _alone(_flock(path)):
         before = load(path)
         after = change(before)
         if after != before or not path.exists():
@@ -141,19 +138,44 @@ def update(path: Path, change: Callable[[RecordsLock], RecordsLock]) -> RecordsL
         return after
 
 
+def _flock(path: Path) -> Path:
+    """The file lock that goes with the lock at `path`."""
+    target = path
+    with suppress(OSError):  # a link that isn't to be written through is told of by whoever writes
+        target = followed(path)
+    beside = target if os.access(target.parent, os.W_OK) else path  # where nothing can be written nothing is lost
+    return beside.with_name(f".{beside.name}.flock")
+
+
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold a file lock; the kernel drops it with the process, so none is ever stale."""
+    while not _is_at(descriptor := _opened(path), path):  # whoever had it has removed it
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+
+
+def _opened(path: Path) -> int:
+    """A descriptor of the file `path`, made if need be, once it has its lock. CatalogError."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise CatalogError(path, f"can't be locked: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one of that name."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    return False
 
 
 def parse(text: str, path: Path | str) -> RecordsLock:

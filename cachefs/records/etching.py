@@ -8,7 +8,7 @@ leaves everything as it was.
 
 Etching a URL again under the same name is free while its content is here; `again` downloads it anew, and what came
 replaces the record's checksum. A local file is hashed every time: that it is the record's is for its bytes to say.
-Many processes that etch one URL at once share one download.
+Many processes that etch one URL at once share one download, or its failure; `again` and a local file have their own.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Etched:
 async def etch(cache: MusicCache, order: Order, progress: Progress | None = None) -> Etched:
     """Etch; EtchRefused, UrlFailed and its kinds, CatalogError, StoreFull, StoreFailed: nothing is changed then."""
     order = _checked(order, cache.lock_path)
-    async with cache.incoming.flight(f"etch {order.url}") as flight:
+    alone = order.again or order.source is not None
+    async with cache.incoming.flight(f"etch {order.url}", alone=alone) as flight:
         shared(flight, order.url)
         lock = records.load(cache.lock_path)
         before = lock.records.get(order.name)
@@ -198,19 +199,19 @@ async def _fetch(
 
 async def _completed(cache: MusicCache, order: Order, record: Record) -> Record:
     """The record with the order's mirrors and swarm, written."""
-    mirrors = dict.fromkeys((*record.mirrors, *order.mirrors))
-    record = replace(record, mirrors=tuple(url for url in mirrors if url != record.url))
     if order.swarm and record.swarm is None:
         record = replace(record, swarm=await _swarm(cache, record))
 
     def change(lock: RecordsLock) -> RecordsLock:
-        now = lock.records.get(order.name)
-        if now is not None:  # another process may have been quicker
-            _refuse_taken(order, now)
-        return lock.with_record(record)
+        now = lock.records.get(order.name, record)
+        _refuse_taken(order, now)  # another process may have been quicker
+        mirrors = dict.fromkeys((*now.mirrors, *record.mirrors, *order.mirrors))
+        swarm = record.swarm or (now.swarm if now.content == record.content else None)
+        new = replace(record, mirrors=tuple(url for url in mirrors if url != record.url), swarm=swarm)
+        return lock.with_record(new)
 
-    await trio.to_thread.run_sync(records.update, cache.lock_path, change)
-    return record
+    lock = await trio.to_thread.run_sync(records.update, cache.lock_path, change)
+    return lock.records[order.name]
 
 
 async def _swarm(cache: MusicCache, record: Record) -> ContentId:

@@ -33,15 +33,21 @@ _LOOK_EVERY = 0.05
 
 @dataclass
 class Flight:
-    """One download under way. `landed` is what another process just fetched, if it did; `failed` why it couldn't."""
+    """One download under way. `landed` is what another process just fetched, if it did; `failed` why it couldn't.
+
+    `alone`: what others fetched says nothing of it, and it tells them nothing.
+    """
 
     fd: int
+    alone: bool = False
     shared: bool = False
     landed: ContentId | None = None
     failed: str = ""
 
     def note(self, *, landed: ContentId | None = None, failed: str = "") -> None:
         """Leave word for those who wait. They do without it if the disk has no room: then they look for themselves."""
+        if self.alone:
+            return
         word = {"landed": str(landed) if landed else "", "failed": failed}
         with contextlib.suppress(OSError):
             os.ftruncate(self.fd, 0)
@@ -106,13 +112,14 @@ class Incoming:
             return os.open(path, _FLAGS, 0o600)
 
     @asynccontextmanager
-    async def flight(self, key: str) -> AsyncIterator[Flight]:
+    async def flight(self, key: str, *, alone: bool = False) -> AsyncIterator[Flight]:
         """Be the only one, of all processes, who fetches `key`; wait for another who does.
 
-        `shared` says that somebody else was at it when we came and has left word. Cancel it to stop waiting.
+        `shared` says that somebody else was at it when we came and has left word, which `alone` doesn't heed.
+        Cancel it to stop waiting.
         """
         path = self.path / f"{hashlib.sha256(key.encode()).hexdigest()}.flight"
-        flight = await self._board(path)
+        flight = await self._board(path, alone=alone)
         try:
             yield flight
         finally:
@@ -120,13 +127,13 @@ class Incoming:
                 path.unlink(missing_ok=True)
             os.close(flight.fd)
 
-    async def _board(self, path: Path) -> Flight:
+    async def _board(self, path: Path, *, alone: bool) -> Flight:
         waited = False
         while True:
-            flight = Flight(self._open(path))
+            flight = Flight(self._open(path), alone)
             try:
                 waited |= await _lock(flight.fd)
-                if waited:
+                if waited and not alone:
                     flight.read()
                 named = _still_named(flight.fd, path)
                 flight.shared = waited and bool(flight.landed or flight.failed)

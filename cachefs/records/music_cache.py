@@ -83,7 +83,6 @@ class MusicCache:
         self.pieces = PieceLists(data_dir / SIDECARS, self.vault)
         self.incoming = Incoming(data_dir / "incoming")
         self.room: Room = Boundless()
-        self.downloads = 0
         self._downloader = Downloader(providers, patient(STRATEGIES[settings.strategy], settings.stall_timeout))
         self._breakers: dict[str, Breaker] = {}
         self._errors: dict[str, UrlFailed] = {}
@@ -214,7 +213,6 @@ class MusicCache:
         self, urls: Sequence[str], expected: Expected, files: Arriving, progress: Progress | None = None
     ) -> Fetched:
         """The one downloader: bytes that are what is expected, in a temporary file of `files`."""
-        self.downloads += 1
         limited = Expected(expected.content, expected.size, expected.md5, self.settings.max_size)
         return await self._downloader.download(urls, limited, files.make_file, progress, files.cover)
 
