@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cachefs.errors import CatalogError
@@ -21,7 +21,7 @@ MD5 = hashlib.md5(b"song").digest()
 NAMESPACE = 'xmlns="urn:ietf:params:xml:ns:metalink"'
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1).filter(
-    lambda name: name == name.strip() and not name.startswith("./")
+    lambda name: not name.startswith("./")
 )
 urls = st.from_regex(r"https://[a-z]{1,9}\.example/[A-Za-z0-9._~%&=?-]{0,20}", fullmatch=True)
 
@@ -35,7 +35,11 @@ def items(draw: st.DrawFn) -> Listed:
     return Listed(draw(texts), places, size, {"sha256": SHA}, (length, listed))
 
 
+ODD = [" begin", "end ", "u\u2028v.mp3", "u\u2029", "#1", " #1", "'\"$x"]
+
+
 @given(st.lists(items()))
+@example([Listed(name, ("https://e.org/",), 5, {"sha256": SHA}) for name in ODD])
 def test_every_list_that_is_written_is_read_back(listed: list[Listed]) -> None:
     assert metalink.parse(metalink.dump(listed), "x") == listed
     assert sums.parse(sums.dump(listed), "x") == [Listed(item.name, hashes={"sha256": SHA}) for item in listed]
@@ -44,7 +48,8 @@ def test_every_list_that_is_written_is_read_back(listed: list[Listed]) -> None:
     ]
 
 
-@given(st.lists(st.tuples(texts, texts, st.integers(-1, 10**6))))
+@given(st.lists(st.tuples(texts, texts.map(str.strip), st.integers(-1, 10**6))))
+@example([(name, name.strip(), 5) for name in ODD])
 def test_a_playlist_that_is_written_is_read_back(written: list[tuple[str, str, int]]) -> None:
     entries = [playlists.Entry(f"/{location}", title, seconds) for location, title, seconds in written]
     assert playlists.parse(playlists.dump_m3u(entries).encode(), "x") == entries
@@ -127,6 +132,14 @@ def test_a_piece_list_that_does_not_fit_the_size_is_none() -> None:
         assert metalink.parse(text, "x")[0].pieces == expected
 
 
+def test_of_several_piece_lists_the_one_by_sha256_is_taken() -> None:
+    right = f"<pieces length='262144' type='sha-256'><hash>{SHA.hex()}</hash></pieces>"
+    other = f"<pieces length='131072' type='sha-1'><hash>{'0' * 40}</hash><hash>{'0' * 40}</hash></pieces>"
+    for lists in (right + other, other + right):
+        text = f"<metalink {NAMESPACE}><file name='a'><size>262144</size>{lists}</file></metalink>"
+        assert metalink.parse(text, "x")[0].pieces == (262144, SHA)
+
+
 def test_a_pooch_registry_is_read_as_pooch_reads_it() -> None:
     text = f"""# comment
 a.ogg {SHA.hex()}
@@ -185,9 +198,10 @@ def test_a_registry_that_is_wrong_is_refused_by_line(text: str) -> None:
 
 
 @given(st.binary(max_size=200))
+@example(b"//[Album]/x.mp3\nhttp://[::1/x.mp3\nfile://[/x")
 def test_no_playlist_raises_anything_but_a_catalog_error(raw: bytes) -> None:
     with suppress(CatalogError):
-        assert all(entry.location for entry in playlists.parse(raw, "x"))
+        assert all(entry.location and entry.path(Path("/")) != Path() for entry in playlists.parse(raw, "x"))
 
 
 @given(st.text(max_size=200))

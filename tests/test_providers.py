@@ -174,6 +174,15 @@ def test_a_download_that_is_cancelled_leaves_nothing(tmp_path: Path, kind: str) 
     with_source(kind, tmp_path, scenario)
 
 
+@every_provider
+def test_a_scheme_may_be_in_upper_case(tmp_path: Path, kind: str) -> None:
+    async def scenario(source: Source, incoming: Path) -> None:
+        scheme, _, rest = source.url.partition(":")
+        assert (await download(source, f"{scheme.upper()}:{rest}", incoming)).content == CONTENT
+
+    with_source(kind, tmp_path, scenario)
+
+
 def test_what_the_settings_do_not_allow_is_refused(tmp_path: Path) -> None:
     async def main() -> None:
         for provider, url in (

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import subprocess
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -182,6 +183,29 @@ def test_a_metalink_with_a_size_that_no_record_has_changes_nothing(tmp_path: Pat
     with pytest.raises(CatalogError, match=rf"all\.meta4: 'a\.ogg': {size} bytes, where a record has 1 to"):
         imported(tmp_path / "data", WRITERS["metalink"]([item]), "all.meta4")
     assert lock(tmp_path / "data") == {}
+
+
+def test_of_a_metalinks_urls_those_are_taken_that_can_be_used(tmp_path: Path) -> None:
+    urls = ("ftp://e.org/a", "HTTPS://e.org/a", "https://e.org/a", "https://mirror.e.org/a")
+    item = Listed("a.ogg", urls, 5, {"sha256": bytes(32)})
+    imported(tmp_path / "data", WRITERS["metalink"]([item]), "all.meta4")
+    assert lock(tmp_path / "data")["a.ogg"].urls == ("https://e.org/a", "https://mirror.e.org/a")
+    with pytest.raises(CatalogError, match=r"'b\.ogg': expected a URL that begins with https://.*ftp://"):
+        imported(tmp_path / "data", WRITERS["metalink"]([replace(item, name="b.ogg", urls=urls[:1])]), "all.meta4")
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "registry.txt", "all.csv", "all.json", "all.meta4"])
+def test_a_byte_order_mark_belongs_to_no_name(tmp_path: Path, name: str) -> None:
+    item, digits = Listed("a.ogg", ("https://e.org/a.ogg",), 5, {"sha256": bytes(32)}), bytes(32).hex()
+    text = {
+        "SHA256SUMS": WRITERS["sums"]([item]),
+        "registry.txt": WRITERS["pooch"]([item]),
+        "all.csv": f"a.ogg,https://e.org/a.ogg,{digits}\n",
+        "all.json": f'[["a.ogg", "https://e.org/a.ogg", "{digits}"]]',
+        "all.meta4": WRITERS["metalink"]([item]),
+    }[name]
+    imported(tmp_path / "data", f"\ufeff{text}", name, base_url="https://e.org")
+    assert list(lock(tmp_path / "data")) == ["a.ogg"]
 
 
 def test_an_exported_playlist_has_what_the_mount_shows() -> None:

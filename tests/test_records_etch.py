@@ -141,6 +141,16 @@ def test_a_servers_word_is_the_media_type_if_it_is_one(tmp_path: Path, told: str
     assert lock_of(data)["song.mp3"].media == media
 
 
+def test_a_scheme_in_upper_case_is_the_same_url(tmp_path: Path) -> None:
+    data = data_dir(tmp_path)
+    with web() as host:
+        url = host.put("song.mp3", SONG)
+        first = records_kit.etch(data, url.replace("http:", "HTTP:"))
+        assert records_kit.etch(data, url) == first
+        assert len(host.asked) == 1
+    assert lock_of(data)["song.mp3"].url == url
+
+
 INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"status": 404}, "HTTP 404"),
     "forbidden": ({"status": 403}, "HTTP 403: it won't let us in"),

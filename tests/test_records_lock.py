@@ -107,6 +107,11 @@ def test_a_name_that_cannot_be_shown_or_clashes_is_refused(name: str) -> None:
     assert error.line in (5, 6) or error.key == "a.mp3"
 
 
+def test_a_scheme_is_read_in_lower_case() -> None:
+    lock = parse(entry('mirrors = ["HTTPS://h/B", "Magnet:?xt=X"]').replace('"https://h/b"', '"HTTP://h/B"'), "here")
+    assert lock.records["b.mp3"].urls == ("http://h/B", "https://h/B", "magnet:?xt=X")
+
+
 def test_a_hash_that_is_no_sha256_is_refused() -> None:
     assert refusal(entry().replace(HEX, HEX[:-1])).key == "hashes"
     assert refusal(entry("size = 3").replace("sha256", "md5").replace(HEX, HEX[:32])).key == "hashes"

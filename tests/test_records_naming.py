@@ -16,13 +16,14 @@ from cachefs.catalog import records
 from cachefs.catalog.records import LOCK_NAME, Record
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError
-from cachefs.records.naming import in_playlist, meant, names_in
+from cachefs.records.lists import playlist
+from cachefs.records.naming import Meant, in_playlist, meant, names_in
 from tests import records_kit
 from tests.mount_kit import Mount, cachefs, mounted
 from tests.records_kit import OPEN_TOML, Host, data_dir, sha256, song, web
 
 SONG = song(1, 100_000)
-NAMES = ("a.ogg", "sub/b.ogg", "sub/c.ogg", "Söng #1.ogg")
+NAMES = ("a.ogg", "sub/b.ogg", "sub/c.ogg", "Söng #1.ogg", "end ", "u\u2028v.ogg")
 
 
 @pytest.fixture
@@ -43,19 +44,25 @@ def data(tmp_path: Path) -> Path:
         ("{mnt}/records/sub/b.ogg", ["sub/b.ogg"]),
         ("Söng #1.ogg", ["Söng #1.ogg"]),
         ("https://e.org/2", ["sub/c.ogg"]),
+        ("HTTPS://e.org/2", ["sub/c.ogg"]),
+        ("../mnt/records/a.ogg", ["a.ogg"]),
         ("sub", ["sub/b.ogg", "sub/c.ogg"]),
         ("records/sub/", ["sub/b.ogg", "sub/c.ogg"]),
         ("{mnt}/records/sub", ["sub/b.ogg", "sub/c.ogg"]),
     ],
 )
-def test_a_record_is_meant_by_name_path_url_or_folder(data: Path, word: str, names: list[str]) -> None:
+def test_a_record_is_meant_by_name_path_url_or_folder(
+    data: Path, word: str, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data)
     mountpoint = data.parent / "mnt"
     assert meant(word.format(mnt=mountpoint), data, mountpoint).names == tuple(names)
 
 
-@pytest.mark.parametrize(
-    "word", ["", "..", "/etc/passwd", "sub/d.ogg", "https://e.org/9", "{mnt}/records/../x", "gone.m3u"]
-)
+STRANGE = ("http://[::1/x.mp3", "//[Album]/x.mp3", "{mnt}/records/../x", "/etc/passwd", "sub/d.ogg", "https://e.org/9")
+
+
+@pytest.mark.parametrize("word", [*STRANGE, "", "..", "gone.m3u", f"{'a' * 300}.m3u"])
 def test_what_is_no_record_is_refused(data: Path, word: str) -> None:
     with pytest.raises(CachefsError, match="no such record"):
         meant(word.format(mnt=data.parent / "mnt"), data, data.parent / "mnt")
@@ -73,6 +80,37 @@ def test_a_playlist_names_records_by_mounted_path_by_url_and_by_name(data: Path,
     (tmp_path / "mnt.pls").write_text("[playlist]\nFile1=mnt/records/a.ogg\nFile2=/etc/passwd\n")
     found = names_in(tmp_path / "mnt.pls", known, mountpoint)
     assert (found.names, found.strange) == (("a.ogg",), ("/etc/passwd",))
+    (tmp_path / "strange.m3u").write_text("\n".join((*STRANGE, "a.ogg")))
+    assert names_in(tmp_path / "strange.m3u", known, mountpoint) == Meant((known.records["a.ogg"],), STRANGE)
+
+
+@pytest.mark.parametrize(
+    ("word", "entry"),
+    [
+        ("{here}/lists/x.m3u", "../mnt/records/a.ogg"),
+        ("x.m3u", "mnt/records/a.ogg"),
+        ("lists/x.pls", "file:../mnt/records/a.ogg"),
+    ],
+)
+def test_paths_in_a_playlist_start_from_it_however_it_is_called(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, entry: str
+) -> None:
+    (tmp_path / "lists").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = Path(word.format(here=tmp_path))
+    path.write_text(f"[playlist]\nFile1={entry}\n" if path.suffix == ".pls" else entry)
+    assert meant(str(path), data, tmp_path / "mnt").names == ("a.ogg",)
+
+
+def test_an_exported_playlist_is_one_of_the_same_records_and_blanks_that_strayed_into_one_do_no_harm(
+    data: Path, tmp_path: Path
+) -> None:
+    known = records.load(data / LOCK_NAME)
+    (tmp_path / "all.m3u").write_text(playlist(known, tmp_path / "mnt"))
+    assert names_in(tmp_path / "all.m3u", known, tmp_path / "mnt").names == NAMES
+    (tmp_path / "own.m3u").write_bytes(b"  #EXTM3U\r\n a.ogg \r\n\t\r\nend \r\rsub/b.ogg\t")
+    found = names_in(tmp_path / "own.m3u", known, None)
+    assert (found.names, found.strange) == (("a.ogg", "end ", "sub/b.ogg"), ())
 
 
 def listener(place: Path, host: Host) -> Path:

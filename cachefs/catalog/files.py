@@ -33,6 +33,13 @@ def is_there(path: Path) -> bool:
     return os.path.lexists(path)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file; what can't be looked at, for its name is too long, say, is none."""
+    with suppress(OSError):
+        return path.is_file()
+    return False
+
+
 def read_text(path: Path) -> str:
     """The text of a file; CatalogError if it can't be read, isn't UTF-8 or is larger than MAX_TEXT."""
     try:

@@ -20,7 +20,7 @@ from typing import Any
 
 from cachefs.catalog.files import line_of
 from cachefs.catalog.names import BadName, check_name
-from cachefs.config.values import Wrong, checked_url, has_login, show, without_login
+from cachefs.config.values import Wrong, checked_url, has_login, lower_scheme, show, without_login
 from cachefs.content import ContentId
 from cachefs.errors import CatalogError
 
@@ -196,14 +196,15 @@ def _as_name(value: object) -> str:
 
 
 def as_url(value: object) -> str:
-    """A record's URL if `value` is one; Wrong otherwise. `file:///path`, `rclone://remote/path`
-    and `magnet:?…` name no web host. A login is refused: a lock is made to be given to others."""
+    """A record's URL, with its scheme in lower case, if `value` is one; Wrong otherwise. `file:///path`,
+    `rclone://remote/path` and `magnet:?…` name no web host. A login is refused: a lock is made to be given away."""
     if not isinstance(value, str):
         raise Wrong(f"expected a URL, got {show(value)}")
     if has_login(value):
         way_out = "give it to an rclone remote: rclone://LABEL/path, with [records] remotes"
         got = show(without_login(value))
         raise Wrong(f"expected a URL without a login, got {got}: all who get the lock would read it; {way_out}")
+    value = lower_scheme(value)
     if value.startswith(("file:///", "magnet:?")) and re.fullmatch(r"[!-~]+", value):
         return value
     return checked_url(value, tuple(scheme for scheme in SCHEMES if scheme not in ("file", "magnet")))

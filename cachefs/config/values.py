@@ -253,6 +253,12 @@ def without_login(url: str) -> str:
     return _LOGIN.sub(r"\1***@", url, count=1) if has_login(url) else url
 
 
+def lower_scheme(url: str) -> str:
+    """The URL with its scheme in lower case, so that it can be compared (RFC 3986, 6.2.2.1)."""
+    scheme, colon, rest = url.partition(":")
+    return f"{scheme.lower()}{colon}{rest}" if colon else url
+
+
 def checked_url(url: str, schemes: tuple[str, ...]) -> str:
     """`url` if it has one of the schemes and a host; ValueError otherwise."""
     begins = " or ".join(f"{scheme}://" for scheme in schemes)

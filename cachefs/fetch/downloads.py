@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from cachefs.config.values import without_login
+from cachefs.config.values import lower_scheme, without_login
 from cachefs.errors import UrlFailed
 from cachefs.fetch.providers import Provider
 from cachefs.fetch.receiver import Cover, Expected, Fetched, Progress, Receiver
@@ -54,7 +54,7 @@ class Downloader:
             return Receiver(made[-1], expected, progress, started, cover)
 
         try:
-            attempts = [self._attempt(url, receiver_of) for url in dict.fromkeys(urls)]
+            attempts = [self._attempt(url, receiver_of) for url in dict.fromkeys(map(lower_scheme, urls))]
             fetched = await self._strategy(attempts)
             return fetched
         finally:

@@ -37,7 +37,7 @@ class Provider(Protocol):
     """A way to get the bytes behind some URLs."""
 
     def takes(self, url: str) -> bool:
-        """Whether this URL is one of its kind."""
+        """Whether this URL, with its scheme in lower case, is one of its kind."""
 
     async def send(self, url: str, receiver: Receiver) -> Fetched:
         """Send all bytes of `url` into `receiver`, and finish it.

@@ -67,6 +67,7 @@ class _Reader:
         self._stack: list[str] = []
         self._attributes: dict[str, str] = {}
         self._text: list[str] = []
+        self._sha256_pieces = False
         self._parser = parser = expat.ParserCreate(namespace_separator=" ")
         parser.buffer_text = True
         parser.StartDoctypeDeclHandler = self._doctype
@@ -83,7 +84,7 @@ class _Reader:
     def read(self, text: str) -> None:
         try:
             # As UTF-8, whatever the document says of itself: it was decoded when it was read.
-            self._parser.Parse(re.sub(r"^\ufeff?<\?xml[^>]*\?>", "", text), True)
+            self._parser.Parse(re.sub(r"^<\?xml[^>]*\?>", "", text), True)
         except expat.ExpatError as error:
             why = expat.errors.messages.get(error.code, str(error.code))
             raise CatalogError(self._path, f"not XML: {why}", line=error.lineno) from None
@@ -106,8 +107,10 @@ class _Reader:
             if "name" not in attributes:
                 raise self._refuse("a file without a name")
             self.files.append(_File(attributes["name"]))
-        elif tuple(self._stack) == (*_FILE, "pieces") and attributes.get("type") == "sha-256":
-            self.files[-1].piece_length = self._number(attributes.get("length", ""), "a piece length", 1)
+        elif tuple(self._stack) == (*_FILE, "pieces"):
+            self._sha256_pieces = attributes.get("type") == "sha-256"
+            if self._sha256_pieces:
+                self.files[-1].piece_length = self._number(attributes.get("length", ""), "a piece length", 1)
 
     def _data(self, text: str) -> None:
         self._text.append(text)
@@ -134,7 +137,7 @@ class _Reader:
         file.hashes.update(kept_hash(algorithm, text, self._path, self._parser.CurrentLineNumber))
 
     def _piece(self, file: _File, text: str) -> None:
-        if file.piece_length:
+        if self._sha256_pieces:
             file.pieces += kept_hash("sha-256", text, self._path, self._parser.CurrentLineNumber)["sha256"]
 
     def _url(self, file: _File, text: str) -> None:

@@ -3,6 +3,8 @@
 Format: m3u is a path or URL a line; `#EXTINF:SECONDS,TITLE` before one says more of it, other lines with `#` are
 comments. m3u8 is m3u in UTF-8; a plain m3u that isn't UTF-8 is Latin-1, as its first writers had it. pls is an INI
 file whose section `playlist` has File1, Title1 and Length1, and so on. Relative paths start from the playlist.
+
+Lines end as on any system, and nowhere else; blanks around a path are kept, for they may be part of a file's name.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from cachefs.errors import CatalogError
 
@@ -19,6 +21,8 @@ SUFFIXES = (".m3u", ".m3u8", ".pls")
 MAX_PLAYLIST = 16 * 2**20
 """The largest playlist that is read, in bytes."""
 
+_LINE_ENDS = re.compile(r"[\r\n]+")
+_FILE_URL = re.compile(r"file:(?://[^/?#]*)?([^?#]*)", re.IGNORECASE)
 _INFO = re.compile(r"#EXTINF:\s*(-?\d{1,9})(?:\.\d+)?[^,]*,(.*)")
 _PLS = re.compile(r"(File|Title|Length)(\d{1,9})\s*=\s*(.*)", re.IGNORECASE)
 
@@ -33,9 +37,8 @@ class Entry:
 
     def path(self, base: Path) -> Path | None:
         """The file that is meant, relative ones seen from `base`; None for a URL that names no file."""
-        parts = urlsplit(self.location)
-        if parts.scheme == "file":
-            return Path(unquote(parts.path))
+        if match := _FILE_URL.match(self.location):
+            return base / unquote(match[1])
         return None if "://" in self.location else base / self.location
 
 
@@ -66,10 +69,10 @@ def parse(raw: bytes, path: Path | str) -> list[Entry]:
 
 def _m3u(text: str) -> list[Entry]:
     entries, title, seconds = [], "", -1
-    for line in map(str.strip, text.splitlines()):
-        if match := _INFO.fullmatch(line):
+    for line in _LINE_ENDS.split(text):
+        if match := _INFO.fullmatch(line.strip()):
             seconds, title = int(match[1]), match[2].strip()
-        elif line and not line.startswith("#"):
+        elif line.strip() and not line.lstrip().startswith("#"):
             entries.append(Entry(line, title, seconds))
             title, seconds = "", -1
     return entries
@@ -77,11 +80,11 @@ def _m3u(text: str) -> list[Entry]:
 
 def _pls(text: str) -> list[Entry]:
     found: dict[int, dict[str, str]] = {}
-    for line in map(str.strip, text.splitlines()):
-        if match := _PLS.fullmatch(line):
+    for line in _LINE_ENDS.split(text):
+        if match := _PLS.fullmatch(line.lstrip()):
             found.setdefault(int(match[2]), {})[match[1].lower()] = match[3]
     return [
-        Entry(told["file"], told.get("title", ""), _seconds(told.get("length", "")))
+        Entry(told["file"], told.get("title", "").strip(), _seconds(told.get("length", "").strip()))
         for _, told in sorted(found.items())
         if told.get("file")
     ]
@@ -99,4 +102,4 @@ def dump_m3u(entries: Iterable[Entry]) -> str:
 
 def _plain(location: str) -> str:
     """A path that begins like a comment is written so that it doesn't."""
-    return f"./{location}" if location.startswith("#") else location
+    return f"./{location}" if location.lstrip().startswith("#") else location

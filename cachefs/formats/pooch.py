@@ -18,7 +18,7 @@ from cachefs.formats.listing import Listed, kept_hash, sha256_of
 def parse(text: str, path: Path | str) -> list[Listed]:
     """The files in a registry; CatalogError names the line that isn't an entry."""
     items = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         fields = _fields(line, path, number)
         if fields:
             algorithm, _, digits = fields[1].rpartition(":")

@@ -13,7 +13,6 @@ Many processes that etch one URL at once share one download, or its failure; `ag
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,6 +23,7 @@ import trio
 
 from cachefs import metainfo
 from cachefs.catalog import records
+from cachefs.catalog.files import is_file
 from cachefs.catalog.names import BadName, check_name, check_names
 from cachefs.catalog.records import Pieces, Record, RecordsLock, as_url
 from cachefs.config.values import Wrong, without_login
@@ -118,10 +118,9 @@ def _checked(order: Order, lock_path: Path) -> Order:
     """The order with a name, or EtchRefused if its name or a URL of it can't be."""
     order = replace(order, url=_encoded(order.url), mirrors=tuple(map(_encoded, order.mirrors)))
     try:
-        for url in (order.url, *order.mirrors):
-            as_url(url)
+        order = replace(order, url=as_url(order.url), mirrors=tuple(map(as_url, order.mirrors)))
     except Wrong as error:
-        meant = order.source is None and _is_file(order.url)
+        meant = order.source is None and is_file(Path(order.url))
         why = "it is a local file; say which URL it stands for: --url URL" if meant else str(error)
         raise EtchRefused(without_login(order.url), why) from None
     name = order.name or _name(order, lock_path)
@@ -139,12 +138,6 @@ def _encoded(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host}{slash}{quote(path, safe=_IN_A_URL)}" if separator and path.isprintable() else url
-
-
-def _is_file(text: str) -> bool:
-    with suppress(OSError):
-        return Path(text).is_file()
-    return False
 
 
 def _name(order: Order, lock_path: Path) -> str:

@@ -10,7 +10,7 @@ A record whose list gave checksum and size stands for content at once, and needs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -20,7 +20,7 @@ import trio
 from cachefs.catalog import records
 from cachefs.catalog.files import read_text
 from cachefs.catalog.names import BadName, check_names
-from cachefs.catalog.record import MAX_SIZE
+from cachefs.catalog.record import MAX_SIZE, SCHEMES
 from cachefs.catalog.records import Record, RecordsLock, as_url, lock_of
 from cachefs.config.values import Wrong
 from cachefs.content import ContentId
@@ -80,7 +80,7 @@ def take_in(cache: MusicCache, path: Path, form: str, *, base_url: str = "", kee
     `base_url` is where files are whose list gives no URL; `keep`: leave records that the list contradicts as they are.
     CatalogError, StoreFull, StoreFailed.
     """
-    listed = PARSERS[form](read_text(path), path)
+    listed = PARSERS[form](read_text(path).removeprefix("\ufeff"), path)
     wanted = [_record(item, base_url, path) for item in listed]
     _refuse_clashes(wanted, path)
     _write_pieces(cache, listed)
@@ -119,10 +119,9 @@ def _pieces(item: Listed) -> PieceList | None:
 
 
 def _record(item: Listed, base_url: str, path: Path) -> Record:
-    urls = item.urls or ((f"{base_url.rstrip('/')}/{quote(item.name)}",) if base_url else ())
+    given = item.urls or ((f"{base_url.rstrip('/')}/{quote(item.name)}",) if base_url else ())
     try:
-        for url in urls:
-            as_url(url)
+        urls = tuple(dict.fromkeys(map(as_url, _usable(given))))
     except Wrong as error:
         raise CatalogError(path, str(error), key=item.name) from None
     if not urls:
@@ -141,6 +140,11 @@ def _record(item: Listed, base_url: str, path: Path) -> Record:
         pieces=pieces.pieces if pieces else None,
         md5=b"" if sha256 else item.hashes["md5"],
     )
+
+
+def _usable(urls: Sequence[str]) -> Sequence[str]:
+    """Those of a scheme that a record may have; all if there is none, for somebody to refuse them."""
+    return [url for url in urls if url.partition(":")[0].lower() in SCHEMES] or urls
 
 
 def _merged(lock: RecordsLock, record: Record, path: Path, keep: bool) -> Record | None:

@@ -3,19 +3,21 @@
 How it works: a word is tried in every way in which a record can be called, and the lock alone says whether there is
 one: what merely lies in the mount, or anywhere else, is no record. A folder stands for its records by their names, a
 playlist file for its entries in their order. Entries that are no record of ours are told apart, so that a caller can
-say that they were passed over.
+say that they were passed over. Paths are compared without a look at the disk: they may lead into a mount that is dead.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cachefs.catalog import records
+from cachefs.catalog.files import is_file
 from cachefs.catalog.records import Record, RecordsLock
-from cachefs.config.values import without_login
+from cachefs.config.values import lower_scheme, without_login
 from cachefs.errors import CachefsError
 from cachefs.formats import playlists
 
@@ -51,7 +53,7 @@ def meant(word: str, data_dir: Path, mountpoint: Path | None) -> Meant:
 def in_playlist(word: str, data_dir: Path, mountpoint: Path | None) -> Meant | None:
     """The records of the playlist file `word`; None if it isn't one. CachefsError if it names none."""
     path = Path(word)
-    if path.suffix.lower() not in playlists.SUFFIXES or not path.is_file():
+    if path.suffix.lower() not in playlists.SUFFIXES or not is_file(path):
         return None
     found = names_in(path, records.load(data_dir / records.LOCK_NAME), mountpoint)
     if not found.records:
@@ -63,7 +65,7 @@ def names_in(path: Path, lock: RecordsLock, mountpoint: Path | None) -> Meant:
     """The records of a playlist file. CatalogError if it can't be read."""
     known = _Known(lock, mountpoint, path.parent)
     entries = [entry.location for entry in playlists.load(path)]
-    found = [known.record(entry) for entry in entries]
+    found = [known.record(entry) or known.record(entry.strip()) for entry in entries]
     strange = [entry for entry, record in zip(entries, found, strict=True) if record is None]
     return Meant(tuple(record for record in found if record is not None), tuple(strange))
 
@@ -80,7 +82,7 @@ class _Known:
     def record(self, word: str) -> Record | None:
         """The record of this name, path in the mount, URL or mirror."""
         found = (self.lock.records[name] for name in self._names(word) if name in self.lock.records)
-        return next(found, None) or self._by_url.get(word)
+        return next(found, None) or self._by_url.get(lower_scheme(word))
 
     def folder(self, word: str) -> list[Record]:
         """The records in the folder of this name or path in the mount, by name."""
@@ -92,5 +94,8 @@ class _Known:
         yield word
         yield word.removeprefix(f"{records.CATALOGUE}/")
         path = playlists.Entry(word).path(self._base)
-        if path is not None and self._shown is not None and path.is_relative_to(self._shown):
+        if path is None or self._shown is None:
+            return
+        path = Path(os.path.abspath(path))  # noqa: PTH100  Path.resolve looks at the disk
+        if path.is_relative_to(self._shown):
             yield str(path.relative_to(self._shown))
