@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.counterparts import small_disk
 from tests.held_kit import rot, stocked
 from tests.mount_kit import (
     BODIES,
@@ -201,6 +202,29 @@ def test_of_an_adopted_directory_the_wrong_piece_alone_is_fetched_and_no_file_of
         assert same(mount, library)
         assert mount.received(PIECE) == PIECE
         assert (mine / HISTORY).read_bytes() == rotten != library.files[HISTORY].read_bytes()
+
+
+def test_where_there_is_no_room_to_mend_an_adopted_file_in_a_copy_it_is_left_alone_until_there_is(
+    library: Library, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    settings = NO_SCRUB + "[torrent]\nseed = false\n"  # nothing but its readers has the file open
+    with small_disk(disk, 28 * 2**20) as resize:
+        mine = Path(shutil.copytree(library.root, disk / "mine"))
+        adopted = cachefs("adopt", mine, "--data-dir", disk / "data", "--chain-toml", library.chain)
+        assert adopted.returncode == 0
+        with seeding(library) as box, mounted(disk, peers=[str(box.peer)], settings=settings) as mount:
+            with (mount.snapshots / HISTORY).open("rb"):
+                rot(mine / HISTORY, 3 * PIECE)
+                rotten, touched = (mine / HISTORY).read_bytes(), (mine / HISTORY).stat().st_mtime_ns
+                done = cachefs("verify", "--repair", "--data-dir", mount.data_dir)
+                assert (done.returncode, "No space left on device" in done.stdout) == (1, True)
+                assert read_error(mount.snapshots / HISTORY, 3 * PIECE) == "ENOSPC"
+                assert mount.received() == 0
+                resize(64 * 2**20)
+                mount.child.wait_until("mended", lambda: not read_error(mount.snapshots / HISTORY, 3 * PIECE))
+            assert same(mount, library)
+        assert ((mine / HISTORY).read_bytes(), (mine / HISTORY).stat().st_mtime_ns) == (rotten, touched)
 
 
 def test_zeroed_and_emptied_data_after_a_crash_is_found_and_fetched_again(library: Library, tmp_path: Path) -> None:
