@@ -14,7 +14,7 @@ import trio.testing
 from cachefs.catalog import records
 from cachefs.catalog.records import Record
 from cachefs.content import ContentId
-from cachefs.errors import CachefsError, RecordMismatch, SourceLied, UrlFailed
+from cachefs.errors import CachefsError, Fault, RecordMismatch, SourceLied, UrlFailed
 from cachefs.fetch.providers import HttpProvider
 from cachefs.fetch.receiver import Fetched, Receiver
 from cachefs.records import MusicCache, Order, etch
@@ -270,6 +270,28 @@ def test_16_play_returns_at_once_and_tells_later(tmp_path: Path) -> None:
             broken = cache.play(Record("x.mp3", f"{host.url}x.mp3", ContentId("sha256", bytes(32)), 3), nursery)
             with pytest.raises(UrlFailed, match="HTTP 404"):
                 await broken.wait()
+
+    run(tmp_path, scenario)
+
+
+class Faulty:
+    """A provider with a mistake in it."""
+
+    def takes(self, url: str) -> bool:
+        return url.endswith("faulty.mp3")
+
+    async def send(self, url: str, receiver: Receiver) -> Fetched:
+        raise RuntimeError("a mistake")
+
+
+def test_a_fault_of_ours_costs_one_play(tmp_path: Path) -> None:
+    async def scenario(cache: MusicCache, host: Host) -> None:
+        cache.add_provider(Faulty())
+        record = Record("faulty.mp3", host.put("faulty.mp3", SONG), CONTENT, len(SONG))
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(Fault, match="a mistake"):
+                await cache.play(record, nursery).wait()
+            await cache.play(replace(record, url=host.put("song.mp3", SONG)), nursery).wait()
 
     run(tmp_path, scenario)
 

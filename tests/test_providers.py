@@ -195,6 +195,17 @@ def test_what_the_settings_do_not_allow_is_refused(tmp_path: Path) -> None:
     trio.run(main)
 
 
+@pytest.mark.parametrize("url", ["file:///song%00.mp3", "rclone://music/song%00.mp3"])
+def test_a_null_byte_in_a_files_name_is_refused(tmp_path: Path, url: str) -> None:
+    providers: list[Provider] = [LocalProvider(allowed=True), RcloneProvider({"music": f":local:{tmp_path}"})]
+
+    async def main() -> None:
+        with pytest.raises(UrlFailed, match="null byte"):
+            await Downloader(providers).download([url], Expected(), maker(tmp_path))
+
+    trio.run(main)
+
+
 def by_strategy(name: str, place: Path, host: Host, *paths: str) -> Fetched:
     """What the strategy gives for these paths of `host`."""
 

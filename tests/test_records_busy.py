@@ -118,3 +118,5 @@ def test_what_a_retry_after_says() -> None:
     assert seconds_until("120") == 120
     assert 50 < seconds_until(formatdate(time.time() + 60, usegmt=True)) <= 60
     assert [seconds_until(value) for value in ("", "-1", "soon", "²", formatdate(0, usegmt=True))] == [0.0] * 5
+    dates = ("Mon, 99999999999999999999 Jan 2020 00:00:00 GMT", "Mon, 01 Jan 0001 00:00:00 +2359", "x" * 10_000)
+    assert [seconds_until(value) for value in dates] == [0.0] * 3

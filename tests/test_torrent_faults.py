@@ -162,6 +162,20 @@ def test_a_peer_that_appears_later_is_found_without_a_restart(tmp_path: Path) ->
     trio.run(main)
 
 
+@pytest.mark.parametrize("host", ["a..b", "b" * 64])
+def test_a_web_seed_whose_host_can_be_nobodys_name_is_told_and_no_more(tmp_path: Path, host: str) -> None:
+    async def main() -> None:
+        with seeding(tmp_path, FILE) as seeder:
+            async with fetching(tmp_path / "store", seeder.peer, seeds=(f"http://{host}/",)) as bench:
+                assert "is not a host name" in bench.failures()
+                receiver = bench.receiver()
+                bench.fetch(receiver)
+                receiver.wants(1)
+                await receiver.lands(1)
+
+    trio.run(main)
+
+
 def test_a_full_disk_is_told_as_such_costs_no_idle_cpu_and_is_over_when_there_is_room_again(tmp_path: Path) -> None:
     async def scenario(bench: Bench, seeder: Seeder) -> None:
         with small_disk(tmp_path / "disk", 8 * PIECE) as resize:

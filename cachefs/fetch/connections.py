@@ -119,8 +119,8 @@ class Connections:
         SourceFailed, and of its kinds NotReached, NoAnswer and NotPublic.
         """
         line, http, response = await self._ask(target, _request(target, headers), public=public)
+        body = wire.body(line, http, response)
         try:
-            body = wire.body(line, http, response)
             yield response, body
         finally:
             if body.whole and isinstance(body, Measured) and _stays(response):
