@@ -71,6 +71,8 @@ def test_a_playhead_survives_json(head: Playhead) -> None:
         ({"position_ms": True}, "position_ms"),
         ({"rate": 0}, "rate"),
         ({"rate": float("nan")}, "rate"),
+        ({"rate": 10**400}, "rate"),
+        ({"anchor_utc": 10**400}, "anchor_utc"),
         ({"anchor_utc": "now"}, "anchor_utc"),
         ({"record": "../x"}, "record"),
         ({"record": ["a"]}, "record"),

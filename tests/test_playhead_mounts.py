@@ -14,7 +14,7 @@ from cachefs.playhead.mpv import attached, command_line
 from tests.counterparts import nginx, running
 from tests.mount_kit import Mount, cachefs, command_of, mounted
 from tests.player_kit import QUIET, cold, make_music, together, worst
-from tests.records_kit import OPEN_TOML
+from tests.records_kit import OPEN_TOML, song, web
 
 SONG = "Fast Car.flac"
 CLOSE = 0.05
@@ -69,6 +69,17 @@ def _say(mount: Mount, *words: str) -> str:
     done = cachefs("playhead", "--data-dir", mount.data_dir, f"records/{SONG}", *words)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+def test_a_name_that_no_record_here_has_is_told_and_played_all_the_same(tmp_path: Path) -> None:
+    """Others may have it, or play a file that each names to his mpv."""
+    with web() as host:
+        cold(tmp_path, {SONG: host.put("song.flac", song(1, 1000))})
+        with mounted(tmp_path, settings=OPEN_TOML) as mount:
+            assert _say(mount, "play").startswith(f"{SONG}: playing")
+            done = cachefs("playhead", "--data-dir", mount.data_dir, "nix.mp3", "play")
+    assert (done.returncode, done.stdout[:17]) == (0, "nix.mp3: playing ")
+    assert done.stderr == "nix.mp3: no record here has that name; its playhead is for those who have one\n"
 
 
 def test_18_a_record_that_is_started_anywhere_is_fetched_by_every_daemon_that_follows(tmp_path: Path) -> None:

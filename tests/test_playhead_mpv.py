@@ -128,6 +128,40 @@ def test_the_playhead_stops_where_the_record_ends(music: Path, tmp_path: Path) -
     trio.run(main)
 
 
+async def _decide(place: Path, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(PlayheadService(Playheads(), place).run)
+            task_status.started(scope)
+
+
+def test_a_player_follows_when_the_decider_has_lost_its_board(music: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as deciders:
+            decider = await deciders.start(_decide, tmp_path)
+            async with connect(tmp_path) as client, player(music, tmp_path / "a.ipc", tmp_path) as user:
+                await client.change(SONG, Change("play", 20_000))
+                await _until_paused(user, False)
+                decider.cancel()
+                await until(lambda: not (tmp_path / "playhead.sock").exists())
+                (tmp_path / "playheads.json").unlink()
+                await deciders.start(_decide, tmp_path)
+                await _until_paused(user, True)
+                await _until_at_the_beginning(user)
+            deciders.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+async def _until_at_the_beginning(mpv: Mpv) -> None:
+    with trio.fail_after(10):
+        while True:
+            at = await mpv.seconds("time-pos")
+            if at is not None and at < 1:  # a paused mpv tells its place only roughly
+                break
+            await trio.sleep(0.02)
+
+
 def test_changes_in_quick_succession_are_followed_and_answered_by_none(music: Path, tmp_path: Path) -> None:
     """What a bridge was ordered must never look to it like what its user did."""
 
@@ -213,7 +247,8 @@ def test_mpv_that_quits_ends_the_bridge_and_nobody_elses_music(music: Path, tmp_
             await client.change(SONG, Change("play", 0))
             await together(players, CLOSE, 2)
             await players[0].command("quit")
-            await until(lambda: not (tmp_path / "a.ipc").exists() or players[0].ended)
+            async for _ in players[0].events:  # until mpv has ended
+                pass
             assert (await client.get(SONG)).playing
             assert await players[1].get("pause") is False
 

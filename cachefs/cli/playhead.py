@@ -64,6 +64,8 @@ def playhead(
         listen(Listener(daemon, token, name, playing, ipc, value), lambda: click.echo(f"{name}: listening"))
     else:
         trio.run(_talk, daemon, token, name, action, value, if_revision, as_json)
+        if isinstance(daemon, Path):
+            _remark_on(name, daemon)
 
 
 async def _talk(
@@ -125,6 +127,14 @@ def _in_mount(name: str, data_dir: Path | None) -> Path:
     path = mountpoint / CATALOGUE / name
     opened(path)
     return path
+
+
+def _remark_on(name: str, data_dir: Path) -> None:
+    """Say so if the daemon shows records and none of that name: it may be a slip, or a record that only others have."""
+    mountpoint = Target(data_dir, Config()).mountpoint()
+    shown = mountpoint / CATALOGUE if mountpoint else None
+    if shown and shown.is_dir() and not (shown / name).exists():
+        click.echo(f"{name}: no record here has that name; its playhead is for those who have one", err=True)
 
 
 def _shown(head: Playhead, utc: float, as_json: bool) -> str:

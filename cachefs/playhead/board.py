@@ -42,7 +42,9 @@ class Heads(Protocol):
         """A record's playhead as far as it is known here; revision 0 if nobody has touched it."""
         ...
 
-    def heads(self) -> Mapping[str, Playhead]: ...
+    def heads(self) -> Mapping[str, Playhead]:
+        """All playheads that somebody has touched; PlayheadUnreachable while it isn't known which those are."""
+        ...
 
     async def change(self, record: str, change: Change) -> Playhead:
         """Make a change, and return the playhead after it; PlayheadConflict, PlayheadUnreachable."""

@@ -63,7 +63,6 @@ class Bridge:
         self._placed_by = -1
         self._doubted = False
         self._telling = False
-        self.drift: float | None = None
 
     async def run(self) -> None:
         """Keep them together until mpv ends. PlayerFailed if mpv refuses what it must do."""
@@ -102,14 +101,13 @@ class Bridge:
         """Look, and steer; the seconds after which to look again."""
         head = self._heads.get(self._record)
         seen = await self._look()
-        if seen is None or head.revision == 0:
-            return EVERY
+        if seen is None or (head.revision == 0 and self._steered_by <= 0):
+            return EVERY  # nobody has touched it; a playhead that was lost is followed once, to the beginning
         utc, look = seen
         recently = steady() - self._sought < _RECENTLY
         orders = steer(head, utc, look, self._seek_takes, SEEK_AGAIN_BEYOND if recently else SEEK_BEYOND)
         if not head.playing and head.revision == self._placed_by:
             orders = replace(orders, seek=None)
-        self.drift = head.position_at(utc) / 1000 - look.position
         if head.revision == self._steered_by and (orders.seek is not None or orders.pause is not None):
             if not self._doubted:
                 self._doubted = True

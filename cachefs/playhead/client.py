@@ -2,9 +2,10 @@
 
 How it works: one event stream keeps a mirror of all playheads, a second connection asks for the time every few
 seconds, and changes are posted. When the other side is gone the mirror stays as it was, and music goes on by it, for
-a playhead needs no news to be right. The stream is opened again after a pause that doubles up to ten seconds; it
-begins with what is. Only events make the mirror, in the order in which they come, whatever their revisions: the other
-side may have lost its board and counts anew, and the answer to a change and the event about it race.
+a playhead needs no news to be right. The stream is opened again after a pause that doubles up to ten seconds. Then all
+playheads are asked for, and the mirror becomes what is: the other side may have lost its board. Whatever changes from
+then on comes by the stream, which was opened before that. Revisions have no say in it, for a lost board counts anew,
+nor has the answer to a change, which races with the event about it.
 
 `RemoteBoard` is one of the two `Heads`, so a daemon that follows serves its own machine with the same API, and the
 machine's players and commands need not know where playheads are decided.
@@ -26,7 +27,7 @@ import trio
 
 from cachefs.errors import CachefsError, PlayheadConflict, PlayheadInvalid, PlayheadUnreachable
 from cachefs.playhead import events
-from cachefs.playhead.board import Watch, Watchers
+from cachefs.playhead.board import MAX_RECORDS, Watch, Watchers
 from cachefs.playhead.clock import FollowedUtc, steady
 from cachefs.playhead.model import Change, Playhead, record_name
 from cachefs.playhead.server import SOCKET
@@ -41,6 +42,11 @@ _FIRST_SAMPLES, _EVERY = 5, 10.0
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _MIRRORED_WITHIN = 1.0
+_MOST_EVENTS = 2 * MAX_RECORDS
+"""How many playheads of a stream may wait to be taken: at its beginning all come at once."""
+
+_UNREACHABLE = (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError)
+"""What httpx raises for a daemon that can't be asked; the last one for a host that no name can be."""
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +68,13 @@ class PlayheadClient:
     async def get(self, record: str) -> Playhead:
         return self._head(await self._ask("GET", _path(record)))
 
+    async def heads(self) -> list[Playhead]:
+        """All playheads that somebody has touched."""
+        answer = await self._ask("GET", "/playheads")
+        if not isinstance(answer, list):
+            raise PlayheadUnreachable(self.where, f"the playheads are no list: {answer!r:.80}")
+        return [self._head(item) for item in answer]
+
     async def change(self, record: str, change: Change) -> Playhead:
         """The playhead after the change; PlayheadConflict, PlayheadInvalid, PlayheadUnreachable."""
         return self._head(await self._ask("POST", _path(record), change.as_json()))
@@ -76,7 +89,8 @@ class PlayheadClient:
                 response = await stack.enter_async_context(opening)
                 if response.status_code != 200:
                     raise self._refusal(response.status_code, await response.aread())
-            except (httpx.HTTPError, OSError) as error:
+                self._require_plain(response)
+            except _UNREACHABLE as error:
                 raise PlayheadUnreachable(self.where, _told(error)) from error
             nursery = await stack.enter_async_context(trio.open_nursery())
             stream = EventStream(self.where)
@@ -89,11 +103,17 @@ class PlayheadClient:
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         try:
             response = await self._http.request(method, path, json=body)
-        except (httpx.HTTPError, OSError) as error:
+        except _UNREACHABLE as error:
             raise PlayheadUnreachable(self.where, _told(error)) from error
         if response.status_code != 200:
             raise self._refusal(response.status_code, response.content, body)
         return self._json(response.content)
+
+    def _require_plain(self, response: httpx.Response) -> None:
+        """What is compressed on its way is held back until there is more of it."""
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding.lower() not in ("", "identity"):
+            raise PlayheadUnreachable(self.where, f"events come as {encoding}, though plain ones were asked for")
 
     def _json(self, raw: bytes) -> Any:
         try:
@@ -120,32 +140,35 @@ class PlayheadClient:
 class EventStream:
     """Playheads as they come. Iterating it ends with PlayheadUnreachable, which says why there are no more.
 
-    The response is read in a task of its own and only ever left by cancelling that: httpx reads through several async
-    generators, and leaving a loop over one would leave the others to the garbage collector.
+    The response is read in a task of its own, which waits for nothing else and is only ever left by cancelling it:
+    httpx reads through several async generators, and leaving a loop over one would leave the others to the garbage
+    collector.
     """
 
     def __init__(self, where: str) -> None:
         self._where = where
         self._why = "the event stream ended"
-        self._sending, self._receiving = trio.open_memory_channel[Playhead](0)
+        self._sending, self._receiving = trio.open_memory_channel[Playhead](_MOST_EVENTS)
 
     async def pump(self, response: httpx.Response) -> None:
         decoder = events.Decoder()
-        async with self._sending:
-            with trio.CancelScope() as reading:
-                try:
-                    async for chunk in response.aiter_raw():
-                        if not await self._taken(decoder, chunk):
-                            reading.cancel()
-                except (httpx.HTTPError, OSError) as error:
-                    self._why = _told(error)
+        with self._sending, trio.CancelScope() as reading:
+            try:
+                async for chunk in response.aiter_raw():
+                    if not self._taken(decoder, chunk):
+                        reading.cancel()
+            except (httpx.HTTPError, OSError) as error:
+                self._why = _told(error)
 
-    async def _taken(self, decoder: events.Decoder, chunk: bytes) -> bool:
+    def _taken(self, decoder: events.Decoder, chunk: bytes) -> bool:
         try:
             for head in decoder.feed(chunk):
-                await self._sending.send(head)
+                self._sending.send_nowait(head)
         except PlayheadInvalid as error:
             self._why = f"an event that is none: {error}"
+            return False
+        except trio.WouldBlock:
+            self._why = f"more than {_MOST_EVENTS} events that nobody has taken"
             return False
         return True
 
@@ -170,15 +193,34 @@ def _path(record: str) -> str:
 
 @asynccontextmanager
 async def connect(where: Path | str, token: str = "") -> AsyncIterator[PlayheadClient]:
-    """A client of the daemon that has this data directory, or this URL; PlayheadUnreachable if there is none."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    """A client of the daemon that has this data directory, or this URL.
+
+    PlayheadUnreachable if there is no such directory or URL, or the secret is one that no daemon has.
+    """
+    headers = {"Accept-Encoding": "identity", **_authorization(where, token)}
     with contextlib.ExitStack() as stack:
         if isinstance(where, Path):
-            base, transport = "http://localhost", httpx.AsyncHTTPTransport(uds=_socket(stack, where))
+            base, transport = httpx.URL("http://localhost"), httpx.AsyncHTTPTransport(uds=_socket(stack, where))
         else:
-            base, transport = where, httpx.AsyncHTTPTransport()  # no proxy: latency is what this is about
+            base, transport = _url(where), httpx.AsyncHTTPTransport()  # no proxy: latency is what this is about
         async with httpx.AsyncClient(base_url=base, transport=transport, headers=headers, timeout=_TIMEOUT) as http:
             yield PlayheadClient(http, str(where))
+
+
+def _authorization(where: Path | str, token: str) -> dict[str, str]:
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise PlayheadUnreachable(str(where), "a token has printable ASCII characters and no blanks")
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _url(where: str) -> httpx.URL:
+    try:
+        url = httpx.URL(where)
+    except httpx.InvalidURL as error:
+        raise PlayheadUnreachable(where, f"can't be read as a URL: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise PlayheadUnreachable(where, "is no http:// or https:// URL")
+    return url
 
 
 def _socket(stack: contextlib.ExitStack, data_dir: Path) -> str:
@@ -197,6 +239,7 @@ class RemoteBoard:
         self._counter = counter
         self._clock = FollowedUtc(counter)
         self._heads: dict[str, Playhead] = {}
+        self._learnt = False
         self._watchers = Watchers()
         self.connected = trio.Event()
         self.trouble: str | None = None
@@ -216,6 +259,9 @@ class RemoteBoard:
         return self._heads.get(record_name(record)) or Playhead(record)
 
     def heads(self) -> Mapping[str, Playhead]:
+        """All playheads; PlayheadUnreachable before the other daemon has told them once."""
+        if not self._learnt:
+            raise PlayheadUnreachable(self._client.where, self.trouble or "it hasn't told its playheads yet")
         return self._heads
 
     def watch(self, record: str | None = None) -> contextlib.AbstractAsyncContextManager[Watch]:
@@ -258,14 +304,28 @@ class RemoteBoard:
         try:
             for _ in range(_FIRST_SAMPLES):
                 await self._sample()
+            self._learn(await self._client.heads())
             self.trouble = None
             self.connected.set()
             async for head in stream:
-                self._heads[head.record] = head
-                self._watchers.tell(head)
-        except PlayheadUnreachable as error:
+                self._take(head)
+        except CachefsError as error:
             return str(error)
         return ""  # never: a stream ends with an error
+
+    def _learn(self, heads: list[Playhead]) -> None:
+        """Take what is. What isn't any more becomes what it was before anybody touched it."""
+        present = {head.record for head in heads}
+        for head in [*heads, *(Playhead(record) for record in self._heads.keys() - present)]:
+            self._take(head)
+        self._learnt = True
+
+    def _take(self, head: Playhead) -> None:
+        if head.revision:
+            self._heads[head.record] = head
+        else:
+            self._heads.pop(head.record, None)
+        self._watchers.tell(head)
 
     async def _keep_time(self) -> None:
         while True:

@@ -38,7 +38,6 @@ class Mpv:
         self._waiting: dict[int, trio.Event] = {}
         self._last_id = 0
         self._sending = trio.Lock()
-        self.ended = False
         self._publish, self.events = trio.open_memory_channel[Event](_EVENTS)
 
     async def command(self, *words: str | float | bool) -> Any:
@@ -95,7 +94,6 @@ class Mpv:
                     self._take(line)
                 if not part or len(buffer) > _LONGEST_LINE:
                     break
-        self.ended = True
         for waiting in self._waiting.values():
             waiting.set()
 

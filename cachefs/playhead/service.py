@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from cachefs.config.playhead import Playheads
-from cachefs.errors import CachefsError
+from cachefs.errors import CachefsError, PlayheadUnreachable
 from cachefs.playhead.board import Board, Heads
 from cachefs.playhead.client import RemoteBoard, connect
 from cachefs.playhead.clock import SteadyUtc
@@ -97,5 +97,11 @@ class PlayheadService:
             "connected": remote.connected.is_set() if remote else True,
             "clock_uncertainty": remote.uncertainty if remote and remote.connected.is_set() else None,
             "trouble": remote.trouble if remote else None,
-            "playing": sum(head.playing for head in heads.heads().values()) if heads else 0,
+            "playing": self._playing(),
         }
+
+    def _playing(self) -> int:
+        """How many records play, as far as is known."""
+        with contextlib.suppress(PlayheadUnreachable):
+            return sum(head.playing for head in self._heads.heads().values()) if self._heads else 0
+        return 0
