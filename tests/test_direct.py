@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -269,7 +270,18 @@ def test_a_range_other_than_what_was_asked_for_is_no_answer(range_: str) -> None
     length = 9 if "13" in range_ else 10
     headers = (f"Content-Range: {range_}", f"Content-Length: {length}")
     with answering(answer("206 Partial Content", *headers, body=bytes(length))) as url:
-        assert "from 5 on" in str(failure(url, Span(5, 10)))
+        assert str(failure(url, Span(5, 10))) == f"sent {range_[:80] or 'no Content-Range'} for 10 bytes from 5 on"
+
+
+def test_a_range_of_a_file_whose_length_nobody_tells_is_taken() -> None:
+    async def scenario(direct: Direct) -> None:
+        async with direct.open(url, Span(10, 5)) as body:
+            assert (body.length, body.start, body.total) == (5, 10, -1)
+            assert await whole(body) == b"abcde"
+
+    headers = ("Content-Range: bytes 10-14/*", "Content-Length: 5")
+    with answering(answer("206 Partial Content", *headers, body=b"abcde")) as url:
+        play(scenario)
 
 
 def test_a_file_that_is_too_short_is_another_one() -> None:
@@ -293,11 +305,36 @@ def test_a_body_that_is_cut_short_ends_early(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rubbish", [b"", b"220 ftp.example.org ready\r\n\r\n", b"\x16\x03\x01", b"HTTP/1.1 200 OK\r\n"]
+    ("rubbish", "told"),
+    [
+        (b"", "it hung up without an answer"),
+        (answer("103 Early Hints"), "it hung up without an answer"),
+        (b"HTTP/1.1 200 OK\r\n", "it hung up in the midst of an answer"),
+        (b"\x16\x03\x01", "its answer can't be read as HTTP"),
+        (b"220 ftp.example.org ready\r\n\r\n", "its answer can't be read as HTTP"),
+        (answer("200 OK", "Content-Length: -5"), "its answer can't be read as HTTP"),
+        (answer("200 OK", f"X: {'x' * 100_000}"), "its answer can't be read as HTTP"),
+    ],
 )
-def test_what_is_no_answer_of_http_is_a_source_that_failed(rubbish: bytes) -> None:
+def test_what_is_no_answer_of_http_is_a_source_that_failed(rubbish: bytes, told: str) -> None:
     with answering(rubbish) as url:
-        assert "hung up" in str(failure(url))
+        assert str(failure(url)) == told
+
+
+def test_a_connection_that_is_reset_is_told_as_that() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def reset() -> None:
+            connection, _ = server.accept()
+            connection.recv(1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+
+        thread = threading.Thread(target=reset)
+        thread.start()
+        told = str(failure(f"http://127.0.0.1:{server.getsockname()[1]}/"))
+        thread.join(30)
+    assert told == "it hung up: Connection reset by peer"
 
 
 def test_what_can_not_be_connected_to_is_told_with_the_reason() -> None:

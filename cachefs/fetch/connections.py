@@ -162,7 +162,8 @@ class Connections:
             except (OSError, h11.ProtocolError) as error:
                 line.close()
                 if fresh:
-                    raise SourceFailed(f"hung up: {error}") from None
+                    why = f"it hung up: {_reason(error)}" if isinstance(error, OSError) else str(error)
+                    raise SourceFailed(why) from None
             except trio.TooSlowError:
                 line.close()
                 raise NoAnswer(f"silent for {self._patience:g} s") from None

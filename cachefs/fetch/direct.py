@@ -85,4 +85,5 @@ def _check(response: h11.Response, body: Body, span: Span | None) -> None:
     if span is not None and status == 200 and (span.offset, span.length) != (0, body.length):
         raise IgnoresRanges("does not answer ranges")
     if span is not None and (body.start != span.offset or body.length not in (-1, span.length)):
-        raise SourceFailed(f"sent {body.length} bytes from {body.start} on, not {span.length} from {span.offset} on")
+        told = header(response, b"content-range") or "no Content-Range"
+        raise SourceFailed(f"sent {told:.80} for {span.length} bytes from {span.offset} on")

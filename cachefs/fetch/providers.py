@@ -27,6 +27,7 @@ from cachefs.fetch.busy import Busy
 from cachefs.fetch.digests import WANTED, Declared, declared
 from cachefs.fetch.receiver import Fetched, Receiver
 from cachefs.fetch.web import Answer, Interrupted, RangeRefused, Unreachable, WebClient
+from cachefs.fetch.wire import ContentRange
 
 _TRIES = 4
 _FIRST_PAUSE = 0.25
@@ -167,16 +168,21 @@ class _Transfer:
     def _check_range(self, answer: Answer) -> None:
         """The rest must begin where we are and be of the same whole and version (RFC 9110, 14.4 and 15.3.7.3)."""
         told, size = answer.range, self._receiver.size
-        if not size or told is None or told[0] != size or told[1] >= told[2] or self._total not in (None, told[2]):
+        total = self._total if told is None or told.total is None else told.total
+        if not size or told is None or told.first != size or total is None or not self._goes_with(told, total):
             said = answer.headers.get("content-range", "no Content-Range")
-            wrong = f"HTTP 206 with {said}, after {size} of {self._total} bytes"
+            wrong = f"HTTP 206 with {said:.80}, after {size} of {self._total} bytes"
         elif answer.etag not in ("", self._etag):
             wrong = f"HTTP 206 with ETag {answer.etag}, after {size} bytes of {self._etag}"
         else:
-            self._total = told[2]
+            self._total = total
             return
         self._begin_anew()
         raise Interrupted(answer.url, wrong)
+
+    def _goes_with(self, told: ContentRange, total: int) -> bool:
+        """Whether a range is of a whole that is as long as we know, and within it."""
+        return told.last < total and self._total in (None, total)
 
     def _begin_anew(self) -> None:
         self._receiver.restart()

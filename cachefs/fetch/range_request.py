@@ -1,10 +1,11 @@
 """One request for a stretch of blocks, and what is done with the bytes that come.
 
 How it works: the answer's head is judged before its body: the length of the whole, and the checksum that the server
-declares of it, must be the record's. Then blocks are received, verified, written and landed. Where they come quickly, a
-thread stays with the request (`reception.py`); where each takes a while, the event loop receives what comes, so that
-a reader's jump ends the request at once, and not after the moment that a thread may take to notice. A server that
-ignores the range sends everything from the beginning: then blocks that are here pass by.
+declares of it, must be the record's, if they are told. Then blocks are received, verified, written and landed. Where
+they come quickly, a thread stays with the request (`reception.py`); where each takes a while, the event loop receives
+what comes, so that a reader's jump ends the request at once, and not after the moment that a thread may take to notice.
+A server may give less than it was asked for, and the rest is asked for anew. One that ignores the range sends all from
+the beginning: then blocks that are here pass by.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from cachefs.errors import BlockInvalid, RecordMismatch, UrlFailed
 from cachefs.fetch.base import Job, Taker
 from cachefs.fetch.digests import WANTED, declared
 from cachefs.fetch.reception import Buffers, CutShort, Reception, Stretch
-from cachefs.fetch.web import Answer, WebClient
+from cachefs.fetch.web import Answer, RangeRefused, WebClient
 from cachefs.fetch.wire import Measured
 
 _QUICK = 0.1
@@ -81,31 +82,38 @@ class RangeRequest:
         if stream.at == stream.blocks.stop:
             return
         start, end = manifest.span(stream.at).offset, manifest.span(stream.blocks.stop - 1).end
-        async with self._client.get(self._url, WANTED | {"Range": f"bytes={start}-{end - 1}"}) as answer:
-            first = self._judged(answer, start, end)
-            await self._take(answer, Stretch(manifest, range(first, stream.blocks.stop)))
+        try:
+            async with self._client.get(self._url, WANTED | {"Range": f"bytes={start}-{end - 1}"}) as answer:
+                first = self._judged(answer, start, end)
+                await self._take(answer, Stretch(manifest, range(first, stream.blocks.stop)))
+        except RangeRefused as error:
+            self._require_length(error.url, error.total)
+            raise
 
     def _judged(self, answer: Answer, start: int, end: int) -> int:
         """The first block that this answer brings; RecordMismatch if it is about other bytes."""
-        length = self._manifest.length
-        total: int | None = length
-        begins = 0
+        begins, total = 0, answer.length
         if answer.status == 206:
             told = answer.range
-            if told is None or told[0] != start or (told[1] != end - 1 and told[2] == length):
-                raise UrlFailed(answer.url, f"HTTP 206 with {answer.headers.get('content-range')!r} for {start}-{end}")
-            begins, total = start, told[2]
-        elif answer.length is not None:
-            total = answer.length
-        if total != length:
-            self._mismatch(answer, total or 0, f"is {total} bytes long, the record says {length}")
+            if told is None or told.first != start or not start <= told.last < end:
+                said = answer.headers.get("content-range", "no Content-Range")
+                raise UrlFailed(answer.url, f"HTTP 206 with {said:.80}, asked for bytes {start}-{end - 1}")
+            begins, total = start, told.total
+        self._require_length(answer.url, total)
         digest, content = declared(answer.headers), self._manifest.content
         if content.algorithm == "sha256" and digest.sha256 and digest.sha256 != content.digest:
-            self._mismatch(answer, length, f"declares sha256:{digest.sha256.hex()} ({digest.header}), not {content}")
+            why = f"declares sha256:{digest.sha256.hex()} ({digest.header}), not {content}"
+            self._mismatch(answer.url, self._manifest.length, why)
         return begins // self._manifest.block_length
 
-    def _mismatch(self, answer: Answer, size: int, why: str, got: str = "") -> None:
-        raise RecordMismatch(answer.url, str(self._manifest.content), got, size, why)
+    def _require_length(self, url: str, total: int | None) -> None:
+        """RecordMismatch if the whole has another length, as far as that is told."""
+        length = self._manifest.length
+        if total not in (None, length):
+            self._mismatch(url, total or 0, f"is {total} bytes long, the record says {length}")
+
+    def _mismatch(self, url: str, size: int, why: str, got: str = "") -> None:
+        raise RecordMismatch(url, str(self._manifest.content), got, size, why)
 
     async def _take(self, answer: Answer, run: Stretch) -> None:
         """Receive, verify and land blocks, until the stretch ends or isn't wanted any more."""
@@ -171,7 +179,7 @@ class RangeRequest:
     def _lied(self, answer: Answer, index: int, error: BlockInvalid) -> None:
         told = f"block {index} is sha256:{error.got.hex()}, the piece list says {error.expected.hex()}"
         size = self._manifest.length
-        self._mismatch(answer, size, f"{told}; the record is {error.content} of {size} bytes", error.got.hex())
+        self._mismatch(answer.url, size, f"{told}; the record is {error.content} of {size} bytes", error.got.hex())
 
 
 def origin_of(url: str) -> str:

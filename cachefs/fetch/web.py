@@ -28,7 +28,7 @@ from cachefs.errors import NoAnswer, NotPublic, NotReached, SourceFailed, Source
 from cachefs.fetch import wire
 from cachefs.fetch.busy import Wishes, seconds_until
 from cachefs.fetch.connections import MOST_REDIRECTS, REDIRECTS, Connections, Target, redirected
-from cachefs.fetch.wire import Body
+from cachefs.fetch.wire import Body, ContentRange
 
 _MOST_CONNECTIONS = 64
 _STRONG_ETAG = re.compile(r'"[^"]+"')
@@ -45,7 +45,11 @@ class Unreachable(Interrupted):
 
 
 class RangeRefused(Interrupted):
-    """A range that the server says it doesn't have."""
+    """A range that the server says it doesn't have; `total` is how many bytes it has, if it says so."""
+
+    def __init__(self, url: str, total: int | None) -> None:
+        super().__init__(url, "HTTP 416: it has no such range")
+        self.total = total
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +85,8 @@ class Answer:
         return int(value) if value.isdigit() else None
 
     @property
-    def range(self) -> tuple[int, int, int] | None:
-        """What Content-Range says: first byte, last byte, and the length of the whole."""
+    def range(self) -> ContentRange | None:
+        """What Content-Range says."""
         return wire.content_range(self.headers.get("content-range", ""))
 
     @property
@@ -109,7 +113,7 @@ class Answer:
 
     def cut_short(self) -> Interrupted:
         """What to raise where the body ends before its time."""
-        return Interrupted(self.url, "the connection ended")
+        return Interrupted(self.url, "gave less than it was asked for" if self.body.whole else "the connection ended")
 
     def silent(self) -> SourceSilent:
         """What to raise where nothing more comes."""
@@ -171,7 +175,7 @@ class WebClient:
         if status in _LOGIN:
             raise SourceRefused(answer.url, f"HTTP {status}: it won't let us in")
         if status == 416:
-            raise RangeRefused(answer.url, "HTTP 416: it has no such range")
+            raise RangeRefused(answer.url, answer.range.total if answer.range else None)
         if status in _PASSING and wait:
             raise self._wishes.wish(answer.url, f"HTTP {status}: busy", wait)
         if status in _PASSING:

@@ -16,7 +16,7 @@ import ssl
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol, TypeVar, TypeVarTuple, Unpack
+from typing import NamedTuple, Protocol, TypeVar, TypeVarTuple, Unpack
 
 import h11
 import trio
@@ -25,7 +25,7 @@ _MOMENT = 0.1
 _MOMENT_TIMEVAL = struct.pack("@ll", 0, round(_MOMENT * 1e6))
 _AT_ONCE = 65536
 _receivers = trio.CapacityLimiter(64)
-_RANGE = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19})")
+_RANGE = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/(?:([0-9]{1,19})|\*)")
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
@@ -215,13 +215,23 @@ class Framed:
 
 
 async def ask(line: Line, http: h11.Connection, request: h11.Request, data: bytes = b"") -> h11.Response:
-    """The head of the answer to a request. OSError; h11.ProtocolError, also if none comes."""
+    """The head of the answer to a request. OSError; h11.ProtocolError, in words for the user, if none comes."""
     told = (http.send(request) or b"") + ((http.send(h11.Data(data=data)) or b"") if data else b"")
     line.send(told + (http.send(h11.EndOfMessage()) or b""))
-    answer = await next_event(line, http)
+    try:
+        answer = await next_event(line, http)
+    except h11.RemoteProtocolError:
+        raise h11.RemoteProtocolError(_no_answer(*http.trailing_data)) from None
     if not isinstance(answer, h11.Response):
-        raise h11.RemoteProtocolError("it hung up without an answer")
+        raise h11.RemoteProtocolError(_no_answer(b"", True))
     return answer
+
+
+def _no_answer(came: bytes, closed: bool) -> str:
+    """What an answer is instead of one."""
+    if not closed:
+        return "its answer can't be read as HTTP"
+    return "it hung up in the midst of an answer" if came else "it hung up without an answer"
 
 
 async def next_event(line: Line, http: h11.Connection) -> h11.Event | None:
@@ -242,20 +252,28 @@ async def small_body(line: Line, http: h11.Connection, most: int) -> bytes:
     return bytes(raw)
 
 
-def content_range(value: str) -> tuple[int, int, int] | None:
-    """First byte, last byte and total length that a Content-Range tells; 0, -1 and the total where no byte follows.
+class ContentRange(NamedTuple):
+    """What follows: bytes `first` to `last` of `total`, which is None if nobody knows; 0 and -1 where no byte does."""
 
-    None for anything else, like a total that isn't known or that no file has.
-    """
+    first: int
+    last: int
+    total: int | None
+
+
+def content_range(value: str) -> ContentRange | None:
+    """What a Content-Range tells (RFC 9110, 14.4); None if it is none, or tells of more than a file can have."""
     told = _RANGE.fullmatch(value)
-    return (int(told[1] or 0), int(told[2] or -1), int(told[3])) if told else None
+    if told is None or (told[1] is None and told[3] is None):
+        return None
+    return ContentRange(int(told[1] or 0), int(told[2] or -1), int(told[3]) if told[3] else None)
 
 
 def body(line: Line, http: h11.Connection, response: h11.Response) -> Measured | Framed:
     """The body that follows `response`."""
     headers = {bytes(name).decode("latin-1"): bytes(value).decode("latin-1") for name, value in response.headers}
     length = int(headers.get("content-length", "-1"))
-    start, _, total = content_range(headers.get("content-range", "")) or (0, 0, length)
+    told = content_range(headers.get("content-range", ""))
+    start, total = (told.first, -1 if told.total is None else told.total) if told else (0, length)
     if length < 0 or "transfer-encoding" in headers:
         return Framed(line, http, start, total)
     return Measured(line, http.trailing_data[0], length, start, total)
