@@ -8,7 +8,6 @@ one host's faults never stop the check of another.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from cachefs.content import ContentId
 from cachefs.errors import MetainfoError
 from cachefs.fetch.body import read_body
 from cachefs.fetch.sources import WebSeed
+from cachefs.fetch.wire import content_range
 from cachefs.metainfo import MAX_METAINFO, Metainfo
 
 MANIFEST = "manifest.txt"
@@ -27,7 +27,6 @@ _MAX_MANIFEST = 32 * 2**20
 _AT_ONCE = 16
 _GIVEN_UP = 2 * _AT_ONCE
 """So many requests in a row without any answer end the check: there may be thousands more."""
-_TOTAL = re.compile(r"bytes 0-0/([0-9]+)")
 _LISTS = frozenset({MANIFEST, "chain.toml"})
 _TORRENT = ".torrent"
 
@@ -142,10 +141,10 @@ class _Check:
 
     async def _length(self, name: str) -> int:
         response, _ = await self._get(name, 0, {"Range": "bytes=0-0", "Accept-Encoding": "identity"})
-        total = _TOTAL.fullmatch(response.headers.get("content-range", ""))
-        if response.status_code != 206 or total is None:
+        told = content_range(response.headers.get("content-range", ""))
+        if response.status_code != 206 or told is None or (told.first, told.last) != (0, 0) or told.total is None:
             raise _Wrong("ranges of it are not answered")
-        return int(total[1])
+        return told.total
 
     async def _get(
         self, name: str, most: int, headers: Mapping[str, str] | None = None

@@ -25,6 +25,7 @@ from tests.mount_kit import (
     make_library,
     mounted,
 )
+from tests.records_kit import web
 from tests.terminal_kit import on_a_terminal, shown_until
 
 
@@ -184,6 +185,17 @@ def test_manifest_verify_names_every_fault_and_fails(library: Library, tmp_path:
         f"{url}v1-missing.seg: is not listed",
         f"{url}: {len(names)} names, 6 faults",
     ]
+
+
+@pytest.mark.parametrize("told", [f"bytes 0-0/{'9' * 5000}", "bytes 0-0/*", "bytes 1-1/5", "none"])
+def test_manifest_verify_tells_of_a_range_that_says_no_length(library: Library, told: str) -> None:
+    with web() as host:
+        host.put("manifest.txt", f"{BODIES}\n{BODIES}.torrent\n".encode())
+        host.put(f"{BODIES}.torrent", library.torrent(BODIES).read_bytes())
+        host.put(BODIES, library.files[BODIES].read_bytes(), headers={"Content-Range": told})
+        done = cachefs("manifest-verify", host.url)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[0] == f"{host.url}{BODIES}: ranges of it are not answered"
 
 
 def test_manifest_verify_tells_another_hash_than_the_chains(library: Library, tmp_path: Path) -> None:
