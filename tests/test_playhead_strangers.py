@@ -115,12 +115,14 @@ async def follower(**answers: Answer) -> AsyncIterator[RemoteBoard]:
         (Answer(409, b'{"error": "x", "present": %s}' % _event()[6:].strip()), "revision"),
         (Answer(409, b'{"present": 5}'), "no playhead"),
         (Answer(200, b"soon"), "not JSON"),
+        (Answer(502, b'{"error": "%s"}' % (b"long" * 10_000)), "long"),
     ],
 )
 def test_a_decider_that_refuses_to_tell_the_time_is_trouble_and_no_end(answer: Answer, trouble: str) -> None:
     async def test() -> None:
         async with follower(time=answer, events=Answer(body=_event()), playheads=Answer(body=b"[]")) as board:
             await until(lambda: trouble in (board.trouble or ""))
+            assert len(board.trouble or "") < 1000
             assert not board.connected.is_set()
 
     run(test)

@@ -42,6 +42,9 @@ _FIRST_SAMPLES, _EVERY = 5, 10.0
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _MIRRORED_WITHIN = 1.0
+_LONGEST_REASON = 500
+"""Characters: each of daemons that follow each other in a ring would tell the other's reason with its own, for ever."""
+
 _MOST_EVENTS = 2 * MAX_RECORDS
 """How many playheads of a stream may wait to be taken: at its beginning all come at once."""
 
@@ -129,7 +132,7 @@ class PlayheadClient:
 
     def _refusal(self, status: int, raw: bytes, asked: Mapping[str, Any] | None = None) -> Exception:
         answer = self._json(raw) if raw[:1] == b"{" else {}
-        why = answer.get("error", f"HTTP status {status}")
+        why = str(answer.get("error", f"HTTP status {status}"))[:_LONGEST_REASON]
         if status == 409 and "present" in answer:
             present = self._head(answer["present"])
             expected = (asked or {}).get("if_revision", 0)
