@@ -1,17 +1,22 @@
 """The web seed over HTTP: what is listed is served, whole or in ranges, and nothing else is.
 
 How it works: one real `cachefs seed` is asked by httpx, and by a plain socket where a client library would tidy
-the request up; two tests run the server in virtual time.
+the request up; some tests run the server itself, one of them in virtual time.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import socket
+import time
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
+import h11
 import httpx
 import pytest
 import trio
@@ -156,17 +161,67 @@ def test_many_requests_go_over_one_connection(origin: Origin) -> None:
     assert rest.count(b"HTTP/1.1 200") == 19
 
 
-def test_before_the_names_are_known_clients_are_told_to_come_again() -> None:
-    async def ask() -> httpx.Response:
+def served(site: web.Site, *names: str) -> list[httpx.Response]:
+    """What a web seed of `site` answers to requests for `names`, each on a connection of its own."""
+
+    async def ask() -> list[httpx.Response]:
         async with trio.open_nursery() as nursery:
-            url = await nursery.start(web.serve, LOOPBACK, 0, web.Site())
-            async with httpx.AsyncClient() as client:
-                got = await client.get(f"{url}erigondb.toml")
+            url = await nursery.start(web.serve, LOOPBACK, 0, site)
+            got = []
+            for name in names:
+                async with httpx.AsyncClient() as client:
+                    got.append(await client.get(f"{url}{name}"))
             nursery.cancel_scope.cancel()
         return got
 
-    got = trio.run(ask)
+    return trio.run(ask)
+
+
+def test_before_the_names_are_known_clients_are_told_to_come_again() -> None:
+    (got,) = served(web.Site(), "erigondb.toml")
     assert (got.status_code, got.headers["Retry-After"]) == (503, "10")
+
+
+def test_without_a_descriptor_left_clients_are_told_to_come_again(tmp_path: Path) -> None:
+    (tmp_path / "a.seg").write_bytes(b"x")
+    request = h11.Request(method="GET", target="/a.seg", headers=[("Host", "x")])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        response = web.respond(request, web.Site({"a.seg": tmp_path / "a.seg"}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    response.close()
+    assert (response.status, dict(response.headers)["Retry-After"]) == (503, "10")
+
+
+def test_a_file_that_is_gone_or_became_something_else_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    names = ("gone", "file/gone", "link", "directory", "pipe", "a" * 256)
+    got = served(web.Site({name: tmp_path / name for name in names}), *names)
+    assert [response.status_code for response in got] == [404] * len(names)
+
+
+def test_a_file_of_the_far_future_is_served_with_no_date_to_come() -> None:
+    with TemporaryDirectory(dir="/dev/shm") as directory:  # other file systems cut such a time short
+        path = Path(directory, "a.seg")
+        path.write_bytes(b"x")
+        for seconds in (10**12, -(10**12)):
+            os.utime(path, (seconds, seconds))
+            (got,) = served(web.Site({"a.seg": path}), "a.seg")
+            assert (got.status_code, got.content) == (200, b"x")
+            assert parsedate_to_datetime(got.headers["Last-Modified"]).timestamp() <= time.time()
+
+
+def test_a_fault_costs_one_request_and_the_seed_box_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "good").write_bytes(b"x")
+    no_path = tmp_path / "bad\0"  # which `os.open` takes for a mistake of the program's
+    faulty, good = served(web.Site({"bad": no_path, "good": tmp_path / "good"}), "bad", "good")
+    assert (faulty.status_code, faulty.headers["Connection"]) == (500, "close")
+    assert (good.status_code, good.content) == (200, b"x")
 
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "])

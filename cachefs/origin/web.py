@@ -6,18 +6,22 @@ the connection sends that span with sendfile(2), from the page cache to the sock
 Python, waiting for the socket only when its buffer is full.
 
 A request names a key of a dictionary, never a path, so there is nothing to traverse. Before the dictionary is
-there (the seed box is still hashing) the answer is 503 with Retry-After, for 404 would send a client away for good.
-Headers are bounded in size, connections in number, and each wait in time. Formats: RFC 9110 and 9112.
+there (the seed box is still hashing), or when a file can't be opened at the moment (no descriptor is left), the answer
+is 503 with Retry-After, for 404 would send a client away for good. Headers are bounded in size, connections in number,
+and each wait in time. Formats: RFC 9110 and 9112.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import socket
 import stat
+import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
@@ -46,7 +50,13 @@ LINGER_TIMEOUT = 3.0
 _SENDFILE_CHUNK = 4 * 2**20
 _RANGE = re.compile(rb"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 _TYPES = {".torrent": "application/x-bittorrent", ".txt": "text/plain", ".toml": "application/toml"}
-_REASONS = {404: b"not found\n", 405: b"GET and HEAD only\n", 503: b"not ready yet\n"}
+_REASONS = {
+    404: b"not found\n",
+    405: b"GET and HEAD only\n",
+    500: b"a fault of this server\n",
+    503: b"not now, come again\n",
+}
+_NOT_THERE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG))
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +94,7 @@ def respond(request: h11.Request, site: Site) -> Response:
     if request.method not in (b"GET", b"HEAD"):
         return _plain(405, [("Allow", "GET, HEAD")])
     if site.assets is None:
-        return _plain(503, [("Retry-After", "10")])
+        return _later()
     path = site.assets.get(_name(request.target))
     if path is None:
         return _plain(404)
@@ -92,8 +102,18 @@ def respond(request: h11.Request, site: Site) -> Response:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         log.warning("%s: %s", path, error.strerror)
-        return _plain(404)
-    return _file(request, path, descriptor)
+        return _plain(404) if error.errno in _NOT_THERE else _later()
+    with ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        response = _file(request, path, os.fstat(descriptor))
+        if response.span.length:
+            stack.pop_all()
+            response.descriptor = descriptor
+    return response
+
+
+def _later() -> Response:
+    return _plain(503, [("Retry-After", "10")])
 
 
 def _plain(status: int, headers: Headers | None = None) -> Response:
@@ -108,25 +128,26 @@ def _name(target: bytes) -> str:
         return ""
 
 
-def _file(request: h11.Request, path: Path, descriptor: int) -> Response:
-    state, asked = os.fstat(descriptor), dict(request.headers)
+def _file(request: h11.Request, path: Path, state: os.stat_result) -> Response:
     if not stat.S_ISREG(state.st_mode):
-        os.close(descriptor)
         return _plain(404)
-    etag, modified = f'"{state.st_size:x}-{state.st_mtime_ns:x}"', formatdate(state.st_mtime, usegmt=True)
+    asked, etag, modified = dict(request.headers), f'"{state.st_size:x}-{state.st_mtime_ns:x}"', _modified(state)
     headers = [("Accept-Ranges", "bytes"), ("ETag", etag), ("Last-Modified", modified)]
     if etag in asked.get(b"if-none-match", b"").decode("latin-1"):
-        os.close(descriptor)
         return Response(304, headers)
     headers.append(("Content-Type", _TYPES.get(path.suffix, "application/octet-stream")))
     span = _wanted_range(request, asked, (etag, modified), state.st_size)
     if span is None:
-        return Response(200, headers, descriptor=descriptor, span=Span(0, state.st_size))
+        return Response(200, headers, span=Span(0, state.st_size))
     if not span.length:
-        os.close(descriptor)
         return Response(416, [*headers, ("Content-Range", f"bytes */{state.st_size}")])
     headers.append(("Content-Range", f"bytes {span.offset}-{span.end - 1}/{state.st_size}"))
-    return Response(206, headers, descriptor=descriptor, span=span)
+    return Response(206, headers, span=span)
+
+
+def _modified(state: os.stat_result) -> str:
+    """The file's time as a date; never one to come (RFC 9110, 8.8.2.1), which might have no four-digit year either."""
+    return formatdate(max(0.0, min(state.st_mtime, time.time())), usegmt=True)
 
 
 def _wanted_range(
@@ -223,6 +244,8 @@ class Connection:
                 self._http.start_next_cycle()
         except (OSError, trio.BrokenResourceError, trio.TooSlowError, h11.RemoteProtocolError) as error:
             log.debug("%s: connection dropped: %r", self._peer, error)
+        except Exception:  # a fault of ours costs a connection, not the seed box
+            log.exception("%s: connection dropped", self._peer)
 
     async def _exchange(self) -> bool:
         """One request and its answer; True if the connection can take another."""
@@ -236,13 +259,20 @@ class Connection:
             return await self._refuse(error.error_status_hint)
         if has_body:
             return await self._refuse(400)
-        response = respond(request, self._site)
+        response = self._answer(request)
         try:
             await self._send(response, head_only=request.method == b"HEAD")
         finally:
             response.close()
         self._log(request, response)
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
+
+    def _answer(self, request: h11.Request) -> Response:
+        try:
+            return respond(request, self._site)
+        except Exception:
+            log.exception("%s: answering %s", self._peer, request.target.decode("ascii", "replace"))
+            return _plain(500, [("Connection", "close")])
 
     async def _event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         while (event := self._http.next_event()) is h11.NEED_DATA:
