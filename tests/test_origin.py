@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -77,6 +77,51 @@ def test_what_cant_be_published_is_left_out_with_a_reason_and_the_rest_goes_on(t
     assert "single quote" in reasons["it's.seg"]
     assert len(reasons) == 3
     assert len(published.files) == 2
+
+
+def test_a_directory_that_cant_be_read_is_left_out_and_the_rest_goes_on(tmp_path: Path) -> None:
+    make_snapshots(tmp_path, 100)
+    (tmp_path / "lost+found").mkdir(mode=0)
+    without_power = ["setpriv", "--bounding-set=-all", "--"]  # root, too, needs leave then
+    command = [*without_power, sys.executable, "-m", "cachefs", "torrent-create", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
+    assert done.stderr == "cachefs: lost+found/ is left out: Permission denied\n"
+
+
+def test_a_name_is_as_long_as_its_torrents_can_be_or_left_out(tmp_path: Path) -> None:
+    long, longest, too_long = ("a" * length for length in (242, 247, 248))
+    for name in (long, longest, too_long):
+        (tmp_path / name).write_bytes(b"x")
+    published = trio.run(publish, tmp_path)
+    assert [file.name for file in published.files] == [long, longest]
+    (skipped,) = published.skipped
+    assert (skipped.name, skipped.why) == (too_long, "its .torrent can't be written: File name too long")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_something_else_where_a_torrent_should_be_is_left_alone_and_costs_that_file(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    names = sorted(make_snapshots(tmp_path, 100))
+    make(tmp_path / f"{names[0]}.torrent")
+    done = subprocess.run(
+        [sys.executable, "-m", "cachefs", "torrent-create", tmp_path], capture_output=True, text=True, timeout=30
+    )
+    assert done.stdout == f"{names[1]}.torrent\n"
+    why = "its .torrent can't be written: something else has its name"
+    assert (done.returncode, done.stderr) == (0, f"cachefs: {names[0]} is left out: {why}\n")
+    assert not (tmp_path / f"{names[0]}.torrent").is_file()
+
+
+def test_a_torrent_at_the_end_of_a_link_is_trusted(tmp_path: Path) -> None:
+    (path, _) = make_snapshots(tmp_path / "data", 1000).values()
+    settled(tmp_path / "data")
+    torrent = path.with_name(f"{path.name}.torrent")
+    torrent.rename(tmp_path / "kept.torrent")
+    torrent.symlink_to(tmp_path / "kept.torrent")
+    assert trio.run(publish, tmp_path / "data").hashed == 0
 
 
 def test_a_directory_without_content_is_refused(tmp_path: Path) -> None:

@@ -11,13 +11,17 @@ The .torrent's own mtime is set to a moment before hashing began, and a change d
 therefore newer than it. Doubt always means hashing again. A bit that flips on the disk goes unseen here,
 and is refused by whoever fetches it.
 
-A file that can't be published (unreadable, empty, changing) is left out with a reason; the others go on.
+A file that can't be published (unreadable, empty, changing, without room for a .torrent beside it) is left out with a
+reason, and so is a directory that can't be read; the others go on.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import secrets
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -42,6 +46,9 @@ _CHUNK = 2 * 2**20
 _CLOCK_SLACK = 20_000_000
 """Nanoseconds. A file's times come from the kernel's coarse clock, which lags the one we read by up to a tick."""
 
+_NO_PLACE = frozenset((errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTDIR))
+"""The errnos of a .torrent's path at which nothing can ever be written."""
+
 _ANY_CONTENT = ContentId("btih", bytes(20))
 """Stands for a file's content while only its name is looked at."""
 
@@ -62,7 +69,7 @@ class SeededFile:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that is not published, and why."""
+    """A file that is not published, or a directory, with a `/` at its end, that can't be read; and why."""
 
     name: str
     why: str
@@ -112,15 +119,13 @@ async def describe(
 
     New ones are put there if `write`. ConfigError if there is nothing to describe, or that can't be done.
     """
-    jobs = await trio.to_thread.run_sync(_examine_all, root, out or root)
-    for job in jobs:
-        job.write = write
+    jobs, unreadable = await trio.to_thread.run_sync(_examine_all, root, out or root, write)
     await _hash_all([job for job in jobs if job.wanted], report)
     files = tuple(SeededFile(job.name, job.path, job.torrent, job.known.content, job.size) for job in jobs if job.known)
     if not files:
         raise ConfigError(str(root), "holds no file that could be seeded")
-    skipped = tuple(Skipped(job.name, job.failure) for job in jobs if job.failure)
-    return Described(files, skipped, tuple(job.name for job in jobs if job.known and job.began))
+    skipped = [*unreadable, *(Skipped(job.name, job.failure) for job in jobs if job.failure)]
+    return Described(files, tuple(skipped), tuple(job.name for job in jobs if job.known and job.began))
 
 
 def list_names(root: Path) -> list[str]:
@@ -134,25 +139,40 @@ def list_names(root: Path) -> list[str]:
         raise ConfigError(str(error.filename or root), f"can't be read: {_why(error)}") from error
 
 
-def find(root: Path, out: Path) -> Iterator[str]:
-    """The names below `root` that are content: regular files, nothing hidden, no symlink, none of our products."""
-    return _walk(root, out)
+def _walk(root: Path, out: Path, unreadable: list[Skipped] | None = None, *, torrents: bool = False) -> Iterator[str]:
+    """The names below `root` that are content: regular files, nothing hidden, no symlink, none of our products.
 
-
-def _walk(root: Path, out: Path, *, torrents: bool = False) -> Iterator[str]:
+    OSError if a directory can't be read; one below `root` is put into `unreadable` instead, if that is given.
+    """
     pending = [root]
     while pending:
-        with os.scandir(pending.pop()) as entries:  # which knows files from directories without asking each
-            for entry in entries:
-                path = Path(entry.path)
-                if entry.name.startswith(".") or path == out:
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(path)
-                elif not entry.is_file(follow_symlinks=False):
-                    continue
-                elif could_be_content(entry.name) or (torrents and entry.name.endswith(".torrent")):
-                    yield path.relative_to(root).as_posix()
+        directory = pending.pop()
+        try:
+            entries = _entries(directory, out)
+        except OSError as error:
+            if unreadable is None or directory == root:
+                raise
+            unreadable.append(Skipped(f"{directory.relative_to(root).as_posix()}/", _why(error)))
+            continue
+        for path, is_directory in entries:
+            if is_directory:
+                pending.append(path)
+            elif could_be_content(path.name) or (torrents and path.name.endswith(".torrent")):
+                yield path.relative_to(root).as_posix()
+
+
+def _entries(directory: Path, out: Path) -> list[tuple[Path, bool]]:
+    """The files and directories in one, but for `out` and hidden ones, each with whether it is a directory."""
+    with os.scandir(directory) as entries:  # which knows files from directories without asking each
+        return [
+            (Path(entry.path), entry.is_dir(follow_symlinks=False))
+            for entry in entries
+            if not entry.name.startswith(".") and Path(entry.path) != out and _is_real(entry)
+        ]
+
+
+def _is_real(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
 
 
 def could_be_content(name: str) -> bool:
@@ -167,13 +187,13 @@ class _Job:
     name: str
     path: Path
     torrent: Path
+    write: bool
     state: os.stat_result | None = None
     piece_length: int = ERIGON_PIECE_LENGTH
     old: Metainfo | None = None
     known: Metainfo | None = None
     failure: str = ""
     began: int = 0
-    write: bool = True
     parts: dict[int, bytes] = field(default_factory=dict)
 
     @property
@@ -194,18 +214,19 @@ class _Job:
         return range(0, self.size, max(1, _SPAN // self.piece_length) * self.piece_length)
 
 
-def _examine_all(root: Path, out: Path) -> list[_Job]:
+def _examine_all(root: Path, out: Path, write: bool) -> tuple[list[_Job], list[Skipped]]:
     root, out = root.absolute(), out.absolute()
+    unreadable: list[Skipped] = []
     try:
-        return [_examine(root, out, name) for name in sorted(find(root, out))]
+        names = sorted(_walk(root, out, unreadable))
     except OSError as error:
         raise ConfigError(str(error.filename or root), f"can't be read: {_why(error)}") from error
+    return [_examine(_Job(name, root / name, out / f"{name}.torrent", write)) for name in names], unreadable
 
 
-def _examine(root: Path, out: Path, name: str) -> _Job:
-    job = _Job(name, root / name, out / f"{name}.torrent")
+def _examine(job: _Job) -> _Job:
     try:
-        format_chain({name: _ANY_CONTENT})
+        format_chain({job.name: _ANY_CONTENT})
         job.state = job.path.stat(follow_symlinks=False)
     except (OSError, CatalogError) as error:
         job.failure = _why(error)
@@ -219,16 +240,27 @@ def _examine(root: Path, out: Path, name: str) -> _Job:
 
 def _look_for_torrent(job: _Job) -> None:
     try:
-        old = metainfo.parse(job.torrent.read_bytes())
-        newer = _newest(job.state) < job.torrent.stat().st_mtime_ns
-    except (OSError, MetainfoError):
+        old, modified = _read_torrent(job.torrent)
+    except MetainfoError:
+        return
+    except OSError as error:
+        if job.write and error.errno in _NO_PLACE:
+            job.failure = f"its .torrent can't be written: {_why(error)}"
         return
     if old.name != job.name or old.manifest.length != job.size:
         return
     # The piece length is kept when hashing again, for the published hash depends on it.
     job.old, job.piece_length = old, old.manifest.block_length
-    if newer:
+    if _newest(job.state) < modified:
         job.known = old
+
+
+def _read_torrent(path: Path) -> tuple[Metainfo, int]:
+    """What a .torrent says, and its mtime in nanoseconds. OSError, MetainfoError."""
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):  # to read a pipe would be to wait for a writer
+        raise OSError(errno.EEXIST, "something else has its name")
+    return metainfo.parse(path.read_bytes()), state.st_mtime_ns
 
 
 def _newest(state: os.stat_result | None) -> int:
@@ -319,7 +351,7 @@ def _write_lists(out: Path, files: Iterable[SeededFile]) -> None:
 
 def _write(path: Path, data: bytes) -> None:
     """Write `path` as a whole or not at all, durably: a temporary file, fsync, rename. ConfigError if it can't be."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")  # short: `path` may be as long as a name can be
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
