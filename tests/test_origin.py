@@ -15,11 +15,14 @@ import libtorrent as lt
 import pytest
 import trio
 import trio.testing
+from click.testing import CliRunner
 
 from cachefs import metainfo
 from cachefs.catalog.chain import load_chain
+from cachefs.cli import main
+from cachefs.config.values import Peer
 from cachefs.errors import ConfigError
-from cachefs.origin.serving import Address, OriginConfig, publish, serve
+from cachefs.origin.serving import OriginConfig, publish, serve
 from tests.counterparts import (
     LOOPBACK,
     cachefs_seed,
@@ -222,7 +225,7 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
 def test_an_address_that_cant_be_had_ends_it_before_anything_is_hashed(tmp_path: Path) -> None:
     make_snapshots(tmp_path, 10)
     with silent_server() as taken:
-        here = Address(LOOPBACK, taken)
+        here = Peer(LOOPBACK, taken)
         for config in (OriginConfig(tmp_path, listen=here), OriginConfig(tmp_path, http=here)):
             with pytest.RaisesGroup(pytest.RaisesExc(ConfigError, match=f"{LOOPBACK}:{taken}"), flatten_subgroups=True):
                 trio.run(serve, config)
@@ -234,6 +237,13 @@ def test_an_error_is_one_line_that_says_what_and_where(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"cachefs: {tmp_path}: holds no file that could be seeded\n"
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", ":8080", "::1:8080", "localhost:65536", "[::1]"])
+def test_an_address_that_is_none_is_refused(tmp_path: Path, address: str) -> None:
+    done = CliRunner().invoke(main, ["seed", str(tmp_path), "--http", address])
+    assert done.exit_code == 2
+    assert address in done.output
 
 
 def test_help_is_printed_without_loading_what_commands_need() -> None:

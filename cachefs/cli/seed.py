@@ -18,23 +18,24 @@ import trio
 
 from cachefs.cli.progress import bytes_bar
 from cachefs.cli.target import DIRECTORY, NEW_DIRECTORY
-from cachefs.origin.serving import Address, OriginConfig, Serving, serve
+from cachefs.config.values import Peer
+from cachefs.origin.serving import OriginConfig, Serving, serve
 
 
-class AddressType(click.ParamType[Address | None]):
+class AddressType(click.ParamType[Peer | None]):
     """HOST:PORT, [IPV6]:PORT, or `off`."""
 
     name = "HOST:PORT"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Address | None:
-        if isinstance(value, Address):
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Peer | None:
+        if isinstance(value, Peer):
             return value
         if value == "off":
             return None
-        host, colon, port = str(value).rpartition(":")
-        if not (colon and host and port.isascii() and port.isdigit() and int(port) < 2**16):
-            self.fail(f"{value!r} is neither HOST:PORT (0.0.0.0:42069, [::1]:8080) nor 'off'", param, ctx)
-        return Address(host.removeprefix("[").removesuffix("]"), int(port))
+        try:
+            return Peer.parse(str(value), any_port=True)
+        except ValueError as error:
+            self.fail(f"{error}; 'off' leaves that side off", param, ctx)
 
 
 @click.command()
@@ -45,7 +46,7 @@ class AddressType(click.ParamType[Address | None]):
 @click.option("--discover", is_flag=True, help="Be found by DHT, local discovery and port mapping.")
 @click.option("-v", "--verbose", is_flag=True, help="Log every HTTP request to stderr.")
 def seed(
-    directory: Path, listen: Address | None, http: Address | None, out: Path | None, discover: bool, verbose: bool
+    directory: Path, listen: Peer | None, http: Peer | None, out: Path | None, discover: bool, verbose: bool
 ) -> None:
     """Serve the files below DIR as torrent seeder and web seed.
 

@@ -13,27 +13,18 @@ from pathlib import Path
 
 import trio
 
+from cachefs.config.values import Peer
 from cachefs.origin import web
 from cachefs.origin.seeder import open_seeder
 from cachefs.origin.torrents import Published, Report, SeededFile, Skipped, publish
 
-__all__ = ["Address", "OriginConfig", "Published", "SeededFile", "Serving", "Skipped", "publish", "serve"]
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A host and a TCP port to listen on; port 0 takes any free one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+__all__ = ["OriginConfig", "Published", "SeededFile", "Serving", "Skipped", "publish", "serve"]
 
 
 @dataclass(frozen=True, slots=True)
 class OriginConfig:
-    """What to serve and where. `listen` is for peers, `http` for web-seed clients; None leaves that side off.
+    """What to serve and where. `listen` is for peers, `http` for web-seed clients; None leaves that side off, and
+    port 0 takes any free one.
 
     Products are written to `out`, or beside the files. `discover`: let peers find the seeder by DHT,
     local discovery and port mapping.
@@ -41,8 +32,8 @@ class OriginConfig:
 
     root: Path
     out: Path | None = None
-    listen: Address | None = None
-    http: Address | None = None
+    listen: Peer | None = None
+    http: Peer | None = None
     discover: bool = False
 
 
@@ -51,7 +42,7 @@ class Serving:
     """A seed box that is ready: what is published, and the addresses that were bound."""
 
     published: Published
-    torrent: Address | None
+    torrent: Peer | None
     http: str | None
 
 
@@ -72,7 +63,7 @@ async def serve(
             seeder = await stack.enter_async_context(
                 open_seeder(config.listen.host, config.listen.port, discover=config.discover)
             )
-            torrent = Address(*seeder.address)
+            torrent = Peer(*seeder.address)
         published = await publish(config.root, config.out, report)
         site.assets = published.assets()
         if seeder is not None:
