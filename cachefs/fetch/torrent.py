@@ -29,7 +29,7 @@ from cachefs.fetch.base import Job, Sink, Transfer
 from cachefs.fetch.nodelay import set_nodelay
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent_download import Phase, Swarm, TorrentDownload
-from cachefs.fetch.torrent_session import TorrentSession
+from cachefs.fetch.torrent_session import TorrentSession, session_settings
 
 if TYPE_CHECKING:
     from cachefs.config import Peer, Torrent
@@ -83,7 +83,7 @@ class TorrentFetcher:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the session and serve it for ever; it is closed when this is cancelled."""
-        self._session = TorrentSession(self._settings)
+        self._session = TorrentSession(session_settings(self._settings))
         self._listen(self._session)
         try:
             async with trio.open_nursery() as self._nursery:

@@ -75,12 +75,12 @@ def session_settings(settings: Torrent) -> lt.settings_pack:
 
 
 class TorrentSession:
-    """One libtorrent session; `on` a kind of alert a handler is called, while `pump` runs."""
+    """One libtorrent session with these settings; `on` a kind of alert a handler is called, while `pump` runs."""
 
-    def __init__(self, settings: Torrent) -> None:
+    def __init__(self, settings: lt.settings_pack) -> None:
         params = lt.session_params()
         params.disk_io_constructor = "pread_disk_io_constructor"
-        params.settings = session_settings(settings)
+        params.settings = settings
         self._wake, self._signal = socket.socketpair()
         self._wake.setblocking(False)
         self._signal.setblocking(False)

@@ -60,10 +60,8 @@ async def serve(
             url = await nursery.start(web.serve, config.http.host, config.http.port, site)
         seeder = None
         if config.listen is not None:
-            seeder = await stack.enter_async_context(
-                open_seeder(config.listen.host, config.listen.port, discover=config.discover)
-            )
-            torrent = Peer(*seeder.address)
+            seeder = await stack.enter_async_context(open_seeder(config.listen, discover=config.discover))
+            torrent = seeder.address
         published = await publish(config.root, config.out, report)
         site.assets = published.assets()
         if seeder is not None:
