@@ -1,4 +1,4 @@
-"""Reading and replacing the small text files that catalogues live in.
+"""Reading and replacing the small files that catalogues live in.
 
 How it works: a file is read whole, up to a limit, and is UTF-8 or refused. It is replaced the only way that
 survives a crash at any step: a new file in the same directory is written and synced, renamed over the old
@@ -62,7 +62,7 @@ def replace_text(path: Path, text: str) -> None:
     CatalogError if that fails.
     """
     try:
-        _replace(followed(path), text.encode())
+        replace_bytes(followed(path), text.encode())
     except OSError as error:
         raise CatalogError(path, f"can't be written: {_why(path, error)}") from error
 
@@ -89,8 +89,9 @@ def _why(path: Path, error: OSError) -> str | None:
     return error.strerror
 
 
-def _replace(path: Path, raw: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+def replace_bytes(path: Path, raw: bytes) -> None:
+    """Put a file of `raw` in place of what `path` is, a link too, all or nothing. OSError if that fails."""
+    temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")  # short: `path` may be as long as a name can be
     try:
         _write_synced(temporary, raw)
         temporary.rename(path)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +30,7 @@ import trio
 
 from cachefs import metainfo
 from cachefs.catalog.chain import format_chain
+from cachefs.catalog.files import replace_bytes
 from cachefs.content import ContentId
 from cachefs.errors import CatalogError, ConfigError, MetainfoError
 from cachefs.metainfo import ERIGON_PIECE_LENGTH, Metainfo
@@ -164,15 +164,11 @@ def _walk(root: Path, out: Path, unreadable: list[Skipped] | None = None, *, tor
 def _entries(directory: Path, out: Path) -> list[tuple[Path, bool]]:
     """The files and directories in one, but for `out` and hidden ones, each with whether it is a directory."""
     with os.scandir(directory) as entries:  # which knows files from directories without asking each
-        return [
-            (Path(entry.path), entry.is_dir(follow_symlinks=False))
-            for entry in entries
-            if not entry.name.startswith(".") and Path(entry.path) != out and _is_real(entry)
+        shown = [entry for entry in entries if not entry.name.startswith(".") and Path(entry.path) != out]
+        kinds = [
+            (entry.path, entry.is_dir(follow_symlinks=False), entry.is_file(follow_symlinks=False)) for entry in shown
         ]
-
-
-def _is_real(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
+    return [(Path(path), is_directory) for path, is_directory, is_file in kinds if is_directory or is_file]
 
 
 def could_be_content(name: str) -> bool:
@@ -350,14 +346,9 @@ def _write_lists(out: Path, files: Iterable[SeededFile]) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write `path` as a whole or not at all, durably: a temporary file, fsync, rename. ConfigError if it can't be."""
-    temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")  # short: `path` may be as long as a name can be
+    """Write `path` as a whole or not at all, durably. ConfigError if it can't be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_bytes(path, data)
     except OSError as error:
         raise ConfigError(str(path), f"can't be written: {_why(error)}; choose another --out") from error
