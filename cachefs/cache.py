@@ -273,7 +273,7 @@ class Cache:
             yield
         except CachefsError as error:
             if not isinstance(error, Abandoned):
-                self.last_error = flow.last_error = str(error)
+                self.last_error = str(error)
                 self._reasons.note(flow.item.content, error)
             raise
 

@@ -91,7 +91,6 @@ class Flow:
         self.item = item
         self.readers: set[Reader] = set()
         self.download: Download | None = None
-        self.last_error = ""
         self.tried_anew_at = float("-inf")
         self.closed = trio.Event()
         self._room = room
@@ -144,7 +143,6 @@ class Flow:
 
     def refused(self, blocks: Collection[int], error: Exception) -> None:
         """Let everybody go who waits for one of these."""
-        self.last_error = str(error)
         for flight in [self._flights.pop(index) for index in blocks if index in self._flights]:
             flight.error = error
             flight.done.set()

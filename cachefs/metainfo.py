@@ -31,6 +31,9 @@ MAX_PIECE_LENGTH = 256 * 2**20
 ERIGON_PIECE_LENGTH = 2 * 2**20
 """Erigon's constant piece length, in bytes, whatever the file's size."""
 
+LARGE_PIECE_LENGTH = 64 * 2**20
+"""The piece length, in bytes, that is proposed to follow it: a multiple of it."""
+
 Bencodable: TypeAlias = "int | bytes | list[Bencodable] | dict[bytes, Bencodable]"
 
 _MAX_DEPTH = 32

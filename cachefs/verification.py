@@ -165,8 +165,8 @@ def matching(names: Mapping[str, T], patterns: Iterable[str]) -> dict[str, T]:
 
 def verify_data_dir(data_dir: Path, patterns: Iterable[str], *, fail_fast: bool, report: Report) -> Outcome:
     """Verify the names of a data directory's lock. DataDirBusy if a daemon works on it; CatalogError, StoreFailed."""
-    names = matching(names_of(data_dir), patterns)
-    with DataDirLock(data_dir):
+    with DataDirLock(data_dir):  # first: a daemon knows its names whatever became of the lock's file
+        names = matching(names_of(data_dir), patterns)
         state = State.open(data_dir / "state.db")
         try:
             _know_names(state, data_dir / "snapshots" / snapshots.LOCK_NAME)

@@ -15,7 +15,7 @@ import trio
 from click.testing import CliRunner
 
 from cachefs import metainfo
-from cachefs.adoption.hashing import LARGE_PIECE_LENGTH, seal_of
+from cachefs.adoption.hashing import seal_of
 from cachefs.adoption.memory import Memory
 from cachefs.adoption.offline import adopt
 from cachefs.adoption.takeover import MEMORY_NAME, Adoption
@@ -149,7 +149,7 @@ def test_without_any_lock_it_is_said_what_is_needed(bench: Bench) -> None:
 
 def test_a_hash_with_pieces_of_64_mib_is_recognised(bench: Bench, tmp_path: Path) -> None:
     data = bench.library.files[HISTORY].read_bytes()
-    info = metainfo.build(HISTORY, len(data), hashlib.sha1(data).digest(), LARGE_PIECE_LENGTH)
+    info = metainfo.build(HISTORY, len(data), hashlib.sha1(data).digest(), metainfo.LARGE_PIECE_LENGTH)
     chain = tmp_path / "chain.toml"
     chain.write_text(format_chain({HISTORY: info.content, HEADERS: ContentId("btih", bytes(20))}))
     adoption = bench.adopt(chain=chain)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cachefs.catalog.snapshots import LOCK_NAME
 from tests.counterparts import small_disk
 from tests.held_kit import rot, stocked
 from tests.mount_kit import (
@@ -97,6 +98,13 @@ def test_repair_fetches_the_wrong_piece_and_seals_the_file_before_it_returns(lib
     with mounted(tmp_path) as mount:  # nothing is hashed or fetched again
         assert same(mount, library)
         assert "checking" not in mount.child.printed()
+
+
+def test_a_mount_is_verified_by_its_daemon_whatever_became_of_the_locks_file(library: Library, tmp_path: Path) -> None:
+    with healable(library, tmp_path) as mount:
+        (mount.data_dir / "snapshots" / LOCK_NAME).write_text("not a lock")
+        done = cachefs("verify", "--data-dir", mount.data_dir)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_an_earlier_verification_found_is_told_until_it_is_repaired(library: Library, tmp_path: Path) -> None:

@@ -24,12 +24,9 @@ from cachefs import metainfo
 from cachefs.adoption.memory import Known, Memory
 from cachefs.content import ContentId
 from cachefs.errors import MetainfoError
-from cachefs.metainfo import ERIGON_PIECE_LENGTH, Metainfo
+from cachefs.metainfo import ERIGON_PIECE_LENGTH, LARGE_PIECE_LENGTH, Metainfo
 from cachefs.origin.torrents import could_be_content, hash_pieces
 from cachefs.store.state import Seal
-
-LARGE_PIECE_LENGTH = 64 * 2**20
-"""The piece length, in bytes, that is proposed to follow Erigon's 2 MiB."""
 
 _SPAN = 64 * 2**20
 _TICK = 20_000_000  # nanoseconds; the kernel's coarse clock moves every 1 to 10 ms

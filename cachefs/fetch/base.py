@@ -1,6 +1,6 @@
 """What a fetcher is: something that lands verified blocks of one content id in a file.
 
-How it works: the cache describes a `Job` and a `Sink`; the fetcher answers with a `Download`, to which the cache
+How it works: the cache describes a `Job` and a `Taker`; the fetcher answers with a `Download`, to which the cache
 tells what it wants now (`urgent`: a reader waits for it) and soon (`ahead`: readahead). The sets replace each other
 whole, so nothing has to be cancelled piece by piece. A fetcher that writes the file itself calls `Sink.landed` for a
 block that was verified *and* whose bytes can be read from the file; one that has bytes in its hands gives them to

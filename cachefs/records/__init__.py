@@ -8,7 +8,8 @@ naming       which records a word means: a name, a URL, a path in the mount, a f
 lists        other people's lists, in and out
 shelf        the records as the mount shows them
 last_copies  records that are about to be evicted and could not be had again
-incoming     temporary files, and one download for all who ask at once
+incoming     temporary files, and one download for all who ask at once; arriving: and the room for them
+mounting     the parts of a mount that shows records
 """
 
 from cachefs.records.etching import Etched, EtchRefused, Order, etch

@@ -1,9 +1,17 @@
 """Bytes at rest: a sparse file for each content id, and a small database that remembers what is in them.
 
-`objects.py` is the door; `stored.py` one object while it is open; `recovery.py` decides what may be
-believed at the next open; `places.py` takes over files that were verified elsewhere; `disk.py` is the only place
-that touches data files otherwise; `state.py` the only one that speaks SQL; `lock.py` keeps a second daemon out. The
-store knows no fetcher and no catalogue.
+objects      the door: opens, closes, commits and deletes objects
+stored       one object while it is open; served: what of it is read; datafile: its file, which may come to be another
+recovery     what may be believed at the next open
+wholeness    records are looked at as a whole, too
+scrub        reading again what is held; reading: how; losses: what was found wrong and hasn't come again
+places       files that were verified elsewhere, taken over; guard: serving what somebody else may change
+vault        whole objects in and out, without opening them
+state        the database, the only one that speaks SQL; rows: what is in it
+room         who gets how much of the disk: claims, tally, eviction, evictor; space: what files take
+disk         small acts on files; lock: keeps a second daemon out
+
+The store knows no fetcher and no catalogue.
 """
 
 from cachefs.store.lock import DataDirLock
