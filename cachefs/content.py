@@ -106,10 +106,8 @@ class Manifest:
         return range(offset // self.block_length, (end - 1) // self.block_length + 1)
 
     def held(self, bits: Bitmap) -> int:
-        """The bytes in the blocks of `bits`: all blocks are of one length but the last."""
-        last = self.blocks - 1
-        missing_tail = self.block_length - self.span(last).length
-        return len(bits) * self.block_length - (missing_tail if last in bits else 0)
+        """The bytes in the blocks of `bits`."""
+        return bits.held(self.length, self.block_length)
 
     def digest(self, index: int) -> bytes:
         """The digest that block `index` must have."""
@@ -191,6 +189,11 @@ class Bitmap:
     @property
     def complete(self) -> bool:
         return self._count == self.size
+
+    def held(self, length: int, block_length: int) -> int:
+        """The bytes in these blocks of a file of `length` bytes: all blocks are of one length but the last."""
+        missing_tail = self.size * block_length - length
+        return len(self) * block_length - (missing_tail if self.size - 1 in self else 0)
 
     def copy(self) -> Bitmap:
         return Bitmap.from_bytes(self.size, bytes(self))

@@ -132,6 +132,18 @@ def test_a_lost_database_is_rebuilt_from_the_store_without_anybody_reading(libra
         assert {field: now[field] for field in FIELDS[:4]} == {field: then[field] for field in FIELDS[:4]}
 
 
+def test_a_digit_that_changed_in_the_database_costs_no_mount_and_is_told(library: Library, tmp_path: Path) -> None:
+    _filled(library, tmp_path)
+    path = tmp_path / "data" / "state.db"
+    id_of = f"btih:{library.content(DOMAIN).hex}".encode()
+    path.write_bytes(path.read_bytes().replace(id_of, id_of[:-1] + b"g"))
+    with mounted(tmp_path) as mount:
+        mount.child.wait_until("rebuilt", lambda: completed(mount) == set(library.files))
+        assert "kept as state.db.broken-1" in mount.child.printed()
+        assert same(mount, library)
+        mount.unmount()
+
+
 def test_a_verification_without_a_mount_rebuilds_a_lost_database_too(library: Library, tmp_path: Path) -> None:
     _filled(library, tmp_path)
     before = show(tmp_path / "data")

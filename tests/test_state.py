@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 
 from cachefs.content import ContentId
 from cachefs.errors import StoreFailed
-from cachefs.store.state import Counts, Info, ObjectRow, Seal, State
+from cachefs.store.state import Counts, Info, ObjectRow, Pin, Seal, State
 
 ONE = ContentId.btih("11" * 20)
 TWO = ContentId.btih("22" * 20)
@@ -24,10 +25,10 @@ def test_names_follow_the_lock(tmp_path: Path) -> None:
     state = State.open(tmp_path / "state.db")
     state.sync_names({"a": ONE, "b": TWO}, 1.0)
     state.set_lengths({"a": 100, "b": 200, "unknown": 300})
-    state.set_completed(ONE, 5.0)
+    state.save_object(ONE, ROW)
     state.sync_names({"a": ONE, "c": TWO}, 2.0)
     assert state.infos() == {
-        "a": Info("a", ONE.hex, 100, 1.0, 5.0),
+        "a": Info("a", ONE.hex, 100, 1.0, 9.0),
         "c": Info("c", TWO.hex, None, 2.0, None),
     }
 
@@ -36,7 +37,7 @@ def test_a_changed_hash_is_a_new_download(tmp_path: Path) -> None:
     state = State.open(tmp_path / "state.db")
     state.sync_names({"a": ONE}, 1.0)
     state.set_lengths({"a": 100})
-    state.set_completed(ONE.hex, 5.0)
+    state.save_object(ONE, ROW)
     state.sync_names({"a": TWO}, 2.0)
     assert state.infos()["a"] == Info("a", TWO.hex, None, 2.0, None)
 
@@ -64,7 +65,6 @@ def test_an_object_is_remembered_across_starts(tmp_path: Path) -> None:
     state.touch_object(TWO, 11.0)
     state.close()
     state = State.open(tmp_path / "state.db")
-    assert not state.rebuilt
     assert state.load_object(ONE) == ROW
     loaded = state.load_object(TWO)
     assert loaded is not None
@@ -76,12 +76,10 @@ def test_an_object_is_remembered_across_starts(tmp_path: Path) -> None:
 
 def test_counts_are_totals_of_the_rows(tmp_path: Path) -> None:
     state = State.open(tmp_path / "state.db")
-    assert state.counts() == Counts(0, 0, 0, 0, 0, 0)
-    state.sync_names({"a": ONE, "b": TWO, "c": TWO}, 1.0)
-    state.set_lengths({"b": 100})
+    assert state.counts() == Counts(0, 0, 0)
     state.save_object(ONE, ROW)
     state.save_object(TWO, PARTIAL)
-    assert state.counts() == Counts(names=3, sized=1, completed=1, objects=2, complete=1, held=164)
+    assert state.counts() == Counts(objects=2, complete=1, held=164)
 
 
 def test_syncing_a_mainnet_lock_is_quick_when_nothing_changed(tmp_path: Path) -> None:
@@ -120,7 +118,9 @@ def of_another_program(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [garbage, emptied, cut_short, one_page_overwritten, of_another_program])
-def test_a_damaged_database_is_kept_aside_and_a_new_one_serves(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_database_is_kept_aside_which_is_logged_and_a_new_one_serves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
+) -> None:
     path = tmp_path / "state.db"
     state = State.open(path)
     state.sync_names({f"name-{n}": ContentId.btih(f"{n:040x}") for n in range(500)}, 1.0)
@@ -131,14 +131,89 @@ def test_a_damaged_database_is_kept_aside_and_a_new_one_serves(tmp_path: Path, d
     for number in (1, 2):
         path.write_bytes(left)
         state = State.open(path)
-        assert state.rebuilt
         assert state.infos() == {}
         state.sync_names({"a": ONE}, 2.0)
         state.close()
         assert path.with_name(f"state.db.broken-{number}").exists()
+        assert f"kept as state.db.broken-{number}" in caplog.text
     state = State.open(path)
-    assert not state.rebuilt
     assert list(state.infos()) == ["a"]
+
+
+MANY = {f"history/v1-{number:06}.v": ContentId.btih(f"{number:040x}") for number in range(2**20, 2**20 + 60)}
+
+
+def full_of_everything(path: Path) -> bytes:
+    """A database with rows in every table; its bytes."""
+    state = State.open(path)
+    state.sync_names(MANY, 1.0)
+    for content in list(MANY.values())[:30]:
+        state.save_object(content, ROW)
+        state.save_scrubbed(content, 3.0)
+        state.save_losses(content, b"\x80")
+    state.set_pins(Pin("snapshots", name, content) for name, content in list(MANY.items())[:10])
+    state.close()
+    return path.read_bytes()
+
+
+def read_all(state: State) -> None:
+    """Everything that can be asked of a state, and what a mount writes first."""
+    state.complete_hashes(), state.seals(), state.longest_unread(), state.held(), state.last_used(), state.pins()
+    state.counts(), state.infos()
+    for content in MANY.values():
+        state.load_object(content), state.losses(content)
+    state.sync_names(MANY, 2.0)
+    assert state.infos().keys() == MANY.keys()
+    state.save_object(ONE, PARTIAL)
+    assert state.load_object(ONE) == PARTIAL
+
+
+@pytest.mark.parametrize(
+    ("found", "at", "byte"),
+    [
+        (b"btih:" + b"0" * 34 + b"100005", 20, b"g"),  # of objects.id: no hex digit
+        (b"history/v1-1048580.v", 22, b"\xff"),  # of BittorrentInfo.Hash: no UTF-8
+        (b"BittorrentInfo", 5, b"\xff"),  # of the schema
+        (b"SQLite format 3\0", 18, b"\x05"),  # a version that is only to be read
+    ],
+)
+def test_one_byte_that_changed_is_enough_to_set_a_database_aside(
+    tmp_path: Path, found: bytes, at: int, byte: bytes
+) -> None:
+    path = tmp_path / "state.db"
+    raw = full_of_everything(path)
+    at += raw.index(found)
+    path.write_bytes(raw[:at] + byte + raw[at + 1 :])
+    read_all(State.open(path))
+    assert path.with_name("state.db.broken-1").exists()
+
+
+def test_whatever_bytes_changed_the_state_can_be_used(tmp_path: Path) -> None:
+    raw = full_of_everything(tmp_path / "state.db")
+    source = random.Random(4)
+    for number in range(200):
+        damaged = bytearray(raw)
+        for _ in range(source.choice([1, 1, 2, 8])):
+            at = source.randrange(source.choice([120, 4096, len(raw)]))
+            damaged[at] = source.choice([damaged[at] ^ (1 << source.randrange(8)), source.randrange(256), 0xFF])
+        path = tmp_path / f"{number}" / "state.db"
+        path.parent.mkdir()
+        path.write_bytes(damaged)
+        state = State.open(path)
+        read_all(state)
+        state.close()
+
+
+def test_a_bit_too_many_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    state = State.open(path)
+    state.save_object(ONE, PARTIAL)
+    state.close()
+    other = sqlite3.connect(path)
+    other.execute("UPDATE objects SET bitmap = x'c0'")
+    other.commit()
+    other.close()
+    assert State.open(path).load_object(ONE) is None
 
 
 def test_a_left_over_log_is_not_replayed_into_the_new_database(tmp_path: Path) -> None:
@@ -154,7 +229,7 @@ def test_a_left_over_log_is_not_replayed_into_the_new_database(tmp_path: Path) -
     garbage(path)
     path.with_name("state.db-wal").write_bytes(log)
     state = State.open(path)
-    assert state.rebuilt
+    assert path.with_name("state.db.broken-1").exists()
     assert state.infos() == {}
 
 

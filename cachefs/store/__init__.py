@@ -7,7 +7,7 @@ wholeness    records are looked at as a whole, too
 scrub        reading again what is held; reading: how; losses: what was found wrong and hasn't come again
 places       files that were verified elsewhere, taken over; guard: serving what somebody else may change
 vault        whole objects in and out, without opening them
-state        the database, the only one that speaks SQL; rows: what is in it
+state        what is remembered; rows: its values; database: the file, made, judged and set aside; these two speak SQL
 room         who gets how much of the disk: claims, tally, eviction, evictor; space: what files take
 disk         small acts on files; lock: keeps a second daemon out
 

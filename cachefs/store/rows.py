@@ -46,11 +46,8 @@ class ObjectRow:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Totals for the status: names in the lock, sized, completed; objects, complete ones, bytes held."""
+    """Totals for the status: objects, complete ones, bytes held."""
 
-    names: int
-    sized: int
-    completed: int
     objects: int
     complete: int
     held: int

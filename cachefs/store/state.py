@@ -5,9 +5,8 @@ each content id, with a bit for every block known to be good **on disk**; `scrub
 read again, `losses` which of its blocks were found wrong since it was complete. Nothing here is precious: names come
 back from the lock, lengths from the manifests, bits by hashing the data files. So `synchronous=NORMAL` is enough (a
 power cut may lose the last commits, never the database's consistency), but for taking a bit back: the bit that was
-written before must not return. A database that is damaged is moved aside and started anew. It is never deleted, in
-case someone wants to know what happened. On a read-only file system a copy in memory is used: reads work, nothing is
-kept.
+written before must not return. `database.py` has the file: how it is made, and what becomes of a damaged one. On a
+read-only file system a copy in memory is used: reads work, nothing is kept.
 
 All calls are synchronous and quick, and belong to the thread that called `open`.
 """
@@ -15,7 +14,7 @@ All calls are synchronous and quick, and belong to the thread that called `open`
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,31 +23,11 @@ from pathlib import Path
 from cachefs.content import ContentId
 from cachefs.diskerrors import kind_of
 from cachefs.errors import StoreFailed, StoreFull
+from cachefs.store import database
 from cachefs.store.rows import Counts, Info, ObjectRow, Pin, Seal
 
 __all__ = ["Counts", "Info", "ObjectRow", "Pin", "Seal", "State"]
 
-_APPLICATION_ID = 0x63616368  # "cach"
-_VERSION = 1
-_SCHEMA = """
-CREATE TABLE BittorrentInfo (
-    Name TEXT PRIMARY KEY NOT NULL, Hash TEXT NOT NULL, Length INTEGER, Created REAL NOT NULL, Completed REAL
-) WITHOUT ROWID;
-CREATE INDEX BittorrentInfoHash ON BittorrentInfo (Hash);
-CREATE TABLE objects (
-    id TEXT PRIMARY KEY NOT NULL, block_length INTEGER NOT NULL, length INTEGER NOT NULL, bitmap BLOB NOT NULL,
-    held INTEGER NOT NULL, seal_size INTEGER, seal_mtime_ns INTEGER, seal_inode INTEGER, completed REAL,
-    last_used REAL NOT NULL
-);
-"""
-# Made where it is missing, so that a database from before there were these goes on.
-_LATER = (
-    """CREATE TABLE IF NOT EXISTS pins (
-        catalogue TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL, PRIMARY KEY (catalogue, name)
-    ) WITHOUT ROWID""",
-    "CREATE TABLE IF NOT EXISTS scrubs (id TEXT PRIMARY KEY NOT NULL, scrubbed REAL NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS losses (id TEXT PRIMARY KEY NOT NULL, bitmap BLOB NOT NULL) WITHOUT ROWID",
-)
 # What was just completed was hashed as it came.
 _LONGEST_UNREAD = """
 SELECT id, coalesce(scrubbed, completed, 0) AS at FROM objects LEFT JOIN scrubs USING (id) WHERE held > 0
@@ -64,30 +43,26 @@ ON CONFLICT (Name) DO UPDATE SET Hash = excluded.Hash, Length = excluded.Length,
 _COMPLETED = "UPDATE BittorrentInfo SET Completed = ?1 WHERE Hash = ?2 AND Completed IS NOT ?1"
 _FIELDS = "block_length, length, bitmap, held, seal_size, seal_mtime_ns, seal_inode, completed, last_used"
 
-# Errors that are a verdict on the file's content; a disk that is full or a file that is locked says nothing about it.
-_VERDICTS = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ}
-
 
 class State:
-    """The database; `rebuilt`: what was there before had to be set aside; not `lasting`: it is a copy in memory."""
+    """The database; not `lasting`: it is a copy in memory."""
 
-    def __init__(self, db: sqlite3.Connection, *, rebuilt: bool, lasting: bool = True) -> None:
+    def __init__(self, db: sqlite3.Connection, *, lasting: bool = True) -> None:
         self._db = db
-        self.rebuilt = rebuilt
         self.lasting = lasting
 
     @classmethod
     def open(cls, path: Path) -> State:
-        """The database at `path`, made if it isn't there. StoreFailed or StoreFull if it can't be."""
+        """The database at `path`, made if it isn't there or is damaged. StoreFailed or StoreFull if it can't be."""
         with _translated(f"{path}"):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not os.access(path.parent, os.W_OK):
-                return cls(_copy_in_memory(path), rebuilt=False, lasting=False)
-            with _alone(path.with_name(f".{path.name}.flock")):
-                with contextlib.suppress(_BrokenError):
-                    return cls(_connect(path), rebuilt=False)
-                _move_aside(path)
-                return cls(_connect(path), rebuilt=True)
+            if os.access(path.parent, os.W_OK):
+                try:
+                    return cls(database.opened(path))
+                except OSError as error:
+                    if error.errno != errno.EROFS:  # to which an error of the disk may have turned it, unseen by access
+                        raise
+            return cls(database.copied(path), lasting=False)
 
     @classmethod
     def look(cls, path: Path) -> State:
@@ -97,15 +72,11 @@ class State:
         """
         if not path.exists():
             raise StoreFailed(f"{path} isn't there; the first mount makes it, or `cachefs adopt`")
-        how = "mode=ro" if os.access(path.parent, os.W_OK) else "mode=ro&immutable=1"  # a log needs a file beside it
-        with _translated():
-            db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
-            try:
-                _check(db)
-            except (sqlite3.Error, _BrokenError) as error:
-                db.close()
-                raise StoreFailed(f"{path}: not a sound database of cachefs; the next mount makes it anew") from error
-            return cls(db, rebuilt=False)
+        try:
+            with _translated():
+                return cls(database.looked_at(path))
+        except database.BrokenError as error:
+            raise StoreFailed(f"{path}: not a sound database of cachefs; the next mount makes it anew") from error
 
     def close(self) -> None:
         self._db.close()
@@ -140,12 +111,6 @@ class State:
         with self._transaction() as db:
             pairs = [(length, name) for name, length in lengths.items()]
             db.executemany("UPDATE BittorrentInfo SET Length = ? WHERE Name = ?", pairs)
-
-    def set_completed(self, content: ContentId | str, when: float | None) -> None:
-        """Set or clear the time of completion of every name with that content id or hex hash."""
-        digest = content if isinstance(content, str) else content.hex
-        with self._transaction() as db:
-            db.execute(_COMPLETED, (when, digest))
 
     def load_object(self, content: ContentId) -> ObjectRow | None:
         """What is known of an object, or None."""
@@ -216,7 +181,7 @@ class State:
         """The object that was hashed the longest time ago, and when (0: never); None if nothing is held."""
         with _translated():
             row = self._db.execute(_LONGEST_UNREAD).fetchone()
-        return None if row is None else (ContentId.parse(row[0]), row[1])
+            return None if row is None else (ContentId.parse(row[0]), row[1])
 
     def held(self) -> dict[ContentId, int]:
         """Every object, and how many bytes of it are known to be good on disk."""
@@ -247,11 +212,10 @@ class State:
             db.executemany("DELETE FROM pins WHERE catalogue = ? AND name = ?", rows)
 
     def counts(self) -> Counts:
-        """Totals over all rows: no data file is looked at."""
+        """Totals over all objects: no data file is looked at."""
         with _translated():
-            names = self._db.execute("SELECT count(*), count(Length), count(Completed) FROM BittorrentInfo").fetchone()
             objects = self._db.execute("SELECT count(*), count(completed), coalesce(sum(held), 0) FROM objects")
-            return Counts(*names, *objects.fetchone())
+            return Counts(*objects.fetchone())
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -267,91 +231,12 @@ class State:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a file lock: a database that another process is just making has no tables yet, and is not broken."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-class _BrokenError(Exception):
-    """The file isn't a sound database of ours."""
-
-
-@contextlib.contextmanager
 def _translated(what: str = "state.db") -> Iterator[None]:
+    """Turn what SQLite and the disk say into StoreFull or StoreFailed; so it is with a value that is none of ours."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, ValueError) as error:
         full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
         kind = StoreFull if full else kind_of(getattr(error, "errno", None))
         words = getattr(error, "strerror", None) or error
         raise kind(f"{what}: {words}") from error
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """A sound database of this version, new if there was no file; _BrokenError if there is one that isn't sound."""
-    fresh = not path.exists()
-    db = sqlite3.connect(path, isolation_level=None)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        if fresh:
-            _create(db)
-        _check(db)
-        _create_later(db)
-    except (sqlite3.DatabaseError, _BrokenError) as error:
-        db.close()
-        if isinstance(error, sqlite3.Error) and error.sqlite_errorcode not in _VERDICTS:
-            raise
-        raise _BrokenError from error
-    return db
-
-
-def _create(db: sqlite3.Connection) -> None:
-    marks = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_VERSION};"
-    db.executescript(f"BEGIN; {_SCHEMA} {marks} COMMIT;")
-
-
-def _create_later(db: sqlite3.Connection) -> None:
-    for table in _LATER:
-        db.execute(table)
-
-
-def _check(db: sqlite3.Connection) -> None:
-    marks = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
-    if marks != [_APPLICATION_ID, _VERSION] or db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-        raise _BrokenError
-    db.execute(f"SELECT {_FIELDS} FROM objects LIMIT 1").fetchone()
-    db.execute("SELECT Name, Hash, Length, Created, Completed FROM BittorrentInfo LIMIT 1").fetchone()
-
-
-def _move_aside(path: Path) -> None:
-    """Rename the database with its log: a log left beside a new database would be replayed into it."""
-    number = 1
-    while path.with_name(f"{path.name}.broken-{number}").exists():
-        number += 1
-    # The log first: a crash in between leaves a database without log, which is broken still or merely older.
-    for suffix in ("-wal", "-shm", ""):
-        with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).rename(path.with_name(f"{path.name}.broken-{number}{suffix}"))
-
-
-def _copy_in_memory(path: Path) -> sqlite3.Connection:
-    """The database of a read-only file system, copied; an empty one if it isn't there or isn't sound."""
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    with contextlib.suppress(sqlite3.DatabaseError, _BrokenError):
-        source = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-        with contextlib.closing(source):
-            source.backup(db)
-        _check(db)
-        _create_later(db)
-        return db
-    db.close()
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    _create(db)
-    _create_later(db)
-    return db
