@@ -3,9 +3,10 @@
 How it works: users speak of names, the store of content ids, and this is where one becomes the other. A pin belongs to
 a name: when the lock gives that name other content, the pin goes over to it. Evicting goes through the room's evictor,
 which refuses what is open or pinned. Garbage is content that is in the store and in no catalogue. Only kinds of
-content are judged of which a catalogue is known here: what a catalogue that wasn't looked at names is never garbage. So
-it is with the files in `pieces/`: one goes when no record, in use or in the lock's file, and no object needs it. Nobody
-could send it again, so one that is younger than a day stays, for whoever is about to write the lock that names it.
+content are judged of which a catalogue is known here: what a catalogue that wasn't looked at names is never garbage. A
+record's content comes before the record, so what the records' lock names by then counts as well, and what is younger
+than a day stays, for whoever is about to write the record. So it is with the files in `pieces/`: one goes when no
+record, in use or in the lock's file, and no object needs it, and it is as old.
 
 The same object serves a running mount and a data directory that no daemon works on (`idle`).
 """
@@ -29,8 +30,8 @@ from cachefs.catalog.files import is_there
 from cachefs.catalog.records import Record
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, StoreFailed
-from cachefs.store import space
-from cachefs.store.eviction import Limits, catalogue_of
+from cachefs.store import disk, space
+from cachefs.store.eviction import Evicted, Limits, catalogue_of
 from cachefs.store.lock import DataDirLock
 from cachefs.store.objects import ObjectStore
 from cachefs.store.room import Room
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 SNAPSHOTS = "snapshots"
 _LEFT_BEHIND = 3600.0  # seconds after which nobody is still at work on a file that is half made
 _SETTLED = 86_400.0
+_RECORDED = "sha256"  # what records are of
 
 Names = Callable[[], Mapping[str, Mapping[str, ContentId]]]
 """Every catalogue's names and their content, as they are now."""
@@ -164,19 +166,41 @@ class Keeper:
 
     async def collect(self, progress: Progress) -> Collected:
         """Delete what no name stands for, and what the limits say is too much or too old, now. StoreFailed."""
-        named = {content: label(c, name) for c, names in self._names().items() for name, content in names.items()}
-        kinds = {content.algorithm for content in named}
-        held = await trio.to_thread.run_sync(lambda: {*self._store.known(), *space.scan(self._store.root).data})
-        nameless = {content: str(content) for content in sorted(held - named.keys()) if content.algorithm in kinds}
-        outcome = await self._evict(nameless, progress, manifest=True)
+        outcome = await self._collect_nameless(progress)
         before = self._clock() - _LEFT_BEHIND
         leavings = await trio.to_thread.run_sync(space.remove_leavings, self._store.root, before)
         limits = Outcome()
         if self._room.limits:
+            named = self._labels()
             await self._room.look()
             for content, evicted in await self._room.sweep():
                 _note(limits, named.get(content, str(content)), evicted.freed, evicted.stays)
         return Collected(outcome, leavings, limits, await trio.to_thread.run_sync(self._collect_sidecars))
+
+    def _labels(self) -> dict[ContentId, str]:
+        """A name for each content that has one in use."""
+        return {content: label(c, name) for c, names in self._names().items() for name, content in names.items()}
+
+    async def _collect_nameless(self, progress: Progress) -> Outcome:
+        held = await trio.to_thread.run_sync(lambda: {*self._store.known(), *space.scan(self._store.root).data})
+        stays: dict[str, str] = {}
+        named = {*self._labels()}  # read after what is held: whoever names it meanwhile keeps it
+        kinds = {content.algorithm for content in named}
+        try:
+            recorded = {*records.load(self._store.root.with_name(records.LOCK_NAME)).contents().values()}
+            named, kinds = named | recorded, kinds | {content.algorithm for content in recorded}
+        except CachefsError as error:
+            kinds, stays = kinds - {_RECORDED}, {str(self._store.root / _RECORDED): str(error)}
+        nameless = {content: str(content) for content in sorted(held - named) if content.algorithm in kinds}
+        outcome = await self._evict(nameless, progress, manifest=True, why_stays=self._too_young)
+        return Outcome(outcome.gone, stays | outcome.stays)
+
+    def _too_young(self, content: ContentId) -> str:
+        if content.algorithm != _RECORDED:
+            return ""
+        came = space.changed_at(disk.directory_of(self._store.root, content))
+        young = came > self._clock() - _SETTLED
+        return "it came within a day, and its record may be about to be written" if young else ""
 
     def _collect_sidecars(self) -> Outcome:
         """Delete the piece lists and torrents that nothing needs; none where no record is known."""
@@ -194,16 +218,27 @@ class Keeper:
         """The names that the piece lists of all objects have, or would have."""
         found = set()
         for content in self._store.known():
-            raw = self._store.manifest(content) if content.algorithm == "sha256" else None
+            raw = self._store.manifest(content) if content.algorithm == _RECORDED else None
             manifest = unpacked(content, raw) if raw else None
             if manifest is not None:
                 found.add(hashlib.sha256(manifest.digests).hexdigest())
         return found
 
-    async def _evict(self, contents: Mapping[ContentId, str], progress: Progress, *, manifest: bool = False) -> Outcome:
+    async def _evict(
+        self,
+        contents: Mapping[ContentId, str],
+        progress: Progress,
+        *,
+        manifest: bool = False,
+        why_stays: Callable[[ContentId], str] = lambda content: "",
+    ) -> Outcome:
         outcome = Outcome()
         for number, (content, name) in enumerate(contents.items(), 1):
-            evicted = await self._room.evictor.evict(content, manifest=manifest)
+            try:
+                why = why_stays(content)
+                evicted = Evicted(stays=why) if why else await self._room.evictor.evict(content, manifest=manifest)
+            except CachefsError as error:  # others may go all the same
+                evicted = Evicted(stays=str(error))
             _note(outcome, name, evicted.freed, evicted.stays)
             progress(number, len(contents))
         return Outcome(dict(sorted(outcome.gone.items())), dict(sorted(outcome.stays.items())))

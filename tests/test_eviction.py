@@ -147,3 +147,46 @@ def test_garbage_is_judged_only_where_the_catalogue_is_known(tmp_path: Path) -> 
         return set(store.known())
 
     trio.run(main)
+
+
+def test_what_cannot_be_deleted_stays_and_the_others_go(tmp_path: Path) -> None:
+    async def main() -> None:
+        state = State.open(tmp_path / "state.db")
+        store = ObjectStore(tmp_path / "store", state)
+        contents = {name: held(number).content for number, name in enumerate("abc")}
+        for content in contents.values():
+            store.save_manifest(content, b"x")
+            (store.root / "btih" / content.hex[:2] / content.hex / "data").write_bytes(b"x" * 4096)
+        stuck = store.root / "btih" / "00" / contents["b"].hex / "data"
+        stuck.unlink()
+        stuck.mkdir()
+        keeper = Keeper(store, state, Room(store, state), lambda: {"snapshots": contents})
+        outcome = await keeper.evict(["*"], lambda done, of: None)
+        assert outcome.gone == {"a": 4096, "c": 4096}
+        assert outcome.stays == {"b": f"{stuck}: Is a directory"}
+        contents = {"z": held(9).content}
+        collected = await keeper.collect(lambda done, of: None)
+        assert (len(collected.nameless.gone), [*collected.nameless.stays.values()]) == (2, [f"{stuck}: Is a directory"])
+        state.close()
+
+    trio.run(main)
+
+
+def test_a_half_made_file_that_gets_its_name_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "btih" / "11" / ("11" * 20)
+    directory.mkdir(parents=True)
+    for name in ("data.abc", "manifest.abc", "manifest.def"):
+        (directory / name).write_bytes(b"x")
+    found = Path.glob
+
+    def and_then_renamed(self: Path, pattern: str) -> list[Path]:
+        paths = sorted(found(self, pattern))
+        if pattern.endswith("manifest.*"):
+            paths[0].rename(directory / "manifest")
+        return paths
+
+    monkeypatch.setattr(Path, "glob", and_then_renamed)
+    assert space.remove_leavings(tmp_path, time.time() + 1) == 2 * 4096
+    assert [path.name for path in directory.iterdir()] == ["manifest"]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
+import trio
 
 from cachefs.catalog import records
 from cachefs.catalog.records import LOCK_NAME, RecordsLock
+from cachefs.keeper import Collected, Keeper
+from cachefs.store import ObjectStore, State
+from cachefs.store.room import Room
 from tests import records_kit
 from tests.mount_kit import cachefs, mounted
 from tests.records_kit import OPEN_TOML, PIECE, data_dir, song, web
@@ -87,9 +92,40 @@ def test_what_is_younger_than_a_day_stays(data: Path) -> None:
     forget(data, "gone.mp3")
     before = sidecars(data)
     result = json.loads(cachefs("gc", "--json", "--data-dir", data).stdout)
-    assert len(result["nameless"]["gone"]) == 1
+    assert (len(result["nameless"]["gone"]), len(result["nameless"]["stays"])) == (0, 1)
+    assert len(records_kit.stored(data)) == 2
     assert result["sidecars"] == {"gone": {}, "stays": {}}
     assert sidecars(data) == before
+
+
+def test_content_whose_record_was_written_while_it_collects_stays(data: Path) -> None:
+    before = records_kit.stored(data)
+    content = records.load(data / LOCK_NAME).contents()
+
+    async def collect() -> Collected:
+        state = State.open(data / "state.db")
+        store = ObjectStore(data / "store", state)
+        in_use = {"records": {"kept.mp3": content["kept.mp3"]}}  # not yet told of gone.mp3
+        keeper = Keeper(store, state, Room(store, state), lambda: in_use, lambda: time.time() + 2 * 86400)
+        try:
+            return await keeper.collect(lambda done, of: None)
+        finally:
+            state.close()
+
+    assert not trio.run(collect).nameless.gone
+    assert records_kit.stored(data) == before
+    forget(data, "gone.mp3")
+    assert [*trio.run(collect).nameless.gone] == [str(content["gone.mp3"])]
+
+
+def test_etching_bytes_without_a_record_anew_makes_them_young_again(data: Path) -> None:
+    content = records.load(data / LOCK_NAME).contents()["gone.mp3"]
+    directory = data / "store" / "sha256" / content.hex[:2] / content.hex
+    forget(data, "gone.mp3")
+    before = directory.stat().st_ctime_ns
+    with web() as host:
+        records_kit.etch(data, host.put("again.mp3", song(1, 3 * PIECE)))
+    assert directory.stat().st_ctime_ns > before
 
 
 @pytest.mark.usefixtures("later")
@@ -125,7 +161,8 @@ def test_a_lock_that_is_edited_and_not_in_use_yet_or_broken_keeps_lists(data: Pa
         assert sidecars(data) == before, "the mount still shows it"
         lock.write_text("[[record]")
         assert f"{data / 'pieces'} stays: {lock}:1: not TOML" in gc(data)
-        assert sidecars(data) == before
+        assert f"{data / 'store' / 'sha256'} stays: {lock}:1: not TOML" in gc(data)
+        assert (sidecars(data), len(records_kit.stored(data))) == (before, 2)
 
 
 @pytest.mark.usefixtures("later")

@@ -40,6 +40,13 @@ def _counted(status: os.stat_result) -> int:
     return status.st_blocks * _SECTOR if status.st_nlink < 2 else 0
 
 
+def changed_at(directory: Path) -> float:
+    """When a file came into a directory or left it last, in Unix seconds; 0 if there is none. StoreFailed."""
+    with named(directory), contextlib.suppress(FileNotFoundError):
+        return directory.stat().st_ctime  # a copy of a store may keep other times
+    return 0.0
+
+
 def cost(span: Span) -> int:
     """The most that writing all of `span` into a hole allocates, in bytes."""
     return -(-span.end // UNIT) * UNIT - span.offset // UNIT * UNIT
