@@ -39,6 +39,7 @@ class Bench:
         self.file.write_bytes(DATA)
         self.file.chmod(0o644)
         self.hashed = 0
+        self.when_hashed: Callable[[], None] = lambda: None
 
     @property
     def data(self) -> Path:
@@ -49,6 +50,8 @@ class Bench:
 
         def sync(fd: int) -> None:
             self.hashed += 1
+            if self.hashed == 1:
+                self.when_hashed()
 
         async def main() -> T:
             state = State.open(self.root / "state.db")
@@ -136,6 +139,14 @@ def test_a_file_that_was_touched_is_verified_once_and_goes_on_being_served_as_it
     assert bench.hashed == 0
     assert places.is_shared(bench.data)
     assert bench.data.stat().st_ino == bench.file.stat().st_ino
+
+
+def test_a_file_that_is_touched_while_it_is_hashed_costs_a_copy_and_no_block(bench: Bench) -> None:
+    touch(bench.file)
+    bench.when_hashed = lambda: touch(bench.file)
+    assert bench.held() == ALL
+    assert not places.is_shared(bench.data)
+    assert bench.file.read_bytes() == DATA
 
 
 def test_after_one_changed_byte_one_block_is_missing_and_what_is_fetched_never_gets_into_the_users_file(

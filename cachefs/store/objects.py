@@ -310,12 +310,11 @@ class ObjectStore:
         try:
             with named(stored.path):
                 await trio.to_thread.run_sync(
-                    recovery.rehash, found, stored.manifest, self._tools.sync, limiter=self._hashing
+                    recovery.rehash, found, stored.manifest, stored.path, self._tools.sync, limiter=self._hashing
                 )
-                await trio.to_thread.run_sync(recovery.part, found, stored.path)
-                stored.reopened(found)
-                self.brought.add(stored.manifest.content)  # which may be a copy now of what was shared
+            self.brought.add(stored.manifest.content)  # which may be a copy now of what was shared
         finally:
+            stored.reopened(found)
             with self._tolerant(stored):
                 stored.save_unsealed()
 

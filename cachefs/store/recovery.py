@@ -16,7 +16,8 @@ Everything is synced before the hashing starts, hence each block found good is d
 is cancelled halfway has not worked in vain, and the next one goes on from there.
 
 A shared file is somebody else's as well: it is hashed without opening it for writing, and if all of it is right, it is
-served as before. If not, the object gets a copy of its own, and only what is wrong in it is fetched.
+served as before. If not, or if it was touched meanwhile, the object gets a copy of its own, which is hashed in its
+turn, and only what is wrong in that is fetched.
 """
 
 from __future__ import annotations
@@ -182,11 +183,19 @@ def judge(manifest: Manifest, bits: Bitmap, gaps: Iterable[Span]) -> tuple[Bitma
     return believed, sorted(suspects)
 
 
-def rehash(found: Found, manifest: Manifest, sync: Callable[[int], None]) -> None:
-    """Hash the suspects and set the bits of the good ones in `found`. Blocking, in a thread of trio's.
+def rehash(found: Found, manifest: Manifest, path: Path, sync: Callable[[int], None]) -> None:
+    """Hash the suspects and set the bits of the good ones in `found`, in a file of its own if a shared one isn't right.
 
-    Cancelled between two blocks when the caller is; `found` then has what was done. OSError if the sync fails.
+    Blocking, in a thread of trio's. Cancelled between two blocks when the caller is; `found` then has what was done.
+    OSError if the sync or the copy fails.
     """
+    _hash(found, manifest, sync)
+    if found.shared and not found.bits.complete:
+        _part(found, path)
+        _hash(found, manifest, sync)
+
+
+def _hash(found: Found, manifest: Manifest, sync: Callable[[int], None]) -> None:
     before = disk.seal_of(found.fd)
     sync(found.fd)
     # Pages that a failed write-back left in memory must not pass for bytes on disk.
@@ -197,17 +206,21 @@ def rehash(found: Found, manifest: Manifest, sync: Callable[[int], None]) -> Non
             if _is_good(reading, manifest, index):
                 found.bits.add(index)
     if found.shared and disk.seal_of(found.fd) != before:  # its owner is at work on it: nothing is worth believing
-        for index in found.suspects:
-            found.bits.discard(index)
+        _doubt(found)
 
 
-def part(found: Found, path: Path) -> None:
-    """Give the object a file of its own if it is in a shared one that isn't all right. Blocking. OSError."""
-    if found.shared and not found.bits.complete:
-        places.take_own(path)
-        fd = disk.open_writable(path)
-        os.close(found.fd)
-        found.fd, found.shared = fd, False
+def _part(found: Found, path: Path) -> None:
+    """Give the object a copy of its own."""
+    places.take_own(path)
+    fd = disk.open_writable(path)
+    os.close(found.fd)
+    found.fd, found.shared = fd, False
+    _doubt(found)  # what was hashed may have changed before it was copied
+
+
+def _doubt(found: Found) -> None:
+    for index in found.suspects:
+        found.bits.discard(index)
 
 
 def wrong(fd: int, manifest: Manifest, blocks: Iterable[int], *, from_disk: bool = False) -> list[int]:
