@@ -22,13 +22,23 @@ log = logging.getLogger(__name__)
 
 async def recheck(store: ObjectStore, recall: Callable[[ContentId], Metainfo | None]) -> None:
     """Open every doubtful object once; `recall` gives the metadata that is in the store."""
-    try:
-        for content in await store.doubtful():
+    for content in await _doubtful(store):
+        try:
             info = recall(content) if content.algorithm == "btih" else None
             if info is not None:
                 stored = await store.open(info.manifest)
                 await stored.release()
+        except CachefsError as error:
+            log.error("%s changed on disk, and isn't verified before it is read: %s", content, error)
+        except Exception:  # a fault of ours costs the look at one, not the mount
+            log.exception("%s: looking at what changed on disk", content)
+
+
+async def _doubtful(store: ObjectStore) -> list[ContentId]:
+    try:
+        return await store.doubtful()
     except CachefsError as error:
-        log.error("what changed on disk isn't all verified, and will be when it is read: %s", error)
-    except Exception:  # a fault of ours costs the look, not the mount
+        log.error("what changed on disk isn't verified before it is read: %s", error)
+    except Exception:
         log.exception("looking at what changed on disk")
+    return []
