@@ -35,21 +35,21 @@ def address(data_dir: Path, name: str) -> Iterator[str]:
 async def listening(data_dir: Path, name: str) -> AsyncIterator[list[trio.SocketListener]]:
     """Listen on the socket `name`; nothing to listen on where the file system is read-only."""
     path = data_dir / name
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno != errno.EROFS:
-            raise
-        log.warning("%s: read-only file system, so there is no socket: commands can't reach this daemon", path)
-        yield []
-        return
-    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with listener:
-        with address(data_dir, name) as where:
-            await listener.bind(where)
-        path.chmod(0o600)
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        try:
+            path.unlink(missing_ok=True)
+            with address(data_dir, name) as where:
+                await listener.bind(where)
+            path.chmod(0o600)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            log.warning("%s: read-only file system, so there is no socket: commands can't reach this daemon", path)
+            yield []
+            return
         listener.listen(128)
         try:
             yield [trio.SocketListener(listener)]
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # on a disk that is read-only by now: the next to listen replaces it
+                path.unlink()

@@ -372,3 +372,26 @@ def small_disk(mountpoint: Path, size: int) -> Iterator[Callable[[int], None]]:
         yield resize
     finally:
         subprocess.run(["umount", "-l", mountpoint], check=True)
+
+
+@contextmanager
+def failing_disk(mountpoint: Path, size: int) -> Iterator[Callable[[], None]]:
+    """An ext4 file system of `size` bytes at `mountpoint`; what it gives has it run into an error.
+
+    It is read-only then, as a real disk's: the mount's flags don't tell, and what was open for writing is open still.
+    """
+
+    def fail() -> None:
+        device = mountpoint.stat().st_dev
+        name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").readlink().name
+        Path("/sys/fs/ext4", name, "trigger_fs_error").write_text("1")
+
+    mountpoint.mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile() as image:
+        image.truncate(size)
+        subprocess.run(["mkfs.ext4", "-q", "-F", image.name], check=True)
+        subprocess.run(["mount", "-o", "loop,errors=remount-ro", image.name, mountpoint], check=True)
+        try:
+            yield fail
+        finally:
+            subprocess.run(["umount", "-l", mountpoint], check=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,24 @@ from cachefs import mountinfo
 from cachefs.catalog import records
 from cachefs.catalog.records import LOCK_NAME
 from tests import records_kit
-from tests.mount_kit import cachefs, read_error, read_only
+from tests.counterparts import failing_disk
+from tests.mount_kit import Mount, cachefs, mounted, read_error, read_only
 from tests.records_kit import data_dir, song, web
 
 SONG = song(1, 700_000)
+
+
+@contextmanager
+def two_records(tmp_path: Path) -> Iterator[tuple[Mount, Path, Callable[[], None]]]:
+    """A mount of here.mp3 and there.mp3 on a disk of its own, the data directory, and what has the disk fail."""
+    (tmp_path / "data").mkdir()
+    with failing_disk(tmp_path / "data", 32 * 2**20) as fail, web() as host:
+        data = data_dir(tmp_path)
+        records_kit.etch(data, host.put("here.mp3", SONG))
+        records_kit.etch(data, host.put("there.mp3", song(2, 700_000)))
+        assert cachefs("pin", "records/there.mp3", "--data-dir", data).returncode == 0
+        with mounted(tmp_path) as mount:
+            yield mount, data, fail
 
 
 @pytest.fixture
@@ -60,3 +76,33 @@ def test_a_pin_that_could_not_be_kept_is_refused(data: Path, command: str) -> No
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == f"cachefs: {data} can't be written to: pins stay as they are there\n"
         assert cachefs("pin", "--data-dir", data).stdout == "records/here.mp3\n"
+
+
+def test_a_disk_that_turns_read_only_under_a_mount_leaves_what_is_cached_and_its_commands(tmp_path: Path) -> None:
+    with two_records(tmp_path) as (mount, data, fail):
+        assert (mount.mountpoint / "records" / "here.mp3").read_bytes() == SONG
+        fail()
+        assert (mount.mountpoint / "records" / "there.mp3").read_bytes() == song(2, 700_000)
+        assert "2 names held" in done("verify", "--data-dir", data)
+        assert done("pin", "--data-dir", data) == "records/there.mp3\n"
+        assert "here.mp3 stays" in done("evict", "records/here.mp3", "--data-dir", data)
+        assert "0 without a name" in done("gc", "--data-dir", data)
+        mount.unmount()
+        assert "Traceback" not in mount.child.printed()
+    assert mountinfo.mount_at(tmp_path / "mnt") is None
+
+
+def test_a_disk_that_an_error_made_read_only_can_be_mounted_from(tmp_path: Path) -> None:
+    with two_records(tmp_path) as (mount, data, fail):
+        mount.unmount()
+        fail()
+        with mounted(tmp_path) as again:
+            assert (again.mountpoint / "records" / "here.mp3").read_bytes() == SONG
+            assert cachefs("verify", "--data-dir", data).returncode == 0
+            again.unmount()
+
+
+def done(*arguments: str | Path) -> str:
+    ended = cachefs(*arguments)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout

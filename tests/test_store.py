@@ -6,8 +6,6 @@ import errno
 import logging
 import os
 import stat
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -16,8 +14,8 @@ import trio
 import trio.testing
 
 from cachefs.content import Bitmap, ContentId
-from cachefs.errors import BlockInvalid, DataDirBusy, Stopping, StoreFailed, StoreFull
-from cachefs.store import DataDirLock, ObjectStore, State, StoredObject
+from cachefs.errors import BlockInvalid, Stopping, StoreFailed, StoreFull
+from cachefs.store import ObjectStore, State, StoredObject
 from cachefs.store.state import ObjectRow
 from tests.store_kit import BLOCK, BLOCKS, LENGTH, content_of, piece, put
 
@@ -424,27 +422,3 @@ def test_data_that_is_a_symbolic_link_to_other_bytes_is_not_served_and_nothing_i
     path = _linked(bench, "data", secret)
     with_object(bench, use)
     assert path.read_bytes() == secret
-
-
-def test_one_daemon_a_data_directory_and_the_second_is_told_who(tmp_path: Path) -> None:
-    with (
-        DataDirLock(tmp_path / "data", Path("/mnt/cachefs")),
-        pytest.raises(DataDirBusy, match=rf"pid {os.getpid()} \(mounted at /mnt/cachefs\)"),
-    ):
-        DataDirLock(tmp_path / "data").acquire()
-    with DataDirLock(tmp_path / "data"):
-        assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
-
-
-def test_a_killed_daemon_leaves_no_lock_behind(tmp_path: Path) -> None:
-    code = "import sys, pathlib; from cachefs.store import DataDirLock as L; L(pathlib.Path(sys.argv[1])).acquire()"
-    program = [sys.executable, "-c", f"{code}; print('held', flush=True); sys.stdin.read()", str(tmp_path)]
-    child = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"held\n"
-        with pytest.raises(DataDirBusy, match=f"pid {child.pid}"):
-            DataDirLock(tmp_path).acquire()
-        child.kill()
-        child.wait()
-    DataDirLock(tmp_path).acquire()

@@ -1,9 +1,11 @@
 """One daemon for each data directory.
 
-How it works: an exclusive flock on `<data-dir>/lock`. The kernel drops it when the last holder dies, however
-it dies, so there is no stale lock to clean up; what is written into the file only tells people who holds
-it. The descriptor is closed on exec, so a child such as rclone doesn't keep the lock alive. On a read-only
-file system nothing can be written by two daemons, and the lock is not needed.
+How it works: an exclusive flock on `<data-dir>/lock`, and on the directory itself, so that nobody gets in by
+deleting the file. The kernel drops both when the last holder dies, however it dies, so there is no stale lock to
+clean up; what is written into the file only tells people who holds it. The descriptors are closed on exec, so a child
+such as rclone doesn't keep the lock alive. On a read-only file system nothing can be written by two daemons: there the
+lock is shared, and keeps out of the way of one that was begun before. A file system that has no locks on directories,
+such as NFS, leaves it at the file.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +21,10 @@ from types import TracebackType
 from cachefs.errors import DataDirBusy, StoreFailed
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_LOOKING = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+_log = logging.getLogger(__name__)
 
 
 class DataDirLock:
@@ -27,6 +34,7 @@ class DataDirLock:
         self.path = path
         self._mountpoint = mountpoint
         self._fd: int | None = None
+        self._held: list[int] = []
 
     def acquire(self) -> None:
         """Take the lock, making the directory (0700) if need be.
@@ -34,22 +42,30 @@ class DataDirLock:
         DataDirBusy tells who has it; StoreFailed that the directory can't be used.
         """
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(self.path / "lock", _FLAGS, 0o600)
-        except OSError as error:
-            if error.errno == errno.EROFS:
-                return
-            raise StoreFailed(f"{self.path}: can't be used as data directory: {error.strerror}") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take()
         except BlockingIOError:
-            raise DataDirBusy(self.path, _holder(fd)) from None
-        else:
-            self._fd, fd = fd, -1
-        finally:
-            if fd >= 0:
-                os.close(fd)
+            self.release()
+            raise DataDirBusy(self.path, _signature(self.path)) from None
+        except OSError as error:
+            self.release()
+            raise StoreFailed(f"{self.path}: can't be used as data directory: {error.strerror}") from error
         self.sign()
+
+    def _take(self) -> None:
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd, how = _open(self.path / "lock")
+        if fd is not None:
+            self._held.append(fd)
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
+            self._fd = fd
+        directory = os.open(self.path, _DIRECTORY)
+        self._held.append(directory)
+        try:
+            fcntl.flock(directory, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            _log.debug("%s: no lock on the directory itself: %s", self.path, error)
 
     def sign(self) -> None:
         """Write this process's id and the mountpoint into the lock; again after a fork, which keeps the lock."""
@@ -62,9 +78,9 @@ class DataDirLock:
 
     def release(self) -> None:
         """Let the lock go; harmless when it isn't held."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        held, self._held, self._fd = self._held, [], None
+        for fd in held:
+            os.close(fd)
 
     def __enter__(self) -> DataDirLock:
         self.acquire()
@@ -74,21 +90,43 @@ class DataDirLock:
         self.release()
 
 
+def _open(path: Path) -> tuple[int | None, int]:
+    """The lock's file, and how it is to be locked; None where there is none and none can be made."""
+    try:
+        return os.open(path, _FLAGS, 0o600), fcntl.LOCK_EX
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    try:
+        return os.open(path, _LOOKING), fcntl.LOCK_SH
+    except FileNotFoundError:
+        return None, fcntl.LOCK_SH
+
+
 def holder(path: Path) -> str:
     """Who works on the data directory `path`, "" if nobody does."""
-    try:
-        fd = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return ""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _holder(fd)
-    finally:
-        os.close(fd)
+    for locked, flags in ((path / "lock", _LOOKING), (path, _DIRECTORY)):
+        with contextlib.suppress(OSError):
+            if _is_taken(locked, flags):
+                return _signature(path)
     return ""
 
 
-def _holder(fd: int) -> str:
-    """Who signed the lock; it may be taken but not signed yet."""
-    return os.pread(fd, 4096, 0).decode("utf-8", "replace").strip() or "another process"
+def _is_taken(path: Path, flags: int) -> bool:
+    fd = os.open(path, flags)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _signature(path: Path) -> str:
+    """Who signed the lock; it may be taken but not signed yet, or its file is gone."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path / "lock", _LOOKING)
+        with os.fdopen(fd, "rb") as file:
+            return file.read(4096).decode("utf-8", "replace").strip() or "another process"
+    return "another process"
