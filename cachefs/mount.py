@@ -35,7 +35,7 @@ from cachefs.config import Config
 from cachefs.content import ContentId, Span
 from cachefs.control import holding, keeping
 from cachefs.control import socket as control
-from cachefs.control.status import StatusSource
+from cachefs.control.status import StatusSource, without_room
 from cachefs.drivers import driver, overlay, tuning
 from cachefs.errors import CachefsError, ConfigError, StoreFull
 from cachefs.fetch.base import Item
@@ -202,7 +202,9 @@ class Assembly:
         self._served = trio.Event()
 
     def _waited_for(self) -> list[str]:
-        return [*(wait.name for wait in self._cache.waiting()), *self._sources.metadata.waiting()]
+        without = without_room(self._cache, self._room)
+        reads = [wait.name for wait in self._cache.waiting() if wait not in without]
+        return [*reads, *self._sources.metadata.waiting()]
 
     def _progress(self) -> int:
         return sum(report.received for report in self._sources.ledger.report()) + self._manifests.known()

@@ -183,7 +183,7 @@ def test_status_shows_who_waits_for_which_block_and_the_last_error(library: Libr
             raw, text = typed("status", "--json", mount.mountpoint), typed("status", mount.mountpoint)
             assert reading.result(20) == "EIO"
     told = json.loads(raw.stdout)
-    assert [(wait["name"], wait["blocks"]) for wait in told["waiting"]] == [(HISTORY, [2])]
+    assert [(w["name"], w["blocks"], w["no_room"]) for w in told["waiting"]] == [(HISTORY, [2], False)]
     assert HISTORY in told["last_error"]
     assert "127.0.0.1:9" in told["last_error"]
     assert re.search(rf"^  {re.escape(HISTORY)}  for blocks 2, \d", text.stdout, re.MULTILINE)

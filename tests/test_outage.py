@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from cachefs.control.status import without_room
 from cachefs.fetch.outage import PATIENCE, Outage
+from tests import room_kit
+from tests.room_kit import FILES, RoomBench
 
 
 class Sources:
@@ -107,3 +111,18 @@ def test_an_outage_ends_with_the_first_byte_also_when_nobody_waits_any_more(watc
         await trio.sleep(1.5)
 
     assert len(watched(scenario)) == 2
+
+
+def test_a_read_that_waits_for_room_is_told_from_one_that_waits_for_bytes(tmp_path: Path) -> None:
+    async def scenario(bench: RoomBench) -> None:
+        first, second = await bench.open(FILES[0]), await bench.open(FILES[1])
+        for index in range(4):
+            await bench.have(first, index)
+        await bench.start_read(second, 0, 10)
+        assert [wait.name for wait in without_room(bench.cache, bench.room)] == [FILES[1].item.name]
+        await bench.shut(first)
+        await bench.granted(second, 0)
+        assert [wait.name for wait in bench.cache.waiting()] == [FILES[1].item.name]
+        assert not without_room(bench.cache, bench.room)
+
+    room_kit.run(tmp_path, scenario, room_kit.limit(4))

@@ -118,7 +118,8 @@ def _waiting(waiting: list[Mapping[str, Any]]) -> Iterator[str]:
         if wait["for"] == "metadata":
             yield f"  {wait['name']}  for its metadata"
         else:
-            yield f"  {wait['name']}  for blocks {_ranges(wait['blocks'])}, {wait['seconds']:.1f} s"
+            room = ", there is no room yet" if wait.get("no_room") else ""
+            yield f"  {wait['name']}  for blocks {_ranges(wait['blocks'])}, {wait['seconds']:.1f} s{room}"
 
 
 def _playheads(playhead: Mapping[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from cachefs.reload import Shown
 from cachefs.store.room import Room
 from cachefs.store.state import State
 from cachefs.upkeep import Upkeep
+from cachefs.waits import Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +151,27 @@ class StatusSource:
         return transfers
 
     def _waiting(self) -> list[Mapping[str, Any]]:
-        now = trio.current_time()
+        now, without = trio.current_time(), without_room(self.cache, self.room)
         waits: list[Mapping[str, Any]] = [
-            {"name": wait.name, "for": "content", "blocks": list(wait.blocks), "seconds": now - wait.since}
+            {
+                "name": wait.name,
+                "for": "content",
+                "blocks": list(wait.blocks),
+                "seconds": now - wait.since,
+                "no_room": wait in without,
+            }
             for wait in self.cache.waiting()
         ]
         waits += [{"name": name, "for": "metadata"} for name in self.metadata.waiting()]
         return waits
+
+
+def without_room(cache: Cache, room: Room) -> Set[Waiting]:
+    """The reads that wait for room: nothing that they miss is being fetched, so no source is to blame."""
+    lacking = [(flow, short) for flow in cache.flows() if (short := room.lacking(flow.item.content))]
+    return {
+        wait
+        for wait in (cache.waiting() if lacking else ())
+        for flow, short in lacking
+        if wait.name == flow.item.name and short >= {*flow.stored.verified.missing(wait.blocks)}
+    }

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence, Set
 
 import trio
 
@@ -284,7 +284,12 @@ class Room:
         held, metadata = eviction.occupied(self.evictor.held()), in_words(self._tally.metadata())
         return f"{why}; held: {held}, metadata {metadata}"
 
-    # What commands ask
+    # What commands and the status ask
+
+    def lacking(self, content: ContentId) -> Set[int]:
+        """The blocks of an object that somebody waits for, and that aren't fetched before there is room."""
+        claim = self._tally.claims.get(content)
+        return frozenset(claim.short) if claim is not None else frozenset()
 
     async def next_records(self, most: int) -> list[ContentId]:
         """The records that would go first, once the store was looked at; none where nothing limits them."""
