@@ -177,7 +177,6 @@ def test_a_fault_in_a_command_is_told_and_logged_and_the_daemon_lives(
         b'{"command": ["status"]}\n',
         b'{"command": null}\n',
         b"[" * 60_000 + b"\n",
-        b"x" * 65_536,
     ],
     ids=lambda line: repr(line[:24]),
 )
@@ -187,6 +186,38 @@ def test_what_is_no_command_is_answered_with_an_error_and_the_daemon_lives(tmp_p
         assert answer["ok"] is False
         assert answer["error"].startswith("not a command: ")
         assert len(answer["error"]) < 1000
+
+    with_daemon(tmp_path, client)
+
+
+def test_a_command_may_name_every_file_of_a_catalogue(tmp_path: Path) -> None:
+    names = [f"history/v1-accounts.{number}-{number + 1}.v" for number in range(3000)]
+    with_daemon(tmp_path, lambda: _equal(ask(tmp_path, "add", one=names, other=["more"]), [*names, "more"]))
+
+
+def _equal(one: Any, other: Any) -> None:
+    assert one == other
+
+
+def test_a_command_that_is_too_long_is_told_so_by_either_side(tmp_path: Path) -> None:
+    longest = 16 * 2**20
+
+    def client() -> None:
+        answer = json.loads(say(tmp_path, b"x" * (longest + 1)))
+        assert answer == {"ok": False, "error": f"a command of more than {longest} bytes"}
+        with pytest.raises(ControlError, match=f"a command of more than {longest} bytes"):
+            ask(tmp_path, "add", one="x" * longest, other="")
+
+    with_daemon(tmp_path, client)
+
+
+def test_what_the_caller_of_a_job_runs_into_is_not_taken_for_the_daemons(tmp_path: Path) -> None:
+    def closed(progress: Any) -> None:
+        raise BrokenPipeError("nobody reads what is printed")
+
+    def client() -> None:
+        with pytest.raises(BrokenPipeError, match="nobody reads what is printed"):
+            follow(tmp_path, "count", closed, to=20)
 
     with_daemon(tmp_path, client)
 

@@ -14,6 +14,7 @@ from cachefs.content import ContentId, Span
 from cachefs.errors import CachefsError
 from cachefs.keeper import Keeper
 from cachefs.store import ObjectStore, State, space
+from cachefs.store.claims import Nobody
 from cachefs.store.eviction import Bounds, Held, Limits, expired, in_words, occupied, to_free
 from cachefs.store.room import Room
 from cachefs.store.state import Pin
@@ -129,6 +130,29 @@ def test_a_pin_follows_its_name_to_the_content_that_the_lock_gives_it(tmp_path: 
     with pytest.raises(CachefsError, match="no name matches a"):
         keeper.pin(["b", "a"])
     state.close()
+
+
+class PinsMeanwhile(Nobody):
+    """A user of the store that needs a moment to let go, in which somebody pins the object."""
+
+    def __init__(self, pinned: set[ContentId]) -> None:
+        self.pinned = pinned
+
+    async def let_go(self, content: ContentId) -> bool:
+        self.pinned.add(content)
+        return True
+
+
+def test_what_is_pinned_while_it_is_let_go_of_stays(tmp_path: Path) -> None:
+    async def main() -> None:
+        state = State.open(tmp_path / "state.db")
+        store = ObjectStore(tmp_path / "store", state)
+        evictor = Room(store, state).evictor
+        evictor.users = PinsMeanwhile(evictor.pinned)
+        assert (await evictor.evict(held(1).content)).stays == "pinned"
+        state.close()
+
+    trio.run(main)
 
 
 def test_garbage_is_judged_only_where_the_catalogue_is_known(tmp_path: Path) -> None:

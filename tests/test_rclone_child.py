@@ -102,6 +102,25 @@ def test_without_a_usable_one_it_is_said_once_and_found_as_soon_as_it_is_there(
     trio.run(scenario)
 
 
+def test_a_directory_that_can_not_be_made_is_said_once_and_used_as_soon_as_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cachefs.fetch.rclone_child._LOOK_AGAIN", 0.05)
+    (tmp_path / "data").write_text("in the way")
+
+    async def scenario() -> None:
+        async with running_child(tmp_path / "data" / "rclone") as child:
+            with trio.fail_after(10):
+                await child.until_known()
+            (said,) = warnings(caplog)
+            assert said.startswith("rclone can't be used, torrents go on without it: ")
+            assert "Not a directory" in said
+            (tmp_path / "data").unlink()
+            await until(lambda: child.ready)
+
+    trio.run(scenario)
+
+
 # What it gives away
 
 

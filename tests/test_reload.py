@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import trio
 
 from cachefs.cache import Cache
+from cachefs.catalog import records
 from cachefs.catalog.chain import format_chain
 from cachefs.config import Config, Read, Snapshots
 from cachefs.content import ContentId
@@ -31,8 +32,10 @@ class FailingState(State):
     """A state that can't be written, or read after it was written, while `failing` says so."""
 
     failing = ""
+    when_written: Callable[[], None] = staticmethod(lambda: None)
 
     def sync_names(self, entries: Mapping[str, ContentId], created: float) -> None:
+        self.when_written()
         if self.failing == "write":
             raise StoreFailed("state.db: can't be written")
         super().sync_names(entries, created)
@@ -133,6 +136,20 @@ def test_two_reloads_at_once_are_one_after_the_other(bench: Bench) -> None:
     trio.run(main)
     assert bench.followed == 1
     assert bench.names() == {"a.seg": TWO, "b.seg": TWO}
+
+
+def test_a_reload_of_records_that_has_begun_to_switch_ends_whoever_asked_for_it(bench: Bench) -> None:
+    async def main() -> None:
+        with trio.CancelScope() as asking:
+            bench.state.when_written = asking.cancel
+            await bench.reloader.reload_records()
+
+    for digest, reload in ((bytes(32), bench.reloader.reload_records), (bytes([1] * 32), main)):
+        record = records.Record("a.ogg", "https://e.org/a.ogg", ContentId("sha256", digest), 5)
+        records.lock_of([record]).save(bench.file.data_dir / records.LOCK_NAME)
+        trio.run(reload)
+    assert bench.reloader.shown.records["a.ogg"] == record
+    assert [name for _, name in bench.told] == ["a.ogg"]
 
 
 def test_a_hang_up_with_a_bad_lock_is_logged_and_survived(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -19,6 +20,12 @@ ESCAPED = "http://host/base/history%2Fv1-accounts.0-64.v"
 @pytest.mark.parametrize("base", ["ftp://host/", "host/base", "http://", "http:///base", ""])
 def test_only_http_urls_with_a_host_are_web_seeds(base: str) -> None:
     with pytest.raises(ConfigError, match="a web seed is an http:// or https:// URL"):
+        WebSeed(base)
+
+
+@pytest.mark.parametrize("base", ["http://h:99999", "http://h:port/", "http://[::1/"])
+def test_a_web_seed_with_an_address_that_can_be_none_is_refused(base: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(base)):
         WebSeed(base)
 
 

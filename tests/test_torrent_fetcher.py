@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from cachefs.config import Peer
 from cachefs.content import Bitmap
@@ -239,6 +240,26 @@ def test_metadata_of_many_names_comes_from_a_peer_and_the_content_can_be_fetched
                     nursery.start_soon(one, item)
 
     fetch_from(tmp_path, scenario, *items)
+
+
+def test_of_two_who_wait_for_the_same_metadata_one_may_give_up(tmp_path: Path) -> None:
+    async def scenario(bench: Bench, seeder: Seeder) -> None:
+        found: list[bytes] = []
+        patience = trio.CancelScope()
+
+        async def one(scope: trio.CancelScope) -> None:
+            with scope:
+                found.append(await bench.fetcher.metainfo(FILE.info.content, FILE.info.name))
+
+        with trio.fail_after(WITHIN):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one, patience)
+                nursery.start_soon(one, trio.CancelScope())
+                await trio.testing.wait_all_tasks_blocked()
+                patience.cancel()
+        assert parse(found[-1]) == FILE.info
+
+    fetch_from(tmp_path, scenario)
 
 
 def test_without_peers_metadata_is_refused_at_once(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ NAME = "control.sock"
 _LONGEST_REQUEST = 16 * 2**20
 """Bytes; a command may name every file of a catalogue."""
 
+_TOO_LONG = f"a command of more than {_LONGEST_REQUEST} bytes"
+
 _PART = 65_536
 _ANSWER_WITHIN = 10.0
 _TELL_EVERY = 0.5
@@ -130,7 +132,7 @@ async def _line(stream: trio.SocketStream) -> bytes:
 
 async def _answer(line: bytes, commands: Mapping[str, Command | Job], progress: _Progress) -> bytes:
     if len(line) > _LONGEST_REQUEST:
-        return _refusal(f"a command of more than {_LONGEST_REQUEST} bytes")
+        return _refusal(_TOO_LONG)
     try:
         request = json.loads(line)
         command = commands[request["command"]]
@@ -179,11 +181,14 @@ def follow(data_dir: Path, job: str, told: Callable[[Any], None], **arguments: A
 def _answers(data_dir: Path, command: str, arguments: Mapping[str, Any], timeout: float) -> Iterator[Iterator[bytes]]:
     """Say a command; the lines that come back, empty ones without end when the daemon hung up."""
     request = {"command": command} | ({"arguments": arguments} if arguments else {})
+    line = json.dumps(request).encode() + b"\n"
+    if len(line) > _LONGEST_REQUEST:
+        raise ControlError(_TOO_LONG)
     with socket.socket(socket.AF_UNIX) as connection:
         with _about(data_dir, timeout), address(data_dir, NAME) as where:
             connection.settimeout(timeout)
             connection.connect(where)
-            connection.sendall(json.dumps(request).encode() + b"\n")
+            connection.sendall(line)
         with connection.makefile("rb") as answers:
             yield _lines(answers, data_dir, timeout)
 
