@@ -123,6 +123,19 @@ def test_files_that_are_open_stay_beyond_the_limit_in_enospc_and_the_mount_goes_
         assert taken(mount) <= LIMIT + PIECE
 
 
+def test_reads_that_wait_for_room_in_vain_are_no_outage(library: Library, names: list[str], tmp_path: Path) -> None:
+    with limited(library, tmp_path, size=LIMIT) as mount:
+        held = [(mount.snapshots / name).open("rb", buffering=0) for name in names[:3]]
+        try:
+            assert [read_error(mount.snapshots / name, 0, LENGTH) for name in names[:3]] == ["", "", "ENOSPC"]
+            for name in names[3:7]:  # each waits for a second or more before it is refused
+                assert read_error(mount.snapshots / name) == "ENOSPC"
+        finally:
+            for file in held:
+                file.close()
+        assert "nothing comes" not in mount.child.printed()
+
+
 def test_a_mapped_file_whose_eviction_is_tried_is_read_to_its_end_with_the_right_bytes(
     library: Library, names: list[str], tmp_path: Path
 ) -> None:
