@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import stat
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -59,12 +60,11 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Let threads run until `holds`; bounded by turns, for the clock stands still."""
-    for _ in range(20_000):
-        if holds():
-            return
-        await trio.to_thread.run_sync(lambda: None)
-    raise AssertionError("what was waited for didn't come")
+    """Let threads run until `holds`; bounded by real time, for the clock of the test stands still."""
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end, "what was waited for didn't come"
+        await trio.to_thread.run_sync(time.sleep, 0.001)
 
 
 def with_object(bench: Bench, use: Callable[[StoredObject], Awaitable[None]], *, blocks: int = 0) -> None:
