@@ -19,10 +19,11 @@ from cachefs import metainfo
 from cachefs.content import ContentId
 from cachefs.errors import RecordMismatch, SourceRefused, SourceTooLarge, UrlFailed
 from cachefs.fetch.downloads import Downloader
-from cachefs.fetch.more_providers import RcloneProvider, TorrentProvider
 from cachefs.fetch.providers import HttpProvider, LocalProvider, Provider
+from cachefs.fetch.rclone_provider import RcloneProvider
 from cachefs.fetch.receiver import Expected, Fetched
 from cachefs.fetch.strategies import STRATEGIES, Attempt, Strategy, together
+from cachefs.fetch.torrent_provider import TorrentProvider
 from cachefs.fetch.torrent_whole import WholeTorrents
 from cachefs.fetch.web import Rules, WebClient
 from tests.fakes import BLOCK, Content

@@ -5,7 +5,7 @@ counts and refuses. It raises UrlFailed (or a kind of it) when it can't, and may
 what a checksum is, and what is too large, is not a provider's business, and a new one inherits the rules.
 
 Here: `HttpProvider` (https, and http where allowed), `LocalProvider` (a file of this machine, by explicit
-option only). The rclone remotes and torrents are in `more_providers.py`.
+option only). Others are in `rclone_provider.py` and `torrent_provider.py`.
 
 The HTTP provider goes on after a break with `Range` and `If-Range`, given a strong ETag: 206 appends, unless it is of
 another version, and 200 begins anew. Without one it begins anew, a few times. A transfer that makes progress may take

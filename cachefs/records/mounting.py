@@ -15,10 +15,10 @@ from cachefs.cache import Cache
 from cachefs.catalog.records import Record
 from cachefs.config import Config
 from cachefs.fetch.kinds import ByKind
-from cachefs.fetch.more_providers import TorrentProvider
 from cachefs.fetch.ranges import RangeFetcher
 from cachefs.fetch.router import Router
 from cachefs.fetch.sources import Ledger
+from cachefs.fetch.torrent_provider import TorrentProvider
 from cachefs.fetch.torrent_whole import WholeTorrents
 from cachefs.records.last_copies import LastCopies
 from cachefs.records.music_cache import MusicCache

@@ -32,8 +32,8 @@ from cachefs.content import ContentId
 from cachefs.errors import CachefsError, Fault, UrlFailed
 from cachefs.fetch.downloads import Downloader
 from cachefs.fetch.health import Breaker
-from cachefs.fetch.more_providers import RcloneProvider
 from cachefs.fetch.providers import HttpProvider, LocalProvider, Provider
+from cachefs.fetch.rclone_provider import RcloneProvider
 from cachefs.fetch.receiver import Expected, Fetched, Progress
 from cachefs.fetch.strategies import STRATEGIES, patient
 from cachefs.fetch.web import Rules, WebClient

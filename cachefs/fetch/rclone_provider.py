@@ -1,38 +1,28 @@
-"""Providers that are not the web: the operator's rclone remotes, and torrents.
+"""The provider of the operator's own rclone remotes.
 
 How it works: `rclone://REMOTE/PATH` means the path on a remote that the operator has named in the settings; a
 record never brings a remote string of its own, for such a string can run commands. The remote and the path go
 to `rclone cat` as one argument after `--`, and what it prints are the bytes.
-
-`magnet:?xt=urn:btih:…` means a torrent of one file. The torrent fetcher gets and checks its pieces, into a file
-beside the receiver's, and they are sent on from there, hashed once more: the info-hash says how they
-travel, the record's SHA-256 what they are.
 """
 
 from __future__ import annotations
 
-import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 from urllib.parse import urlsplit
 
 import trio
 
 from cachefs.config import Rclone
 from cachefs.config.values import without_login
-from cachefs.content import ContentId
 from cachefs.errors import RcloneUnusable, SourceRefused, SourceSilent, UrlFailed
-from cachefs.fetch.digests import Declared
 from cachefs.fetch.providers import named_file
 from cachefs.fetch.rclone_child import find_binary
 from cachefs.fetch.receiver import Fetched, Receiver
-from cachefs.metainfo import Metainfo
 
-_MAGNET = re.compile(r"magnet:\?xt=urn:btih:([0-9a-fA-F]{40})(?:&.*)?")
 _STALL = 30.0
 _SAID = 65_536
 
@@ -98,42 +88,3 @@ class RcloneProvider:
                 return bytes(await stream.receive_some(2**18))
         except trio.TooSlowError:
             raise SourceSilent(url, f"rclone was silent for {self._stall:g} s") from None
-
-
-class Torrents(Protocol):
-    """What fetches a torrent of one file: `torrent_whole.py` is one, made of a torrent fetcher."""
-
-    async def metainfo(self, content: ContentId, url: str) -> Metainfo:
-        """The torrent with this info-hash; UrlFailed."""
-
-    async def download(self, info: Metainfo, url: str, path: Path) -> None:
-        """Fetch all of it into the new file `path`, each piece checked; UrlFailed, StoreFull, StoreFailed."""
-
-
-class TorrentProvider:
-    """`magnet:` URLs with a v1 info-hash."""
-
-    def __init__(self, torrents: Torrents) -> None:
-        self._torrents = torrents
-
-    def takes(self, url: str) -> bool:
-        return url.startswith("magnet:")
-
-    async def send(self, url: str, receiver: Receiver) -> Fetched:
-        match = _MAGNET.fullmatch(url)
-        if match is None:
-            raise UrlFailed(url, "is not a magnet link with a v1 info-hash (xt=urn:btih:…)")
-        path = receiver.path.with_name(f"{receiver.path.name}.torrent")
-        try:
-            info = await self._torrents.metainfo(ContentId.btih(match[1]), url)
-            receiver.announce(url, info.manifest.length, Declared())
-            await receiver.reserve()
-            await self._torrents.download(info, url, path)
-            async with await trio.open_file(path, "rb") as file:
-                while data := await file.read(2**20):
-                    await receiver.write(url, data)
-        except OSError as error:
-            raise UrlFailed(url, f"{path}: {error.strerror}") from error
-        finally:
-            path.unlink(missing_ok=True)
-        return await receiver.finish(url)
