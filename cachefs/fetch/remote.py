@@ -9,7 +9,7 @@ second downloads that are waited for look whether a block is late.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Set
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,9 +106,10 @@ class RemoteFetcher:
         """The sources that may have any name."""
         return self._remotes.sources
 
-    def usable(self, item: Item) -> list[RemoteSource]:
-        """The sources that may be asked for `item` now, best first; of rclone's none while it isn't there."""
-        return rank([source for source in self._remotes.of(item) if self.reaches(source)], item.content)
+    def usable(self, item: Item, but: Set[RemoteSource] = frozenset()) -> list[RemoteSource]:
+        """The sources other than `but` that may be asked for `item` now, best first; rclone's while it is there."""
+        sources = [source for source in self._remotes.of(item) if source not in but and self.reaches(source)]
+        return rank(sources, item.content)
 
     async def until_reached(self) -> None:
         """Return when all configured sources can be asked, or never can be: at once, if none needs rclone."""
@@ -133,6 +134,12 @@ class RemoteFetcher:
     def is_free(self, source: RemoteSource) -> bool:
         """Whether it may be sent one request more."""
         return source.busy < self.settings.requests
+
+    def make_place(self, sources: Collection[RemoteSource]) -> None:
+        """Break off a request to one of these that nobody waits for: the one of whose block the least has come."""
+        runs = [run for download in self._downloads.values() for run in download.spare() if run.source in sources]
+        if runs and not any(run.dropped for run in runs):  # else there will be a place in a moment
+            min(runs, key=lambda run: run.received).drop()
 
     def start(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Have a request made, or looked into."""
@@ -171,7 +178,7 @@ class RemoteFetcher:
                 continue
             late_after = self.hedging.late_after()
             for download in busy:
-                download.hedge(late_after)
+                download.hurry(late_after)
             self.schedule()  # a source that was left alone may be asked again
 
     async def _measure(self) -> None:

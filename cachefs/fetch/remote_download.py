@@ -4,8 +4,8 @@ How it works: what is wanted is cut into runs of neighbouring blocks, and each r
 block that somebody waits for begins its run, so it comes first. The blocks of a run are verified and land as they
 arrive, by a thread that stays with the request where nobody else may be writing to them (reception.py). Which source
 is asked, when a block is late and may be asked for twice, is for policy.py to say. The first right answer wins, and
-the other request is dropped. A request that fails is judged by remote_judge.py, and its blocks are asked for
-elsewhere at once.
+the other request is dropped. So is one that nobody waits for, if it keeps a block that somebody waits for from being
+asked for. A request that fails is judged by remote_judge.py, and its blocks are asked for elsewhere at once.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ _AHEAD_RUNS = 4
 _GIVE_WAY = 0.005
 _TOO_SOON = 0.05
 """Seconds before which nothing can be said against a source that another one was quicker than."""
+_HELD_UP = 0.1
+"""Seconds that somebody waits for a source to have a place, before a request that nobody waits for makes it."""
+_BEHIND = 0.5
+"""Seconds that somebody waits for a block behind others that nobody waits for, before it is asked for by itself."""
 
 
 class RemoteDownload:
@@ -57,9 +61,9 @@ class RemoteDownload:
     def busy(self) -> bool:
         return bool(self._urgent or self._ahead or self._runs)
 
-    def askable(self) -> list[RemoteSource]:
-        """The sources that may be asked for it now, best first."""
-        return self._fetcher.usable(self.job.item)
+    def askable(self, but: Set[RemoteSource] = frozenset()) -> list[RemoteSource]:
+        """The sources that may be asked for it now, best first, as if there were none of `but`."""
+        return self._fetcher.usable(self.job.item, but)
 
     def flying(self) -> set[int]:
         """The blocks that a request is under way for."""
@@ -173,20 +177,38 @@ class RemoteDownload:
         self._runs.add(run)
         self._fetcher.start(self._run, run)
 
-    def hedge(self, late_after: float) -> None:
-        """Ask a second source for what somebody has waited for too long; a third after twice that."""
+    def spare(self) -> list[Run]:
+        """The requests that nobody waits for."""
+        return [run for run in self._runs if self._urgent.keys().isdisjoint(run.left())]
+
+    def hurry(self, late_after: float) -> None:
+        """See to what somebody has waited for too long: a second source is asked, a third after twice that."""
         now = trio.current_time()
-        size = self.job.item.manifest.block_length
         for index, since in list(self._urgent.items()):
-            runs = [run for run in self._runs if index in run.left()]
-            if not runs or now - since < late_after * len(runs):
+            runs, waited = [run for run in self._runs if index in run.left()], now - since
+            if waited >= late_after * max(1, len(runs)) and self._ask_another(index, runs):
                 continue
-            asked = {run.source for run in runs}
-            other = next((s for s in self.askable() if s not in asked and self._fetcher.is_free(s)), None)
-            if other is not None and self._fetcher.hedging.allows(size):
-                self._fetcher.hedging.hedge(size)
-                blocks = range(index if other.health.ranges else 0, index + 1)
-                self._begin(Run(other, self.job.item.manifest, blocks))
+            if not runs and waited >= _HELD_UP:
+                self._fetcher.make_place(self.askable())
+            elif waited >= _BEHIND and all(self._has_behind(run, index) for run in runs):
+                for run in runs:
+                    run.drop()
+
+    def _ask_another(self, index: int, runs: list[Run]) -> bool:
+        """Ask for a block at a source that has a place, and brings it by none of `runs`; whether there is one."""
+        size, asked = self.job.item.manifest.block_length, {run.source for run in runs}
+        but = {s for s in self._fetcher.sources(self.job.item) if s in asked or not self._fetcher.is_free(s)}
+        other = next(iter(self.askable(but)), None)
+        if other is None or (runs and not self._fetcher.hedging.allows(size)):
+            return False
+        if runs:
+            self._fetcher.hedging.hedge(size)
+        self._begin(Run(other, self.job.item.manifest, range(index if other.health.ranges else 0, index + 1)))
+        return True
+
+    def _has_behind(self, run: Run, index: int) -> bool:
+        """Whether a request brings a block only after others that nobody waits for."""
+        return run.at < index and self._urgent.keys().isdisjoint(range(run.at, index))
 
     async def _run(self, run: Run) -> None:
         try:

@@ -1,0 +1,241 @@
+"""Files by ranges from real web seeds that hang, are slow or ignore ranges: who is asked for what, and what is kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import trio
+
+from cachefs.config import Fetch, Rclone
+from cachefs.content import Bitmap
+from cachefs.fetch.base import Claim, Job
+from cachefs.fetch.remote import RemoteFetcher
+from cachefs.fetch.remote_download import RemoteDownload
+from cachefs.fetch.remotes import Remotes, RemoteSource
+from cachefs.fetch.sources import Ledger, WebSeed
+from tests.fakes import BLOCK, WITHIN, Content, content, until
+from tests.records_kit import Host, web
+
+PATIENT = Fetch(stall=600.0)
+"""Nobody is given up for being silent."""
+
+
+class Taken:
+    """A taker that keeps in memory what it was given, after a look at whether it is right."""
+
+    def __init__(self, item: Content) -> None:
+        self.item = item
+        self.have = Bitmap(item.blocks)
+        self.written: list[int] = []
+        self.errors: list[Exception] = []
+
+    def write(self, index: int, data: memoryview) -> None:
+        self.item.info.manifest.verify(index, data)
+        self.written.append(index)
+
+    async def deliver(self, index: int, data: memoryview) -> None:
+        self.write(index, data)
+        self.landed(index)
+
+    def claim(self, blocks: range) -> Claim | None:
+        return Claim(blocks)
+
+    def release(self, claim: Claim) -> None: ...
+
+    def landed(self, index: int) -> None:
+        assert index in self.written
+        self.have.add(index)
+
+    def failed(self, error: Exception) -> None:
+        self.errors.append(error)
+
+    def ended(self) -> None: ...
+
+
+class Bench:
+    """A running fetcher and its downloads."""
+
+    def __init__(self, fetcher: RemoteFetcher, sources: list[RemoteSource]) -> None:
+        self.fetcher = fetcher
+        self.sources = sources
+
+    def fetch(self, item: Content) -> tuple[RemoteDownload, Taken]:
+        """A download of which nothing is wanted yet, and where its blocks go; all of them land as they are told."""
+        taken = Taken(item)
+        download = self.fetcher.download(Job(item.item, lambda: Path("nowhere"), taken.have), taken)
+
+        def landed(index: int) -> None:
+            Taken.landed(taken, index)
+            download.landed(index)
+
+        taken.landed = landed  # type: ignore[method-assign]
+        return download, taken
+
+
+def play(tmp_path: Path, scenario: Callable[[Bench], Awaitable[None]], *seeds: str, settings: Fetch = PATIENT) -> None:
+    """Run `scenario` on a fetcher that asks these web seeds."""
+
+    async def main() -> None:
+        remotes = Remotes([WebSeed(url) for url in seeds], [], "none")
+        fetcher = RemoteFetcher(settings, Rclone(enabled=False), Ledger(), remotes, tmp_path, memory=30.0)
+        with trio.fail_after(WITHIN):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(fetcher.run)
+                await scenario(Bench(fetcher, remotes.sources))
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def file(seed: int, blocks: int) -> Content:
+    return content(seed, blocks * BLOCK, name=f"v1-{seed:06}-headers.seg")
+
+
+@contextmanager
+def serving(*items: Content, count: int = 1) -> Iterator[list[Host]]:
+    """So many web seeds with these files."""
+    with ExitStack() as stack:
+        hosts = [stack.enter_context(web()) for _ in range(count)]
+        for host in hosts:
+            for item in items:
+                host.put(item.info.name, item.data)
+        yield hosts
+
+
+def hang(host: Host, item: Content, after: int = 0) -> threading.Event:
+    """Have a host send no more than `after` bytes of an answer about this file, until the event is set."""
+    gate = threading.Event()
+    host.put(item.info.name, item.data, gate=gate, hold=after)
+    return gate
+
+
+def everything(item: Content) -> frozenset[int]:
+    return frozenset(range(item.blocks))
+
+
+NOTHING: frozenset[int] = frozenset()
+
+
+# Who waits goes first
+
+
+def test_who_waits_is_asked_for_though_requests_that_nobody_waits_for_have_every_place_of_the_source(
+    tmp_path: Path,
+) -> None:
+    background = [file(number, 300) for number in (1, 2)]
+    wanted = file(3, 1)
+
+    async def scenario(bench: Bench) -> None:
+        for item in background:
+            bench.fetch(item)[0].demand(NOTHING, everything(item))
+        await until(lambda: bench.sources[0].busy == 4)
+        download, taken = bench.fetch(wanted)
+        download.demand({0}, NOTHING)
+        with trio.fail_after(5):
+            await until(lambda: 0 in taken.have)
+
+    with serving(wanted) as [host]:
+        for item in background:
+            hang(host, item, after=1000)
+        play(tmp_path, scenario, host.url, settings=Fetch(stall=600.0, requests=4))
+
+
+def test_of_requests_that_nobody_waits_for_only_one_is_broken_off_and_it_is_made_again(tmp_path: Path) -> None:
+    background, wanted = file(1, 600), file(2, 1)
+
+    async def scenario(bench: Bench) -> None:
+        behind, landed = bench.fetch(background)
+        behind.demand(NOTHING, everything(background))
+        await until(lambda: len(host.asked_for(background.info.name)) == 4)
+        download, taken = bench.fetch(wanted)
+        download.demand({0}, NOTHING)
+        await until(lambda: 0 in taken.have)
+        await until(lambda: len(host.asked_for(background.info.name)) == 5)
+        gate.set()
+        await until(lambda: landed.have.complete)
+        assert not bench.fetcher.ledger.recent(60)
+
+    with serving(wanted) as [host]:
+        gate = hang(host, background, after=1000)
+        play(tmp_path, scenario, host.url, settings=Fetch(stall=600.0, requests=4))
+
+
+def test_a_request_that_somebody_waits_for_makes_place_for_nobody(tmp_path: Path) -> None:
+    first, second = file(1, 1), file(2, 1)
+
+    async def scenario(bench: Bench) -> None:
+        before, landed = bench.fetch(first)
+        before.demand({0}, NOTHING)
+        await until(lambda: bench.sources[0].busy == 1)
+        download, taken = bench.fetch(second)
+        download.demand({0}, NOTHING)
+        await trio.sleep(0.5)
+        assert not host.asked_for(second.info.name)
+        gate.set()
+        await until(lambda: 0 in landed.have and 0 in taken.have)
+        assert len(host.asked_for(first.info.name)) == 1
+
+    with serving(second) as [host]:
+        gate = hang(host, first, after=1000)
+        play(tmp_path, scenario, host.url, settings=Fetch(stall=600.0, requests=1))
+
+
+def test_a_block_behind_others_that_nobody_waits_for_is_asked_for_by_itself(tmp_path: Path) -> None:
+    item = file(1, 100)
+
+    async def scenario(bench: Bench) -> None:
+        download, taken = bench.fetch(item)
+        download.demand(NOTHING, everything(item))
+        await until(lambda: len(taken.have) == 2)
+        host.put(item.info.name, item.data)
+        download.demand({50}, everything(item) - {50})
+        with trio.fail_after(5):
+            await until(lambda: 50 in taken.have)
+        await until(lambda: taken.have.complete)
+
+    with serving() as [host]:
+        hang(host, item, after=2 * BLOCK + 1000)
+        play(tmp_path, scenario, host.url)
+
+
+# A source that falls silent
+
+
+def test_a_far_slower_source_is_asked_when_the_quick_one_is_silent(tmp_path: Path) -> None:
+    item = file(1, 1)
+
+    async def scenario(bench: Bench) -> None:
+        quick, slow = bench.sources
+        quick.health.measured(100_000_000, 1.0)
+        slow.health.measured(1_000_000, 1.0)
+        download, taken = bench.fetch(item)
+        download.demand({0}, NOTHING)
+        with trio.fail_after(5):
+            await until(lambda: 0 in taken.have)
+        assert quick.health.objection(item.info.content)
+
+    with serving(item, count=2) as [first, second]:
+        hang(first, item)
+        play(tmp_path, scenario, first.url, second.url)
+
+
+def test_a_far_slower_source_is_asked_when_every_place_of_the_quick_one_hangs(tmp_path: Path) -> None:
+    blocking, item = file(1, 4), file(2, 1)
+
+    async def scenario(bench: Bench) -> None:
+        quick, slow = bench.sources
+        quick.health.measured(100_000_000, 1.0)
+        slow.health.measured(1_000_000, 1.0)
+        bench.fetch(blocking)[0].demand({0, 2}, NOTHING)
+        await until(lambda: quick.busy == 2)
+        download, taken = bench.fetch(item)
+        download.demand({0}, NOTHING)
+        with trio.fail_after(5):
+            await until(lambda: 0 in taken.have)
+
+    with serving(item, count=2) as [first, second]:
+        hang(first, blocking)
+        play(tmp_path, scenario, first.url, second.url, settings=Fetch(stall=600.0, requests=2))
