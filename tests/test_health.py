@@ -188,6 +188,35 @@ def test_an_answer_in_no_time_is_a_rate_too() -> None:
     with_health(scenario)
 
 
+def test_a_source_that_ignored_a_range_is_asked_for_one_again_after_a_minute_and_later_after_longer() -> None:
+    async def scenario(health: SourceHealth) -> None:
+        for seconds in (60, 120, 240, 480, 600, 600):
+            health.ignored_a_range()
+            health.ignored_a_range()
+            health.answered_a_range()
+            await trio.sleep(seconds - 1)
+            assert not health.ranges
+            await trio.sleep(1)
+            assert health.ranges
+        health.answered_a_range()
+        health.ignored_a_range()
+        await trio.sleep(60)
+        assert health.ranges
+
+    with_health(scenario)
+
+
+def test_that_a_source_ignores_ranges_is_forgiven_with_its_other_faults() -> None:
+    async def scenario(health: SourceHealth) -> None:
+        health.ignored_a_range()
+        assert not health.ranges
+        assert not health.objection(ONE)
+        health.forgive(ONE)
+        assert health.ranges
+
+    with_health(scenario)
+
+
 def test_what_is_remembered_of_contents_is_bounded_and_the_latest_stays() -> None:
     async def scenario(health: SourceHealth) -> None:
         for number in range(SourceHealth._MOST_CONTENTS + 1):

@@ -149,7 +149,7 @@ def test_a_far_slower_source_is_not_asked_while_a_quick_one_may_be() -> None:
 def test_a_source_that_gives_whole_files_only_comes_last() -> None:
     async def scenario() -> None:
         whole = Source("whole", 9e6)
-        whole.health.ranges = False
+        whole.health.ignored_a_range()
         assert order(whole, Source("ranges", 2e6)) == ["ranges", "whole"]
 
     play(scenario)

@@ -27,7 +27,7 @@ class Desk:
 
     def __init__(self, buffer: int = BLOCK) -> None:
         self.server, client = socket.socketpair()
-        self.run = Run(RemoteSource("web", "", None, {}), FILE.info.manifest, range(BLOCKS))
+        self.run = Run(RemoteSource("web", "", None, {}), FILE.info.manifest, range(BLOCKS), self.wants)
         self.line = Line(client)
         self.body = Measured(self.line, b"", len(FILE.data), 0, len(FILE.data))
         self.buffer = memoryview(bytearray(buffer))
@@ -37,6 +37,10 @@ class Desk:
         self.counted = 0
         self.wanted = BLOCKS
         self.trouble: Exception | None = None
+        self.useless: set[int] = set()
+
+    def wants(self, run: Run, index: int) -> bool:
+        return index not in self.useless
 
     async def stay(self, claim: Claim | None = None) -> None:
         held = claim or Claim(self.run.left())
@@ -77,7 +81,7 @@ class Desk:
     def wrote(self, run: Run) -> bool:
         if self.trouble is not None:
             raise self.trouble
-        assert run.at in self.written, "told before it was written"
+        assert (run.at in self.written) != (run.at in run.passed), "told before it was written"
         self.told.append(run.at)
         run.next()
         return run.at < self.wanted
@@ -115,6 +119,25 @@ def test_a_block_is_told_while_the_next_one_is_still_coming() -> None:
         assert desk.told == list(range(BLOCKS))
 
     play(scenario)
+
+
+def test_a_block_that_is_of_no_use_is_verified_and_not_written() -> None:
+    async def scenario(desk: Desk) -> None:
+        desk.useless = {1, 3}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, desk.send, FILE.data)
+            await desk.stay()
+        assert desk.told == list(range(BLOCKS))
+        assert set(desk.written) == set(range(BLOCKS)) - desk.useless
+
+    async def lying(desk: Desk) -> None:
+        desk.useless = {1}
+        desk.send(FILE.data[:BLOCK] + bytes(BLOCK))
+        with pytest.raises(BlockInvalid):
+            await desk.stay()
+
+    play(scenario, buffer=4 * BLOCK)
+    play(lying)
 
 
 def recalled_after(blocks: int) -> Callable[[Desk], Awaitable[None]]:

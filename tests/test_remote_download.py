@@ -201,6 +201,80 @@ def test_a_block_behind_others_that_nobody_waits_for_is_asked_for_by_itself(tmp_
         play(tmp_path, scenario, host.url)
 
 
+# A source that ignores ranges
+
+
+def test_of_a_whole_file_only_what_is_wanted_is_kept(tmp_path: Path) -> None:
+    item = file(1, 30)
+
+    async def scenario(bench: Bench) -> None:
+        bench.sources[0].health.ignored_a_range()
+        download, taken = bench.fetch(item)
+        download.demand({27}, frozenset({20}))
+        await until(lambda: {20, 27} <= set(taken.have))
+        await until(lambda: bench.sources[0].busy == 0)
+        assert sorted(taken.written) == [20, 27]
+        assert len(host.asked) == 1
+        assert download.landed_bytes == 2 * BLOCK
+
+    with serving() as [host]:
+        host.put(item.info.name, item.data, ranges=False)
+        play(tmp_path, scenario, host.url)
+
+
+def test_blocks_that_are_here_are_not_written_again(tmp_path: Path) -> None:
+    item = file(1, 10)
+
+    async def scenario(bench: Bench) -> None:
+        download, taken = bench.fetch(item)
+        download.demand({3}, NOTHING)
+        await until(lambda: 3 in taken.have)
+        download.demand({9}, frozenset({3}))
+        await until(lambda: 9 in taken.have)
+        assert taken.written == [3, 9]
+
+    with serving() as [host]:
+        host.put(item.info.name, item.data, ranges=False)
+        play(tmp_path, scenario, host.url)
+
+
+def test_a_whole_file_whose_blocks_are_offered_to_a_torrent_is_kept_in_no_other_way(tmp_path: Path) -> None:
+    item = file(1, 10)
+
+    async def scenario(bench: Bench) -> None:
+        download, taken = bench.fetch(item)
+        taken.claim = lambda blocks: None  # type: ignore[method-assign]  # a peer might be writing to them
+        download.demand({7}, NOTHING)
+        await until(lambda: 7 in taken.have)
+        assert taken.written == [7]
+
+    with serving() as [host]:
+        host.put(item.info.name, item.data, ranges=False)
+        play(tmp_path, scenario, host.url)
+
+
+def test_a_source_that_ignored_one_range_is_asked_for_ranges_again_when_it_is_forgiven(tmp_path: Path) -> None:
+    item = file(1, 10)
+
+    async def scenario(bench: Bench) -> None:
+        download, taken = bench.fetch(item)
+        download.demand({7}, NOTHING)
+        await until(lambda: 7 in taken.have)
+        host.put(item.info.name, item.data)
+        download.restart()
+        download.demand({9}, NOTHING)
+        await until(lambda: 9 in taken.have)
+        assert [asked.headers.get("range", "") for asked in host.asked] == [asked_for(7), "", asked_for(9)]
+
+    def asked_for(index: int) -> str:
+        span = item.info.manifest.span(index)
+        return f"bytes={span.offset}-{span.end - 1}"
+
+    with serving() as [host]:
+        host.put(item.info.name, item.data, ranges=False)
+        play(tmp_path, scenario, host.url)
+
+
 # A source that falls silent
 
 

@@ -62,8 +62,7 @@ class SourceHealth:
 
     def __init__(self) -> None:
         self.breaker = Breaker(tolerance=1, first=1.0)
-        self.ranges = True
-        """Whether it answers a part of a file; if not, it is only good for a whole one."""
+        self._whole_files = Breaker(tolerance=1, first=60.0, longest=600.0)
         self._refused: dict[ContentId, tuple[float, str]] = {}
         self._rate: float | None = None
         self._measured_at = float("-inf")
@@ -82,10 +81,25 @@ class SourceHealth:
         if len(self._refused) > self._MOST_CONTENTS:
             del self._refused[next(iter(self._refused))]
 
+    @property
+    def ranges(self) -> bool:
+        """Whether it may be asked for a part of a file; if not, it is only good for a whole one."""
+        return not self._whole_files.pause()
+
+    def ignored_a_range(self) -> None:
+        """It sent a whole file where a part was asked for: for a minute it isn't asked for parts, later for longer."""
+        self._whole_files.failed("does not answer ranges")
+
+    def answered_a_range(self) -> None:
+        """It sent a part; one that was asked for before it ignored another says nothing."""
+        if self.ranges:
+            self._whole_files.succeeded()
+
     def forgive(self, content: ContentId) -> None:
         """Forget what was wrong with `content`, and with the host."""
         self._refused.pop(content, None)
         self.breaker.succeeded()
+        self._whole_files.succeeded()
 
     def measured(self, size: int, seconds: float) -> None:
         """It gave `size` bytes in so many seconds."""

@@ -5,14 +5,14 @@ as much as hashing it. So one thread stays with a request: it receives a block, 
 loop so, and goes on with the next; small blocks that come swiftly, several at a time. It returns within a moment when
 the loop wants to look at the request again, in the middle of a block if need be, what came of it staying in the
 buffer; and by itself after a second, so that many slow requests can share the threads. Of a `Stretch`, the thread
-changes `came` alone, and the loop the rest: what it is told, it hears in order, and before it hears that the thread
-has returned.
+changes `came`, and what it noted of blocks it didn't take, and the loop the rest: what it is told, it hears in order,
+and before it hears that the thread has returned.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
@@ -71,18 +71,29 @@ class Stretch:
         """The blocks that are still to come."""
         return range(self.at, self.blocks.stop)
 
+    def takes(self, index: int) -> bool:
+        """Whether block `index`, which has come, is to be written; it is asked once, maybe in a thread."""
+        return True
+
     def next(self) -> None:
         self.at += 1
         self.began = trio.current_time()
 
 
 class Run(Stretch):
-    """One request of a source."""
+    """One request of a source; `wants` says, in any thread, whether a block would be of use now."""
 
-    def __init__(self, source: RemoteSource, manifest: Manifest, blocks: range) -> None:
+    def __init__(
+        self, source: RemoteSource, manifest: Manifest, blocks: range, wants: Callable[[Run, int], bool]
+    ) -> None:
         super().__init__(manifest, blocks)
         self.source = source
+        self.whole = not source.health.ranges
+        """Whether all of the file is asked for, because the source can't begin elsewhere than at its start."""
+        self.passed: set[int] = set()
+        """The blocks that came and weren't written."""
         self.dropped = False
+        self._wants = wants
         self.jump = False
         """Whether it is for one block alone, which somebody waits for."""
         self.scope = trio.CancelScope()
@@ -91,6 +102,12 @@ class Run(Stretch):
     def gives_way(self) -> bool:
         """Whether a reader's jump goes before it."""
         return self.source.jumps > 0 and not self.jump
+
+    def takes(self, index: int) -> bool:
+        if self._wants(self, index):
+            return True
+        self.passed.add(index)
+        return False
 
     def drop(self) -> None:
         self.dropped = True
@@ -130,7 +147,7 @@ class Listener(Protocol[Heard]):
         """Bytes came."""
 
     def wrote(self, run: Heard) -> bool:
-        """Block `run.at` is in the file; whether the next one is still wanted."""
+        """Block `run.at` is in the file, or the run doesn't take it; whether the next one is still wanted."""
 
 
 class Reception(Generic[Coming]):
@@ -201,7 +218,11 @@ class Reception(Generic[Coming]):
         """Verify and write the blocks that are whole: the next one, and how much of it is in the buffer then."""
         done = 0
         while index < self._run.blocks.stop and at - done >= (length := self._run.manifest.span(index).length):
-            self._sink.write(index, self._buffer[done : done + length])
+            block = self._buffer[done : done + length]
+            if self._run.takes(index):
+                self._sink.write(index, block)
+            else:
+                self._run.manifest.verify(index, block)
             self._blocks += 1
             index, done = index + 1, done + length
         self._buffer[: at - done] = self._buffer[done:at]

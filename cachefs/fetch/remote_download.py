@@ -157,20 +157,23 @@ class RemoteDownload:
             source = next((s for s in self.askable() if self._fetcher.is_free(s)), None)
             if source is None:
                 return
-            run = Run(source, self.job.item.manifest, self._neighbours(index, flying, source))
-            flying.update(run.blocks)
-            self._begin(run)
+            blocks = self._neighbours(index, flying, source)
+            flying.update(blocks)
+            self._begin(source, blocks)
 
     def _neighbours(self, first: int, flying: Set[int], source: RemoteSource) -> range:
-        """The run of wanted blocks from `first` on; from the very start, if the source can't begin elsewhere."""
+        """The run of wanted blocks from `first` on; up to the last, if the source begins at the very start anyway."""
         wanted = self._wanted() - flying
+        if not source.health.ranges:
+            return range(max(wanted) + 1)
         most = max(1, _RUN_BYTES // self.job.item.manifest.block_length)
         stop = first + 1
         while stop in wanted and stop - first < most:
             stop += 1
-        return range(first, stop) if source.health.ranges else range(stop)
+        return range(first, stop)
 
-    def _begin(self, run: Run) -> None:
+    def _begin(self, source: RemoteSource, blocks: range) -> None:
+        run = Run(source, self.job.item.manifest, blocks, self._has_use)
         run.jump = len(run.blocks) == 1 and run.at in self._urgent
         run.source.busy += 1
         run.source.jumps += run.jump
@@ -203,7 +206,7 @@ class RemoteDownload:
             return False
         if runs:
             self._fetcher.hedging.hedge(size)
-        self._begin(Run(other, self.job.item.manifest, range(index if other.health.ranges else 0, index + 1)))
+        self._begin(other, range(index if other.health.ranges else 0, index + 1))
         return True
 
     def _has_behind(self, run: Run, index: int) -> bool:
@@ -251,7 +254,7 @@ class RemoteDownload:
         start = manifest.span(run.blocks.start).offset
         span = Span(start, manifest.span(run.blocks.stop - 1).end - start)
         self._be_patient(run)
-        async with self._fetcher.open(run.source, path, span if run.source.health.ranges else None) as body:
+        async with self._fetcher.open(run.source, path, None if run.whole else span) as body:
             if body.total not in (-1, manifest.length):
                 raise OtherContent(f"has {body.total} bytes under this name, the lock's content has {manifest.length}")
             with self._fetcher.buffers.lent(manifest.block_length) as buffer:
@@ -265,6 +268,11 @@ class RemoteDownload:
 
     def _still_wanted(self, run: Run) -> bool:
         return not self._wanted().isdisjoint(run.left())
+
+    def _has_use(self, run: Run, index: int) -> bool:
+        """Whether a block is to be written: in a whole file come blocks that nobody wants, and there is no room for."""
+        wanted = not run.whole or index in self._urgent or index in self._ahead
+        return wanted and index not in self.job.have
 
     async def _stay(self, run: Run, body: Measured, buffer: memoryview) -> bool:
         """Have a thread receive what is left, and return when it does; False if the blocks aren't ours to write."""
@@ -284,8 +292,10 @@ class RemoteDownload:
                 raise CutShort(run.received, len(view))
             run.came += count
             self.received(run, count)
-        if run.at not in self.job.have:
+        if run.takes(run.at):
             await self._sink.deliver(run.at, view)
+        else:
+            await trio.to_thread.run_sync(run.manifest.verify, run.at, view)
         self._answered(run)
 
     def received(self, run: Run, size: int) -> None:
@@ -295,8 +305,8 @@ class RemoteDownload:
         self._be_patient(run)
 
     def wrote(self, run: Run) -> bool:
-        """A thread has written a request's next block; whether the rest is still wanted."""
-        if run.at not in self.job.have:
+        """A thread has written a request's next block, or passed it over; whether the rest is still wanted."""
+        if run.at not in self.job.have and run.at not in run.passed:
             self._sink.landed(run.at)
         self._answered(run)
         return self._still_wanted(run)
@@ -315,7 +325,10 @@ class RemoteDownload:
     def _answered(self, run: Run) -> None:
         run.source.health.measured(run.length, trio.current_time() - run.began)
         run.source.health.breaker.succeeded()
-        self.landed_bytes += run.length
-        self._gave.add(run.source.name)
+        if not run.whole:
+            run.source.health.answered_a_range()
+        if run.at not in run.passed:
+            self.landed_bytes += run.length
+            self._gave.add(run.source.name)
         self._judge.trouble = ""
         run.next()

@@ -92,7 +92,7 @@ class Judge:
         self._fetcher.schedule()
 
     def _gives_whole_files(self, source: RemoteSource) -> None:
-        source.health.ranges = False
+        source.health.ignored_a_range()
         self._note(source, "does not answer ranges: it is asked for whole files only, if nobody else can")
 
     def _refused(self, source: RemoteSource, why: str, seconds: float) -> None:
