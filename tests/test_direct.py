@@ -262,12 +262,27 @@ def test_a_host_that_ignores_ranges_is_known_by_its_head_unless_all_was_asked_fo
         assert fetched(f"{url}file", Span(0, len(DATA))) == DATA
 
 
-WRONG_RANGES = ["bytes 0-9/100", "bytes 5-13/100", "bytes */100", "lines 5-14/100", "", f"bytes 5-14/{'9' * 5000}"]
+@pytest.mark.parametrize("length", [1, 9])
+def test_the_beginning_of_a_range_is_an_answer_too(length: int) -> None:
+    headers = (f"Content-Range: bytes 5-{4 + length}/100", f"Content-Length: {length}")
+    with answering(answer("206 Partial Content", *headers, body=bytes(length))) as url:
+        assert fetched(url, Span(5, 10)) == bytes(length)
+
+
+WRONG_RANGES = [
+    "bytes 0-9/100",
+    "bytes 4-14/100",
+    "bytes 5-15/100",
+    "bytes */100",
+    "lines 5-14/100",
+    "",
+    f"bytes 5-14/{'9' * 5000}",
+]
 
 
 @pytest.mark.parametrize("range_", WRONG_RANGES)
 def test_a_range_other_than_what_was_asked_for_is_no_answer(range_: str) -> None:
-    length = 9 if "13" in range_ else 10
+    length = 11 if "15" in range_ else 10
     headers = (f"Content-Range: {range_}", f"Content-Length: {length}")
     with answering(answer("206 Partial Content", *headers, body=bytes(length))) as url:
         assert str(failure(url, Span(5, 10))) == f"sent {range_[:80] or 'no Content-Range'} for 10 bytes from 5 on"

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
 import trio
 
 from cachefs.config import Fetch, Rclone
@@ -272,6 +273,42 @@ def test_a_source_that_ignored_one_range_is_asked_for_ranges_again_when_it_is_fo
 
     with serving() as [host]:
         host.put(item.info.name, item.data, ranges=False)
+        play(tmp_path, scenario, host.url)
+
+
+# A source that gives less than it is asked for
+
+
+@pytest.mark.parametrize("most", [BLOCK // 3, BLOCK, 5 * BLOCK // 2])
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_a_source_leaves_out_of_a_range_is_asked_for_next(tmp_path: Path, most: int, alone: bool) -> None:
+    item = content(1, 6 * BLOCK + 7)
+
+    async def scenario(bench: Bench) -> None:
+        download, taken = bench.fetch(item)
+        if not alone:
+            taken.claim = lambda blocks: None  # type: ignore[method-assign]  # a peer might be writing to them
+        download.demand({0}, everything(item) - {0})
+        await until(lambda: taken.have.complete)
+        assert len(host.asked) == -(-len(item.data) // most)
+        assert not bench.fetcher.ledger.recent(60)
+
+    with serving() as [host]:
+        host.put(item.info.name, item.data, most=most)
+        play(tmp_path, scenario, host.url)
+
+
+def test_a_source_that_hangs_up_in_the_midst_of_a_range_is_still_one_that_failed(tmp_path: Path) -> None:
+    item = file(1, 2)
+
+    async def scenario(bench: Bench) -> None:
+        download, taken = bench.fetch(item)
+        download.demand({0, 1}, NOTHING)
+        await until(lambda: taken.have.complete)
+        assert "cut short" in bench.fetcher.ledger.recent(60)[0]
+
+    with serving() as [host]:
+        host.put(item.info.name, item.data, cut=BLOCK + 10)
         play(tmp_path, scenario, host.url)
 
 

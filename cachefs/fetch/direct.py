@@ -33,6 +33,7 @@ class Direct:
     async def open(self, url: str, span: Span | None, *, public: bool = False) -> AsyncIterator[Body]:
         """The bytes of a file, or of a span of it; `public`: nothing is asked at private addresses.
 
+        Of a span the body may be the beginning alone: then it is `whole` before all of the span has come.
         SourceFailed, and what it is more exactly: NotAtSource, OtherContent, IgnoresRanges, SourceBusy.
         """
         target = Target.of(url)
@@ -84,6 +85,7 @@ def _check(response: h11.Response, body: Body, span: Span | None) -> None:
         raise SourceFailed(f"sends the bytes as {encoding}, though plain ones were asked for")
     if span is not None and status == 200 and (span.offset, span.length) != (0, body.length):
         raise IgnoresRanges("does not answer ranges")
-    if span is not None and (body.start != span.offset or body.length not in (-1, span.length)):
+    # Fewer bytes than were asked for are an answer, too (RFC 9110, 15.3.7): some hosts bound what one request gets.
+    if span is not None and (body.start != span.offset or not (body.length == -1 or 0 < body.length <= span.length)):
         told = header(response, b"content-range") or "no Content-Range"
         raise SourceFailed(f"sent {told:.80} for {span.length} bytes from {span.offset} on")

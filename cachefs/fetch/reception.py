@@ -179,9 +179,9 @@ class Reception(Generic[Coming]):
             raise self.fault
 
     def stay(self, claim: Claim) -> None:
-        """Receive, verify and write, in a thread, until all has come or something else is to be done first.
+        """Receive, verify and write, in a thread, until all has come, the body ends or something is to be done first.
 
-        SourceFailed if the body ends early; BlockInvalid, StoreFull, StoreFailed.
+        SourceFailed if the body is cut short; BlockInvalid, StoreFull, StoreFailed.
         """
         until = time.monotonic() + _TURN
         index, at = self._run.at, self._run.received
@@ -190,7 +190,7 @@ class Reception(Generic[Coming]):
                 at += self._receive(index, at)
                 index, at = self._write(index, at)
                 self._tell()
-                if claim.recalled or self._run.gives_way or time.monotonic() > until:
+                if claim.recalled or self._run.gives_way or self._body.whole or time.monotonic() > until:
                     return
         finally:
             self._tell()

@@ -11,7 +11,8 @@ asked for. A request that fails is judged by remote_judge.py, and its blocks are
 from __future__ import annotations
 
 import logging
-from collections.abc import Set
+from collections.abc import AsyncIterator, Set
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -250,21 +251,36 @@ class RemoteDownload:
                 return
 
     async def _read(self, run: Run, path: str) -> None:
-        manifest = self.job.item.manifest
-        start = manifest.span(run.blocks.start).offset
+        with self._fetcher.buffers.lent(run.manifest.block_length) as buffer:
+            while self._goes_on(run):
+                before = run.came
+                async with self._open(run, path) as body:
+                    while self._goes_on(run) and not body.whole:
+                        await self._make_way(run)
+                        if not (isinstance(body, Measured) and await self._stay(run, body, buffer)):
+                            await self._fetch_block(run, body, buffer)
+                    if body.whole and run.came == before:
+                        raise CutShort(run.received, run.length)
+
+    @asynccontextmanager
+    async def _open(self, run: Run, path: str) -> AsyncIterator[Body]:
+        """The bytes that are still to come, or the first of them: the next request is for the rest."""
+        if run.whole and run.came:
+            raise CutShort(run.received, run.length)
+        manifest = run.manifest
+        start = manifest.span(run.blocks.start).offset + run.came
         span = Span(start, manifest.span(run.blocks.stop - 1).end - start)
         self._be_patient(run)
         async with self._fetcher.open(run.source, path, None if run.whole else span) as body:
             if body.total not in (-1, manifest.length):
                 raise OtherContent(f"has {body.total} bytes under this name, the lock's content has {manifest.length}")
-            with self._fetcher.buffers.lent(manifest.block_length) as buffer:
-                while not run.done and (run.at == run.blocks.start or self._still_wanted(run)):
-                    await self._make_way(run)
-                    if not (isinstance(body, Measured) and await self._stay(run, body, buffer)):
-                        await self._fetch_block(run, body, buffer)
+            yield body
 
     def _wanted(self) -> set[int]:
         return self._urgent.keys() | set(self._ahead)
+
+    def _goes_on(self, run: Run) -> bool:
+        return not run.done and (run.at == run.blocks.start or self._still_wanted(run))
 
     def _still_wanted(self, run: Run) -> bool:
         return not self._wanted().isdisjoint(run.left())
@@ -283,11 +299,13 @@ class RemoteDownload:
         return True
 
     async def _fetch_block(self, run: Run, body: Body, buffer: memoryview) -> None:
-        """Receive one block, and leave it to the sink how it is written."""
+        """Receive one block, or what the body has of it, and leave it to the sink how it is written."""
         view = buffer[: run.length]
         while run.received < len(view):
             await self._make_way(run)
             count = await body.read_some(view[run.received :])
+            if not count and body.whole:
+                return
             if not count:
                 raise CutShort(run.received, len(view))
             run.came += count
