@@ -78,6 +78,10 @@ class MetadataUnavailable(CachefsError):
         self.reason = reason
 
 
+class NoMetadata(MetadataUnavailable):
+    """A source answered that it has no metadata of this name: what others may still say in a while, it has said."""
+
+
 class Unavailable(CachefsError):
     """Content that no source delivered before the reader's deadline."""
 

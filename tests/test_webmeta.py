@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from cachefs.errors import ContentMismatch, MetadataUnavailable, MetainfoError
+from cachefs.errors import ContentMismatch, MetadataUnavailable, MetainfoError, NoMetadata
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.webmeta import WebMetadata
 from cachefs.metainfo import MAX_METAINFO, build
@@ -66,6 +66,46 @@ def test_what_a_manifest_does_not_list_is_not_asked_for() -> None:
         assert not web.breaker.pause()
 
     ask_host(scenario)
+
+
+def test_a_name_that_a_manifest_lists_by_now_is_had_though_a_copy_without_it_was_read_a_moment_ago() -> None:
+    clock = trio.testing.MockClock()
+
+    async def main() -> None:
+        async with web_host() as host, asking(host.url) as web:
+            host.answers["/manifest.txt"] = Answer(body=f"{NESTED.name}.torrent\n".encode())
+            host.answers[f"/{PLAIN.name}.torrent"] = Answer(body=PLAIN.raw)
+            with pytest.raises(NoMetadata):
+                await web.fetch(PLAIN.name, PLAIN.content)
+            host.answers["/manifest.txt"] = Answer(body=f"{NESTED.name}.torrent\n{PLAIN.name}.torrent\n".encode())
+            clock.jump(9)
+            with pytest.raises(NoMetadata):
+                await web.fetch(PLAIN.name, PLAIN.content)
+            clock.jump(1)
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(web.fetch, PLAIN.name, PLAIN.content)
+            assert host.asked.count("/manifest.txt") == 2, "once for all"
+
+    trio.run(main, clock=clock)
+
+
+def test_a_manifest_that_stays_the_same_is_asked_for_again_less_and_less_often() -> None:
+    clock = trio.testing.MockClock()
+
+    async def main() -> None:
+        async with web_host() as host, asking(host.url) as web:
+            host.answers["/manifest.txt"] = Answer(body=f"{NESTED.name}.torrent\n".encode())
+            for _ in range(1000):
+                with pytest.raises(NoMetadata):
+                    await web.fetch(PLAIN.name, PLAIN.content)
+                clock.jump(1)
+            assert host.asked == ["/manifest.txt"] * len([0, 10, 30, 70, 150, 310, 630])
+            with pytest.raises(NoMetadata):
+                await web.fetch(PLAIN.name, PLAIN.content, urgent=True)
+            assert len(host.asked) == 8
+
+    trio.run(main, clock=clock)
 
 
 def test_a_manifest_that_lists_data_alone_says_nothing_about_torrents() -> None:

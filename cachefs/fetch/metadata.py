@@ -18,6 +18,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -316,7 +317,7 @@ class MetadataService:
         """The first source's right answer, or MetadataUnavailable with what each of them said."""
         said: list[str] = []
         searches = [self._from_directory] if self._directory else []
-        from_web = [host.fetch for host in self._hosts]
+        from_web = [partial(host.fetch, urgent=name in self._waits) for host in self._hosts]
         searches += from_web
         searches += [self._last_resort.torrent] if self._last_resort else []
         searches += [self._from_peers] if self._peers.has_peers else []

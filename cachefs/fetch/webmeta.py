@@ -1,9 +1,9 @@
 """Metadata from one web seed: `<base>/<name>.torrent`, guided by `<base>/manifest.txt` if there is one.
 
-How it works: the manifest is asked for once an hour, by one worker for all; a host without one is asked by
-name. 404 and 403 say something about a name and mean the next source; anything on the way to an answer
-(refused, silent, dribbling, 5xx, 429) says something about the host and feeds its breaker. What comes is
-believed only by its info-hash.
+How it works: the manifest is asked for once an hour, by one worker for all, and again when it doesn't list a name
+that may be new; a host without one is asked by name. 404 and 403 say something about a name and mean the next source;
+anything on the way to an answer (refused, silent, dribbling, 5xx, 429) says something about the host and feeds its
+breaker. What comes is believed only by its info-hash.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import httpx
 import trio
 
 from cachefs.content import ContentId
-from cachefs.errors import ContentMismatch, MetadataUnavailable, MetainfoError
+from cachefs.errors import ContentMismatch, MetadataUnavailable, MetainfoError, NoMetadata
 from cachefs.fetch.body import read_body
 from cachefs.fetch.diagnosis import retry_after
 from cachefs.fetch.health import Breaker
@@ -21,6 +21,10 @@ from cachefs.metainfo import MAX_METAINFO, Metainfo, parse
 
 _MAX_MANIFEST = 32 * 2**20
 _MANIFEST_AGE = 3600.0
+_RETOLD_AFTER = 10.0
+_LONGEST_RETOLD = 600.0
+"""Seconds before a manifest is asked for again because of a name that it doesn't list; more while it stays the same,
+unless somebody waits for the name."""
 _LONGEST_ANSWER = 60.0
 """Seconds for a whole answer: the client's own time-out is for each part, and a host could dribble for ever."""
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -44,15 +48,16 @@ class WebMetadata:
         self._ledger = ledger
         self._names: frozenset[str] | None = None
         self._manifest_lock = trio.Lock()
-        self._manifest_until = float("-inf")
+        self._manifest_read_at = float("-inf")
         self._manifest_failures = 0
+        self._retold_after = _RETOLD_AFTER
 
-    async def fetch(self, name: str, content: ContentId) -> Metainfo:
-        """The .torrent of `name`; MetadataUnavailable or ContentMismatch says why not."""
+    async def fetch(self, name: str, content: ContentId, *, urgent: bool = False) -> Metainfo:
+        """The .torrent of `name`; MetadataUnavailable, if the host has none NoMetadata, or ContentMismatch if not."""
         if self.breaker.pause():
             raise MetadataUnavailable(name, f"{self.seed}: left alone for now: {self.breaker.reason}")
         try:
-            metainfo = await self._fetch(name, content)
+            metainfo = await self._fetch(name, content, _RETOLD_AFTER if urgent else self._retold_after)
         except HostFailed as error:
             self.breaker.failed(str(error), retry_after=error.retry_after)
             self._ledger.failed(str(self.seed), str(error))
@@ -64,24 +69,34 @@ class WebMetadata:
         self._ledger.received(str(self.seed), len(metainfo.raw))
         return metainfo
 
-    async def _fetch(self, name: str, content: ContentId) -> Metainfo:
-        await self._read_manifest(name)
+    async def _fetch(self, name: str, content: ContentId, retold_after: float) -> Metainfo:
         wanted = f"{name}.torrent"
-        if self._names is not None and wanted not in self._names:
+        await self._read_manifest(name, wanted, retold_after)
+        if not self._may_have(wanted):
             self.breaker.succeeded()
-            raise MetadataUnavailable(name, f"{self.seed}: not in its manifest.txt")
+            raise NoMetadata(name, f"{self.seed}: not in its manifest.txt")
         for url in self.seed.urls(wanted):
             raw = await self._get(url, MAX_METAINFO)
             if raw is not None:
                 self.seed.learn(wanted, url)
                 return _checked(raw, content, url)
         self.breaker.succeeded()
-        raise MetadataUnavailable(name, f"{self.seed}: has no {wanted}")
+        raise NoMetadata(name, f"{self.seed}: has no {wanted}")
 
-    async def _read_manifest(self, name: str) -> None:
+    def _may_have(self, wanted: str) -> bool:
+        return self._names is None or wanted in self._names
+
+    def _tells(self, wanted: str, retold_after: float) -> bool:
+        """Whether the copy of the manifest is young enough to be believed about a name."""
+        most = _MANIFEST_AGE if self._may_have(wanted) else retold_after
+        return trio.current_time() - self._manifest_read_at < most
+
+    async def _read_manifest(self, name: str, wanted: str, retold_after: float) -> None:
         failures = self._manifest_failures
+        if self._tells(wanted, retold_after):
+            return
         async with self._manifest_lock:
-            if trio.current_time() < self._manifest_until:
+            if self._tells(wanted, retold_after):
                 return
             if self._manifest_failures != failures:  # whoever held the lock failed for all who waited
                 raise MetadataUnavailable(name, f"{self.seed}: {self.breaker.reason or 'no manifest.txt came'}")
@@ -91,9 +106,10 @@ class WebMetadata:
                 self._manifest_failures += 1
                 raise
             names = frozenset(line.strip() for line in (raw or b"").decode("utf-8", "replace").splitlines())
+            self._retold_after = min(self._retold_after * 2, _LONGEST_RETOLD) if names == self._names else _RETOLD_AFTER
             # A manifest that lists data alone says nothing about .torrent files.
             self._names = names if any(name.endswith(".torrent") for name in names) else None
-            self._manifest_until = trio.current_time() + _MANIFEST_AGE
+            self._manifest_read_at = trio.current_time()
 
     async def _get(self, url: str, most: int) -> bytes | None:
         """The body; None when the host says that it has no such file (or won't give it)."""
