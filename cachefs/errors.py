@@ -70,12 +70,16 @@ class Fault(CachefsError):
 
 
 class MetadataUnavailable(CachefsError):
-    """A name's size isn't known, and no source has told it in time."""
+    """A name's size isn't known, and no source has told it in time.
 
-    def __init__(self, name: str, reason: str) -> None:
+    `retry_after`, in seconds, if a source may be asked again by then that has said neither yes nor no.
+    """
+
+    def __init__(self, name: str, reason: str, retry_after: float | None = None) -> None:
         super().__init__(f"{name}: no metadata: {reason}")
         self.name = name
         self.reason = reason
+        self.retry_after = retry_after
 
 
 class NoMetadata(MetadataUnavailable):

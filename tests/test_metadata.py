@@ -15,12 +15,13 @@ import trio.testing
 
 from cachefs.config import Read
 from cachefs.content import ContentId
-from cachefs.errors import MetadataUnavailable, Stopping
+from cachefs.errors import MetadataUnavailable, NoMetadata, Stopping
 from cachefs.fetch.metadata import MetadataReport, MetadataService
+from cachefs.fetch.metasearch import LastResort
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.metainfo import Metainfo, build
 from tests.counterparts import refusing_port, silent_server
-from tests.fakes import FakePeers, until, web_host
+from tests.fakes import Answer, FakePeers, until, web_host
 
 LIMITS = Read(metadata_timeout=15.0, metadata_concurrency=4, failure_memory=30.0)
 
@@ -46,13 +47,41 @@ class Bench:
         return caught.value.reason
 
 
+class Rebuilder:
+    """A last resort that has every file of `known`, and no .torrent."""
+
+    def __init__(self, *known: Metainfo) -> None:
+        self.rebuilt: list[str] = []
+        self._known = {info.content: info for info in known}
+
+    async def torrent(self, name: str, content: ContentId) -> Metainfo:
+        raise NoMetadata(name, "no remote of the operator's")
+
+    async def rebuild(self, name: str, content: ContentId) -> Metainfo:
+        self.rebuilt.append(name)
+        return self._known[content]
+
+
 @asynccontextmanager
 async def serving(
-    peers: FakePeers, *, directory: Path | None = None, seeds: Iterable[str] = (), limits: Read = LIMITS
+    peers: FakePeers,
+    *,
+    directory: Path | None = None,
+    seeds: Iterable[str] = (),
+    limits: Read = LIMITS,
+    last_resort: LastResort | None = None,
 ) -> AsyncIterator[Bench]:
     found: list[Metainfo] = []
     web_seeds = [WebSeed(url) for url in seeds]
-    service = MetadataService(limits, Ledger(), found.append, directory=directory, web_seeds=web_seeds, peers=peers)
+    service = MetadataService(
+        limits,
+        Ledger(),
+        found.append,
+        directory=directory,
+        web_seeds=web_seeds,
+        peers=peers,
+        last_resort=last_resort,
+    )
     async with trio.open_nursery() as nursery:
         await nursery.start(service.run)
         yield Bench(service, peers, found)
@@ -378,6 +407,71 @@ def test_a_web_seed_that_connects_and_is_silent_costs_one_time_out_for_all_who_a
                     await until(lambda: len(bench.found) == len(known))
 
     trio.run(main)
+
+
+NOBODY = FakePeers()
+NOBODY.has_peers = False
+
+
+def test_a_file_is_fetched_for_its_metadata_when_every_web_seed_has_said_that_it_has_none() -> None:
+    absent, other = infos(2)
+    rebuilder = Rebuilder(absent, other)
+
+    async def main() -> None:
+        async with web_host() as one, web_host() as two:
+            one.answers["/manifest.txt"] = Answer(body=b"another.seg.torrent\n")
+            two.answers[f"/{other.name}.torrent"] = Answer(body=absent.raw)
+            async with serving(NOBODY, seeds=[one.url, two.url], last_resort=rebuilder) as bench:
+                bench.service.want(wanted([absent, other]))
+                for info in (absent, other):
+                    await bench.service.lookup(info.name)
+                assert rebuilder.rebuilt == [absent.name, other.name]
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_web_seed_that_is_busy_for_a_moment_is_asked_again_and_no_file_is_fetched_for_its_metadata(
+    status: int,
+) -> None:
+    (info,) = infos(1)
+    rebuilder = Rebuilder(info)
+    clock = trio.testing.MockClock()
+
+    async def main() -> None:
+        async with web_host() as empty, web_host() as busy:
+            busy.answers[f"/{info.name}.torrent"] = Answer(status, headers=(("Retry-After", "3"),))
+            async with serving(NOBODY, seeds=[empty.url, busy.url], last_resort=rebuilder) as bench:
+                bench.service.want(wanted([info]))
+                assert f"HTTP {status}" in await bench.fails(info.name)
+                assert "may have a .torrent" in await bench.fails(info.name)
+                busy.answers[f"/{info.name}.torrent"] = Answer(body=info.raw)
+                clock.jump(3.1)
+                await bench.service.lookup(info.name)
+                assert bench.found == [info]
+                assert not rebuilder.rebuilt
+
+    trio.run(main, clock=clock)
+
+
+def test_a_name_that_came_with_a_reload_is_found_in_a_manifest_that_has_grown() -> None:
+    old, new = infos(2)
+    clock = trio.testing.MockClock()
+
+    async def main() -> None:
+        async with web_host() as host, serving(NOBODY, seeds=[host.url], last_resort=Rebuilder()) as bench:
+            host.answers["/manifest.txt"] = Answer(body=f"{old.name}.torrent\n".encode())
+            for info in (old, new):
+                host.answers[f"/{info.name}.torrent"] = Answer(body=info.raw)
+            bench.service.want(wanted([old]))
+            await bench.service.lookup(old.name)
+            host.answers["/manifest.txt"] = Answer(body=f"{old.name}.torrent\n{new.name}.torrent\n".encode())
+            clock.jump(10)
+            bench.service.want(wanted([new]))
+            await bench.service.lookup(new.name)
+            assert bench.found == [old, new]
+
+    trio.run(main, clock=clock)
 
 
 def test_a_name_whose_content_changes_in_mid_search_is_looked_for_anew() -> None:

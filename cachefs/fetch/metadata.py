@@ -1,9 +1,8 @@
 """Metadata (.torrent files) for the whole catalogue, in the background; a looked-up name first.
 
 How it works: a bounded crew of workers takes names from two queues, the looked-up ones before the
-rest; a few workers take looked-up names only, so that a silent source can't occupy all of them. A name is
-asked of the directory of .torrent files, of each web seed, and of peers, until one gives
-metadata whose info-hash is the lock's.
+rest; a few workers take looked-up names only, so that a silent source can't occupy all of them. Who is asked for a
+name, and in which order, is for metasearch.py.
 
 No lookup hangs and no failure is paid for twice. A name that failed is remembered, with the reason, for
 a while, and tried again in the background; a source that fails is left alone (its breaker is open); and
@@ -18,19 +17,18 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import httpx
 import trio
 
 from cachefs.content import ContentId
-from cachefs.errors import CachefsError, ContentMismatch, Fault, MetadataUnavailable, MetainfoError, Stopping
-from cachefs.fetch.health import Breaker
+from cachefs.errors import CachefsError, Fault, MetadataUnavailable, Stopping
+from cachefs.fetch.metasearch import LastResort, MetadataSearch, PeerMetadata
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.webmeta import WebMetadata
-from cachefs.metainfo import Metainfo, parse
+from cachefs.metainfo import Metainfo
 
 if TYPE_CHECKING:
     from cachefs.config import Read
@@ -44,23 +42,6 @@ _HTTP_CONNECTIONS = 40
 _HOST_TIMEOUT = 5.0
 _LONGEST_RETRY = 600.0
 _PEERS_SHARE = 0.8  # of a lookup's time, so that its error can tell what the peers did
-
-
-class PeerMetadata(Protocol):
-    """Peers, as a source of info dictionaries."""
-
-    @property
-    def has_peers(self) -> bool: ...
-
-    async def metainfo(self, content: ContentId, name: str) -> bytes: ...
-
-
-class LastResort(Protocol):
-    """Where to look when neither web seeds nor peers have a .torrent."""
-
-    async def torrent(self, name: str, content: ContentId) -> Metainfo: ...
-
-    async def rebuild(self, name: str, content: ContentId) -> Metainfo: ...
 
 
 @dataclass(slots=True)
@@ -99,12 +80,9 @@ class MetadataService:
         self._settings = settings
         self._ledger = ledger
         self._found = found
-        self._directory = directory
         self._seeds = tuple(web_seeds)
-        self._peers = peers
-        self._last_resort = last_resort
-        self._peer_breaker = Breaker(tolerance=8, first=5.0)
-        self._hosts: list[WebMetadata] = []
+        self._has_last_resort = last_resort is not None
+        self._search = MetadataSearch(directory, peers, last_resort, settings.metadata_timeout * _PEERS_SHARE)
         self._contents: dict[str, ContentId] = {}
         self._urgent: deque[str] = deque()
         self._background: deque[str] = deque()
@@ -112,7 +90,6 @@ class MetadataService:
         self._failures: dict[str, _Failure] = {}
         self._waits: dict[str, trio.Event] = {}
         self._active: set[str] = set()
-        self._from_web: set[ContentId] = set()
         self._lookups = 0
         self._stopping = False
         self._drained = trio.Event()
@@ -122,11 +99,11 @@ class MetadataService:
 
     def came_from_web(self, content: ContentId) -> bool:
         """Whether a web seed told its metadata, in this run: then that web seed is known to be there."""
-        return content in self._from_web
+        return content in self._search.from_web
 
     @property
     def has_sources(self) -> bool:
-        return bool(self._directory or self._seeds or self._peers.has_peers or self._last_resort)
+        return bool(self._seeds) or self._search.has_others
 
     def want(self, names: Mapping[str, ContentId]) -> None:
         """Fetch these in the background too, in their order."""
@@ -225,7 +202,7 @@ class MetadataService:
         limits = httpx.Limits(max_connections=_HTTP_CONNECTIONS)
         timeout = httpx.Timeout(min(_HOST_TIMEOUT, self._settings.metadata_timeout), pool=None)
         async with httpx.AsyncClient(limits=limits, timeout=timeout, follow_redirects=True) as client:
-            self._hosts = [WebMetadata(seed, client, self._ledger) for seed in self._seeds]
+            self._search.hosts = [WebMetadata(seed, client, self._ledger) for seed in self._seeds]
             async with trio.open_nursery() as nursery:
                 for index in range(workers + _LOOKUP_WORKERS):
                     nursery.start_soon(self._worker, index < _LOOKUP_WORKERS)
@@ -243,21 +220,13 @@ class MetadataService:
 
     def _wake_at(self) -> float:
         if self._background:
-            return trio.current_time() + self._rest()
-        return max(self._retries[0][0], trio.current_time() + self._rest()) if self._retries else float("inf")
-
-    def _rest(self) -> float:
-        """Seconds until any source may be asked: names that can wait aren't spent on sources that are left alone."""
-        if self._directory is not None:
-            return 0.0
-        breakers = [host.breaker for host in self._hosts]
-        breakers += [self._peer_breaker] if self._peers.has_peers else []
-        return min((breaker.pause() for breaker in breakers), default=0.0)
+            return trio.current_time() + self._search.rest()
+        return max(self._retries[0][0], trio.current_time() + self._search.rest()) if self._retries else float("inf")
 
     def _next(self, lookups_only: bool) -> str | None:
         if self._urgent:
             return self._urgent.popleft()
-        if lookups_only or self._rest():
+        if lookups_only or self._search.rest():
             return None
         while self._retries and self._retries[0][0] <= trio.current_time():
             when, name = heapq.heappop(self._retries)
@@ -272,16 +241,16 @@ class MetadataService:
         if content is None or name in self._active:
             return
         self._active.add(name)
-        thorough = self._last_resort is None or name in self._waits
+        urgent = name in self._waits
+        thorough = urgent or not self._has_last_resort
         try:
-            self._accept(name, await self._search(name, content, thorough))
+            self._accept(name, await self._search.find(name, content, urgent=urgent, thorough=thorough))
         except CachefsError as error:
             if self._contents.get(name) == content:
-                reason = error.reason if isinstance(error, MetadataUnavailable) else str(error)
-                self._remember(name, reason, thorough)
+                self._remember(name, error, thorough)
         except Exception as error:
             log.exception("%s: looking for its metadata", name)
-            self._remember(name, str(Fault(error)), thorough)
+            self._remember(name, Fault(error), thorough)
         finally:
             self._active.discard(name)
         if self._contents.get(name, content) != content:  # the name stands for something else since
@@ -303,58 +272,15 @@ class MetadataService:
         self._hopeless_until = float("-inf")
         self._arrived_at = trio.current_time()
 
-    def _remember(self, name: str, reason: str, thorough: bool) -> None:
+    def _remember(self, name: str, error: CachefsError, thorough: bool) -> None:
+        reason, memory = str(error), self._settings.failure_memory
+        if isinstance(error, MetadataUnavailable):
+            reason = error.reason
+            memory = memory if error.retry_after is None else min(memory, max(error.retry_after, 1.0))
         before = self._failures.pop(name, None)  # the latest failure stands last
         times = before.times + 1 if before else 1
         now = trio.current_time()
-        pause = max(self._settings.failure_memory, 1.0) * 2.0 ** min(times, 16)
-        retry_at = now + min(pause, _LONGEST_RETRY)
-        self._failures[name] = _Failure(reason, now + self._settings.failure_memory, times, retry_at, thorough)
+        retry_at = now + min(max(memory, 1.0) * 2.0 ** min(times, 16), _LONGEST_RETRY)
+        self._failures[name] = _Failure(reason, now + memory, times, retry_at, thorough)
         heapq.heappush(self._retries, (retry_at, name))
         self._work.unpark_all()  # they sleep until the retry that was the first before
-
-    async def _search(self, name: str, content: ContentId, thorough: bool) -> Metainfo:
-        """The first source's right answer, or MetadataUnavailable with what each of them said."""
-        said: list[str] = []
-        searches = [self._from_directory] if self._directory else []
-        from_web = [partial(host.fetch, urgent=name in self._waits) for host in self._hosts]
-        searches += from_web
-        searches += [self._last_resort.torrent] if self._last_resort else []
-        searches += [self._from_peers] if self._peers.has_peers else []
-        # At the price of the whole file: only for somebody who asks for this name.
-        searches += [self._last_resort.rebuild] if self._last_resort and thorough else []
-        for search in searches:
-            try:
-                metainfo = await search(name, content)
-                if search in from_web:
-                    self._from_web.add(content)
-                return metainfo
-            except MetadataUnavailable as error:
-                said.append(error.reason)
-            except (MetainfoError, ContentMismatch) as error:
-                log.warning("%s: metadata refused: %s", name, error)
-                said.append(str(error))
-        raise MetadataUnavailable(name, "; ".join(said))
-
-    async def _from_directory(self, name: str, content: ContentId) -> Metainfo:
-        assert self._directory is not None
-        path = self._directory / f"{name}.torrent"
-        try:
-            metainfo = parse(await trio.Path(path).read_bytes())
-        except OSError as error:
-            raise MetadataUnavailable(name, f"{path}: {error.strerror}") from error
-        if metainfo.content != content:
-            raise ContentMismatch(content, metainfo.content, str(path))
-        return metainfo
-
-    async def _from_peers(self, name: str, content: ContentId) -> Metainfo:
-        if self._peer_breaker.pause():
-            raise MetadataUnavailable(name, f"peers: left alone for now: {self._peer_breaker.reason}")
-        timeout = self._settings.metadata_timeout * _PEERS_SHARE
-        with trio.move_on_after(timeout):
-            metainfo = parse(await self._peers.metainfo(content, name))
-            self._peer_breaker.succeeded()
-            return metainfo
-        reason = f"no peer sent its info dictionary within {timeout:g} s"
-        self._peer_breaker.failed(reason)
-        raise MetadataUnavailable(name, f"peers: {reason}")

@@ -29,6 +29,8 @@ from cachefs.errors import (
     CachefsError,
     ContentMismatch,
     MetadataUnavailable,
+    MetainfoError,
+    NoMetadata,
     NotAtSource,
     SourceFailed,
     StoreFailed,
@@ -48,6 +50,9 @@ PIECE_LENGTHS = (metainfo.ERIGON_PIECE_LENGTH, 64 * 2**20)
 _HOUR = 3600.0
 _AT_ONCE = 2
 _START_WITHIN = 5.0
+
+_HAS_NONE = (NotAtSource, ContentMismatch, MetainfoError)
+"""What says that a source has no right .torrent; all else, that it may have one."""
 
 Keep = Callable[[Metainfo, Path], Awaitable[None]]
 Hold = Callable[[int], AbstractAsyncContextManager[object]]
@@ -103,15 +108,16 @@ class RemoteMetadata:
             left.unlink(missing_ok=True)
 
     async def torrent(self, name: str, content: ContentId) -> Metainfo:
-        """The .torrent that one of the operator's remotes has; MetadataUnavailable."""
-        said = []
+        """The .torrent that one of the operator's remotes has; MetadataUnavailable, NoMetadata if they have none."""
+        said, sure = [], True
         for source in await self._sources(content, name):
             if source.seed is None:
                 try:
                     return await self._torrent(source, f"{name}.torrent", content)
                 except CachefsError as error:
                     said.append(f"{source}: {error}")
-        raise MetadataUnavailable(name, "; ".join(said) or "no remote of the operator's")
+                    sure = sure and isinstance(error, _HAS_NONE)
+        raise (NoMetadata if sure else MetadataUnavailable)(name, "; ".join(said) or "no remote of the operator's")
 
     async def _torrent(self, source: RemoteSource, path: str, content: ContentId) -> Metainfo:
         raw = bytearray()

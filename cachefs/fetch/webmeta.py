@@ -55,13 +55,14 @@ class WebMetadata:
     async def fetch(self, name: str, content: ContentId, *, urgent: bool = False) -> Metainfo:
         """The .torrent of `name`; MetadataUnavailable, if the host has none NoMetadata, or ContentMismatch if not."""
         if self.breaker.pause():
-            raise MetadataUnavailable(name, f"{self.seed}: left alone for now: {self.breaker.reason}")
+            reason = f"{self.seed}: left alone for now: {self.breaker.reason}"
+            raise MetadataUnavailable(name, reason, self.breaker.pause())
         try:
             metainfo = await self._fetch(name, content, _RETOLD_AFTER if urgent else self._retold_after)
         except HostFailed as error:
             self.breaker.failed(str(error), retry_after=error.retry_after)
             self._ledger.failed(str(self.seed), str(error))
-            raise MetadataUnavailable(name, f"{self.seed}: {error}") from error
+            raise MetadataUnavailable(name, f"{self.seed}: {error}", self.breaker.pause()) from error
         except (MetainfoError, ContentMismatch) as error:
             self._ledger.failed(str(self.seed), str(error))
             raise
