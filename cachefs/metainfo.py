@@ -3,7 +3,8 @@
 How it works: an info-hash is the SHA-1 of the bencoded info dictionary, byte for byte. The decoder
 accepts canonical bencoding only (sorted keys, no leading zeros, nothing after the end), so encoding what
 was decoded gives back the same bytes and the hash can be taken from them: no slice of the input needs to
-be tracked. A .torrent is data from strangers, so size, depth and the number of values are bounded.
+be tracked. A .torrent is data from strangers, so size, depth and the number of values are bounded, and of what stands
+around the info dictionary, for which no hash vouches, only trackers and web seeds are kept.
 
 Format: BEP 3. The shape Erigon publishes is a single file whose `name` is the whole relative path.
 """
@@ -40,12 +41,16 @@ _MAX_DEPTH = 32
 _MAX_VALUES = 100_000
 """A torrent of one file has some dozens; 64 MiB of empty lists would be 2 GB of objects."""
 
+_AROUND = (b"announce", b"announce-list", b"url-list")
+_MOST_AROUND = 2**16
+"""The most bytes that any one of these is kept with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metainfo:
     """One file's torrent: its id, its name in the torrent, and its piece hashes.
 
-    `raw` is a whole .torrent; `web_seeds` are the url-list it carries (BEP 19).
+    `raw` is a whole .torrent, without what is of no use here; `web_seeds` are the url-list it carries (BEP 19).
     """
 
     content: ContentId
@@ -143,7 +148,9 @@ def parse(raw: bytes) -> Metainfo:
     if not isinstance(outer, dict) or not isinstance(info := outer.get(b"info"), dict):
         raise MetainfoError("no info dictionary")
     content = ContentId("btih", hashlib.sha1(bencode(info), usedforsecurity=False).digest())
-    return Metainfo(content, _name(info), _manifest(content, info), raw, _web_seeds(outer.get(b"url-list")))
+    around = {key: outer[key] for key in _AROUND if key in outer and len(bencode(outer[key])) <= _MOST_AROUND}
+    kept = bencode({b"info": info, **around})
+    return Metainfo(content, _name(info), _manifest(content, info), kept, _web_seeds(around.get(b"url-list")))
 
 
 def trackers(info: Metainfo) -> list[str]:

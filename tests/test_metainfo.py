@@ -21,6 +21,7 @@ from cachefs.metainfo import (
     bencode,
     build,
     parse,
+    trackers,
     wrap,
 )
 
@@ -91,8 +92,8 @@ def test_a_damaged_torrent_is_refused_or_has_its_own_id(edits: list[tuple[int, i
         metainfo = parse(raw)
     except MetainfoError:
         return
-    assert metainfo.raw == raw
-    assert (metainfo.content == GOOD.content) == (raw[7:] == GOOD.raw[7:])
+    assert parse(metainfo.raw) == metainfo
+    assert (metainfo.content == GOOD.content) == (metainfo.raw == GOOD.raw)
 
 
 info_values = st.sampled_from([b"length", b"name", b"piece length", b"pieces", b"url-list"])
@@ -136,6 +137,32 @@ def test_what_stands_around_the_info_dictionary_does_not_change_the_id() -> None
     assert decorated.content == GOOD.content
     assert decorated.web_seeds == ("https://a/", "http://b")
     assert parse(bencode(outer | {b"url-list": b"https://one"})).web_seeds == ("https://one",)
+
+
+def test_of_what_stands_around_the_info_dictionary_trackers_and_web_seeds_are_kept() -> None:
+    outer = bdecode(GOOD.raw)
+    assert isinstance(outer, dict)
+    around: dict[bytes, Bencodable] = {
+        b"announce": b"udp://x",
+        b"announce-list": [[b"udp://x", b"udp://y"]],
+        b"url-list": [b"https://a/"],
+    }
+    other: dict[bytes, Bencodable] = {b"nodes": [[b"192.0.2.1", 6881]], b"padding": bytes(2**20), b"a": {b"b": b"c"}}
+    read = parse(bencode(outer | around | other))
+    assert bdecode(read.raw) == outer | around
+    assert (read.content, read.manifest) == (GOOD.content, GOOD.manifest)
+    assert trackers(read) == ["udp://x", "udp://y"]
+    assert parse(read.raw) == read
+    restored = lt.load_torrent_buffer(read.raw)
+    assert restored.ti is not None
+    assert restored.ti.info_hashes().v1.to_bytes() == GOOD.content.digest
+
+
+@pytest.mark.parametrize("key", [b"announce", b"announce-list", b"url-list"])
+def test_nothing_around_the_info_dictionary_is_kept_that_takes_much_room(key: bytes) -> None:
+    outer = bdecode(GOOD.raw)
+    assert isinstance(outer, dict)
+    assert parse(bencode(outer | {key: [bytes(2**10)] * 2**10})) == GOOD
 
 
 @pytest.mark.parametrize(
