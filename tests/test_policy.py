@@ -67,6 +67,11 @@ def test_every_row_of_the_table_decides_some_situation() -> None:
     assert {reason for reason, _, _ in ROWS} == {rule.reason for rule in HAND_OVER}
 
 
+def test_a_torrent_that_was_given_up_is_left_alone_for_a_while_and_peers_that_were_not_found_are_remembered() -> None:
+    assert {rule.reason for rule in HAND_OVER if rule.sticks_for} == {"the torrent is stalled", "the torrent is slow"}
+    assert {rule.reason for rule in HAND_OVER if rule.means_drought} == {"no peers"}
+
+
 SITUATIONS = st.builds(
     Situation,
     has_torrent=st.booleans(),

@@ -10,83 +10,36 @@ from pathlib import Path
 import pytest
 import trio
 
-from cachefs.config import Fetch, Rclone
-from cachefs.content import Bitmap
-from cachefs.fetch.base import Claim, Job
+from cachefs.config import Fetch
 from cachefs.fetch.remote import RemoteFetcher
 from cachefs.fetch.remote_download import RemoteDownload
-from cachefs.fetch.remotes import Remotes, RemoteSource
-from cachefs.fetch.sources import Ledger, WebSeed
 from tests.fakes import BLOCK, WITHIN, Content, content, until
 from tests.records_kit import Host, web
-
-PATIENT = Fetch(stall=600.0)
-"""Nobody is given up for being silent."""
-
-
-class Taken:
-    """A taker that keeps in memory what it was given, after a look at whether it is right."""
-
-    def __init__(self, item: Content) -> None:
-        self.item = item
-        self.have = Bitmap(item.blocks)
-        self.written: list[int] = []
-        self.errors: list[Exception] = []
-
-    def write(self, index: int, data: memoryview) -> None:
-        self.item.info.manifest.verify(index, data)
-        self.written.append(index)
-
-    async def deliver(self, index: int, data: memoryview) -> None:
-        self.write(index, data)
-        self.landed(index)
-
-    def claim(self, blocks: range) -> Claim | None:
-        return Claim(blocks)
-
-    def release(self, claim: Claim) -> None: ...
-
-    def landed(self, index: int) -> None:
-        assert index in self.written
-        self.have.add(index)
-
-    def failed(self, error: Exception) -> None:
-        self.errors.append(error)
-
-    def ended(self) -> None: ...
+from tests.remote_kit import Kept, KeptAlone, asking
 
 
 class Bench:
     """A running fetcher and its downloads."""
 
-    def __init__(self, fetcher: RemoteFetcher, sources: list[RemoteSource]) -> None:
+    def __init__(self, fetcher: RemoteFetcher) -> None:
         self.fetcher = fetcher
-        self.sources = sources
+        self.sources = fetcher.configured()
 
-    def fetch(self, item: Content) -> tuple[RemoteDownload, Taken]:
-        """A download of which nothing is wanted yet, and where its blocks go; all of them land as they are told."""
-        taken = Taken(item)
-        download = self.fetcher.download(Job(item.item, lambda: Path("nowhere"), taken.have), taken)
-
-        def landed(index: int) -> None:
-            Taken.landed(taken, index)
-            download.landed(index)
-
-        taken.landed = landed  # type: ignore[method-assign]
-        return download, taken
+    def fetch(self, item: Content) -> tuple[RemoteDownload, Kept]:
+        """A download of which nothing is wanted yet, and where its blocks go."""
+        kept = KeptAlone(item, self.fetcher)
+        return kept.download, kept
 
 
-def play(tmp_path: Path, scenario: Callable[[Bench], Awaitable[None]], *seeds: str, settings: Fetch = PATIENT) -> None:
+def play(
+    tmp_path: Path, scenario: Callable[[Bench], Awaitable[None]], *seeds: str, settings: Fetch | None = None
+) -> None:
     """Run `scenario` on a fetcher that asks these web seeds."""
 
     async def main() -> None:
-        remotes = Remotes([WebSeed(url) for url in seeds], [], "none")
-        fetcher = RemoteFetcher(settings, Rclone(enabled=False), Ledger(), remotes, tmp_path, memory=30.0)
         with trio.fail_after(WITHIN):
-            async with trio.open_nursery() as nursery:
-                await nursery.start(fetcher.run)
-                await scenario(Bench(fetcher, remotes.sources))
-                nursery.cancel_scope.cancel()
+            async with asking(tmp_path, *seeds, settings=settings) as fetcher:
+                await scenario(Bench(fetcher))
 
     trio.run(main)
 
@@ -244,7 +197,7 @@ def test_a_whole_file_whose_blocks_are_offered_to_a_torrent_is_kept_in_no_other_
 
     async def scenario(bench: Bench) -> None:
         download, taken = bench.fetch(item)
-        taken.claim = lambda blocks: None  # type: ignore[method-assign]  # a peer might be writing to them
+        taken.claims = False
         download.demand({7}, NOTHING)
         await until(lambda: 7 in taken.have)
         assert taken.written == [7]
@@ -287,7 +240,7 @@ def test_what_a_source_leaves_out_of_a_range_is_asked_for_next(tmp_path: Path, m
     async def scenario(bench: Bench) -> None:
         download, taken = bench.fetch(item)
         if not alone:
-            taken.claim = lambda blocks: None  # type: ignore[method-assign]  # a peer might be writing to them
+            taken.claims = False
         download.demand({0}, everything(item) - {0})
         await until(lambda: taken.have.complete)
         assert len(host.asked) == -(-len(item.data) // most)

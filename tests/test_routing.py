@@ -1,10 +1,12 @@
-"""A block from the web that libtorrent is offered and does not take: it is written, and told to it later."""
+"""What libtorrent does not take: a block that it is offered, and a whole torrent."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 import trio
 
 from cachefs.config import Fetch
@@ -12,9 +14,23 @@ from cachefs.content import Bitmap
 from cachefs.fetch.base import Claim, Job
 from cachefs.fetch.policy import Hedging
 from cachefs.fetch.router import Router
-from tests.fakes import BLOCK, FakeDownload, content
+from cachefs.metainfo import Bencodable, bdecode, bencode, parse
+from tests.fakes import BLOCK, WITHIN, Content, FakeDownload, content, until
+from tests.records_kit import web
+from tests.remote_kit import Kept, asking
+from tests.torrent_kit import fetching
 
 FILE = content(1, 3 * BLOCK)
+
+
+def odd(**change: Bencodable) -> Content:
+    """A file whose .torrent is in order for us and not for libtorrent."""
+    outer = bdecode(FILE.info.raw)
+    assert isinstance(outer, dict)
+    info = outer[b"info"]
+    assert isinstance(info, dict)
+    changed = {name.replace("_", " ").encode(): value for name, value in change.items()}
+    return Content(parse(bencode({b"info": info | changed})), FILE.data)
 
 
 class Reluctant(FakeDownload):
@@ -101,3 +117,26 @@ def test_a_block_that_libtorrent_does_not_take_is_written_and_told_to_it_later()
     trio.run(main)
     assert taken.written == {1: FILE.piece(1)}
     assert taken.have == torrents.given.told == web.told == [1]
+
+
+@pytest.mark.parametrize("item", [odd(meta_version=2), odd(name=b"")], ids=["a v2 torrent", "no name"])
+def test_a_file_whose_torrent_libtorrent_refuses_is_had_from_the_web_and_that_is_told_once(
+    tmp_path: Path, item: Content, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        with trio.fail_after(WITHIN), web() as host:
+            host.put("file", item.data)
+            async with fetching(tmp_path) as torrents, asking(tmp_path, host.url) as remote:
+                router = Router(Fetch(), torrents.fetcher, remote, remote.hedging, lambda _: False)
+                for kept in (Kept(item), Kept(item)):
+                    await fetch(router, kept)
+
+    async def fetch(router: Router, kept: Kept) -> None:
+        download = router.download(replace(kept.job, item=replace(item.item, name="file")), kept)
+        download.demand(set(range(item.blocks)), set())
+        await until(lambda: kept.have.complete)
+        download.close()
+        await until(lambda: kept.has_ended)
+
+    trio.run(main)
+    assert len([line for line in caplog.messages if "libtorrent refuses" in line]) == 1

@@ -56,11 +56,19 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A row of the table: when `holds`, `choice` fetches; `reason` is for the status."""
+    """A row of the table: when `holds`, `choice` fetches; `reason` is for the status, and for nothing else."""
 
     reason: str
     holds: Callable[[Situation, Fetch], bool]
     choice: Choice
+    sticks_for: float = 0.0
+    """Seconds for which it goes on to decide, once it has."""
+    means_drought: bool = False
+    """Whether peers were looked for in vain, as they may be for other files."""
+
+
+_GIVEN_UP_FOR = 30.0
+"""Seconds that a torrent which stalled is left alone while the web fetches."""
 
 
 HAND_OVER: Sequence[Rule] = (
@@ -68,9 +76,19 @@ HAND_OVER: Sequence[Rule] = (
     Rule("no web source may be asked", lambda now, _: not now.web_sources, Choice.TORRENT),
     Rule("there is no way to find peers", lambda now, _: not now.peers and not now.findable, Choice.WEB),
     Rule("no peers yet; a web seed has the .torrent", lambda now, _: not now.peers and now.from_web, Choice.WEB),
-    Rule("no peers", lambda now, s: not now.peers and now.looked_for >= s.peer_grace, Choice.WEB),
-    Rule("the torrent is stalled", lambda now, s: now.waited >= s.stalled_after and not now.arriving, Choice.WEB),
-    Rule("the torrent is slow", lambda now, s: now.waited >= s.stalled_after and now.rate < s.slow_below, Choice.WEB),
+    Rule("no peers", lambda now, s: not now.peers and now.looked_for >= s.peer_grace, Choice.WEB, means_drought=True),
+    Rule(
+        "the torrent is stalled",
+        lambda now, s: now.waited >= s.stalled_after and not now.arriving,
+        Choice.WEB,
+        sticks_for=_GIVEN_UP_FOR,
+    ),
+    Rule(
+        "the torrent is slow",
+        lambda now, s: now.waited >= s.stalled_after and now.rate < s.slow_below,
+        Choice.WEB,
+        sticks_for=_GIVEN_UP_FOR,
+    ),
     Rule("torrent first", lambda now, s: True, Choice.TORRENT),
 )
 """From top to bottom; the first row that holds decides."""

@@ -27,9 +27,6 @@ from cachefs.fetch.torrent_download import TorrentDownload
 if TYPE_CHECKING:
     from cachefs.fetch.router import Router
 
-_GIVEN_UP_FOR = 30.0
-"""Seconds that a torrent which stalled is left alone while the web fetches."""
-
 
 class _WebSide:
     """What the web's half tells: the blocks go to both halves, the end to the router."""
@@ -78,10 +75,10 @@ class RoutedDownload:
         self._choice = Choice.TORRENT
         self._seeking_since = trio.current_time()
         self._torrent_gave_at = trio.current_time()
-        self._given_up_until = float("-inf")
+        self._sticks_until = float("-inf")
         self._row = HAND_OVER[-1]
         self.web = router.web.download(job, _WebSide(self))
-        self.torrent = None if job.item.metainfo is None else router.torrent.download(job, self)
+        self.torrent = router.join(job, self)
 
     @property
     def busy(self) -> bool:
@@ -223,9 +220,9 @@ class RoutedDownload:
         """End when both halves have let go; begin anew if somebody opened it just then."""
         if self.torrent is not None or self.web.busy:
             return
-        if self.opened and self.job.item.metainfo is not None:
-            self.torrent = self._router.torrent.download(self.job, self)
-        elif not self.opened:
+        if self.opened:
+            self.torrent = self._router.join(self.job, self)
+        else:
             self._router.forget(self)
             self._sink.ended()
 
@@ -237,7 +234,7 @@ class RoutedDownload:
             self.torrent.sought = self.busy
         rule = self._rule()
         if rule.choice is not self._choice or not self.reason:
-            self._changed(rule.reason)
+            self._changed(rule)
         self._choice, self.reason = rule.choice, rule.reason
         if rule.choice is Choice.WEB:
             if self.torrent is not None:
@@ -253,15 +250,13 @@ class RoutedDownload:
     def _rule(self) -> Rule:
         """The row of the table that holds now; one that gave the torrent up holds for a while."""
         now = self._situation()
-        if trio.current_time() >= self._given_up_until or not now.web_sources:
+        if trio.current_time() >= self._sticks_until or not now.web_sources:
             self._row = hand_over(now, self._router.settings)
         return self._row
 
-    def _changed(self, reason: str) -> None:
-        now = trio.current_time()
-        if reason.startswith("the torrent is"):
-            self._given_up_until = now + _GIVEN_UP_FOR
-        if reason == "no peers":
+    def _changed(self, rule: Rule) -> None:
+        self._sticks_until = trio.current_time() + rule.sticks_for
+        if rule.means_drought:
             self._router.found_no_peers()
 
     def _situation(self) -> Situation:

@@ -6,21 +6,26 @@ which way, whether peers were looked for in vain lately, and the clock by which 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
 
 from cachefs.content import ContentId
-from cachefs.fetch.base import Job, Taker, Transfer
+from cachefs.errors import MetainfoError
+from cachefs.fetch.base import Job, Sink, Taker, Transfer
 from cachefs.fetch.policy import Choice, Hedging
 from cachefs.fetch.ranges import RangeFetcher
 from cachefs.fetch.remote import RemoteFetcher
 from cachefs.fetch.routed_download import RoutedDownload
 from cachefs.fetch.torrent import TorrentFetcher
+from cachefs.fetch.torrent_download import TorrentDownload
 
 if TYPE_CHECKING:
     from cachefs.config import Fetch
+
+log = logging.getLogger(__name__)
 
 _REVIEW_EVERY = 0.1
 _DROUGHT = 60.0
@@ -48,6 +53,8 @@ class Router:
         self.handed_over: dict[str, int] = {}
         """The bytes that came from the web, by the row of the table that let it."""
         self._downloads: set[RoutedDownload] = set()
+        self._refused: set[ContentId] = set()
+        """What libtorrent can't take."""
         self._no_peers_at = float("-inf")
 
     @property
@@ -71,6 +78,17 @@ class Router:
         download = RoutedDownload(self, job, sink)
         self._downloads.add(download)
         return download
+
+    def join(self, job: Job, sink: Sink) -> TorrentDownload | None:
+        """Have the job's torrent in the session; None if it has none, or one that libtorrent can't take."""
+        if job.item.metainfo is None or job.item.content in self._refused:
+            return None
+        try:
+            return self.torrent.download(job, sink)
+        except MetainfoError as error:
+            log.warning("%s is had from the web alone: %s", job.item.name, error)
+            self._refused.add(job.item.content)
+            return None
 
     def forget(self, download: RoutedDownload) -> None:
         """The download has ended."""
