@@ -122,11 +122,15 @@ class NoAnswer(SourceFailed):
 
 
 class SourceBusy(SourceFailed):
-    """A source that answered with an error of its own; `retry_after` is for how many seconds it wishes to be left."""
+    """A source that answered with an error of its own: an HTTP `status`, if not 0.
 
-    def __init__(self, why: str, retry_after: float = 0.0) -> None:
+    `retry_after` is for how many seconds it wishes to be left alone.
+    """
+
+    def __init__(self, why: str, retry_after: float = 0.0, *, status: int = 0) -> None:
         super().__init__(why)
         self.retry_after = retry_after
+        self.status = status
 
 
 class IgnoresRanges(SourceFailed):

@@ -253,6 +253,7 @@ def test_a_refusal_is_told_with_its_status_and_for_how_long_it_holds(status: str
         failed = failure(url, Span(0, 10))
         assert isinstance(failed, SourceBusy)
         assert (str(failed), failed.retry_after) == (f"HTTP {status}", seconds)
+        assert failed.status == int(status[:3])
 
 
 def test_a_host_that_ignores_ranges_is_known_by_its_head_unless_all_was_asked_for(root: Path) -> None:

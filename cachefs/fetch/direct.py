@@ -80,7 +80,7 @@ def _check(response: h11.Response, body: Body, span: Span | None) -> None:
         raise OtherContent(f"has {body.total} bytes under this name, too few for what was asked for")
     if status not in (200, 206):
         reason = f"HTTP {status} {bytes(response.reason).decode('latin-1')}".rstrip()
-        raise SourceBusy(reason, seconds_until(header(response, b"retry-after")))
+        raise SourceBusy(reason, seconds_until(header(response, b"retry-after")), status=status)
     if (encoding := header(response, b"content-encoding").lower()) not in ("", "identity"):
         raise SourceFailed(f"sends the bytes as {encoding}, though plain ones were asked for")
     if span is not None and status == 200 and (span.offset, span.length) != (0, body.length):

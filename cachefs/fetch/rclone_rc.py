@@ -22,7 +22,7 @@ import h11
 import trio
 
 from cachefs.content import Span
-from cachefs.errors import NotAtSource, RcloneGone, SourceFailed
+from cachefs.errors import NotAtSource, RcloneGone, SourceBusy, SourceFailed
 from cachefs.fetch import wire
 from cachefs.fetch.wire import Body, Line
 
@@ -57,7 +57,7 @@ class RemoteControl:
         async with self._exchange("POST", f"/{command}", (), data) as (response, connection, http):
             raw = await _rest(connection, http)
         if response.status_code != 200:
-            raise SourceFailed(_reason(raw, response.status_code))
+            raise _failure(raw, response.status_code)
         return json.loads(raw)
 
     @contextlib.asynccontextmanager
@@ -73,8 +73,8 @@ class RemoteControl:
                 yield wire.body(line, http, response)
                 return
             raw = await _rest(line, http)
-        reason = _reason(raw, response.status_code)
-        raise NotAtSource(reason) if response.status_code == 404 else SourceFailed(reason)
+        failure = _failure(raw, response.status_code)
+        raise NotAtSource(str(failure)) if response.status_code == 404 else failure
 
     @contextlib.asynccontextmanager
     async def _exchange(self, method: str, target: str, headers: _Headers, data: bytes) -> AsyncIterator[_Exchange]:
@@ -113,11 +113,13 @@ async def _rest(line: Line, http: h11.Connection) -> bytes:
         raise RcloneGone(f"rclone stopped in the middle of an answer: {error}") from error
 
 
-def _reason(raw: bytes, status: int) -> str:
-    """What rclone says went wrong, in few words."""
+def _failure(raw: bytes, status: int) -> SourceFailed:
+    """What rclone says went wrong, in few words; SourceBusy if a host had answered it with a status of its own."""
     try:
         text = str(json.loads(raw)["error"])
     except (ValueError, KeyError, TypeError):
         text = raw.decode("utf-8", "replace").strip() or f"status {status}"
     http = _HTTP_ERROR.search(text)
-    return f"HTTP {http[1]}" if http else text.removeprefix("failed to find object: ")
+    if http:
+        return SourceBusy(f"HTTP {http[1]}", status=int(http[1][:3]))
+    return SourceFailed(text.removeprefix("failed to find object: "))

@@ -22,12 +22,13 @@ from cachefs.errors import (
 )
 from cachefs.fetch.base import Item
 from cachefs.fetch.diagnosis import diagnose
+from cachefs.fetch.reception import CutShort
 from cachefs.fetch.remotes import RemoteSource
 
 if TYPE_CHECKING:
     from cachefs.fetch.remote import RemoteFetcher
 
-_FORBIDDEN = ("HTTP 401", "HTTP 403", "HTTP 404", "HTTP 410")
+_FORBIDDEN = frozenset({401, 403, 404, 410})
 _FORBIDDEN_FOR = 60.0
 
 
@@ -53,7 +54,7 @@ class Judge:
                 self._lied(source, error)
             case IgnoresRanges():
                 self._gives_whole_files(source)
-            case SourceFailed() if str(error).startswith(_FORBIDDEN):
+            case SourceBusy(status=status) if status in _FORBIDDEN:
                 self._refused(source, str(error), _FORBIDDEN_FOR)
             case SourceFailed():
                 self._gave_nothing(source, error)
@@ -68,8 +69,8 @@ class Judge:
 
     def _gave_nothing(self, source: RemoteSource, error: SourceFailed) -> None:
         self.failed(source, str(error), error.retry_after if isinstance(error, SourceBusy) else 0.0)
-        if not source.direct and str(error).startswith(("HTTP", "cut short")):
-            self._fetcher.start(self._look_into, source, str(error))
+        if not source.direct and isinstance(error, SourceBusy | CutShort):
+            self._fetcher.start(self._look_into, source, str(error), False)
 
     def _lied(self, source: RemoteSource, error: BlockInvalid) -> None:
         why = f"sent wrong bytes for {self._item.name}; banned for this file: {error}"
@@ -77,9 +78,9 @@ class Judge:
         if source.direct:
             self._note(source, why, lied=True)
         else:
-            self._fetcher.start(self._look_into, source, why)
+            self._fetcher.start(self._look_into, source, why, True)
 
-    async def _look_into(self, source: RemoteSource, why: str) -> None:
+    async def _look_into(self, source: RemoteSource, why: str, lied: bool) -> None:
         """Ask the host itself, for rclone doesn't tell that it ignores ranges, or when to come back."""
         found = await diagnose(source.seed.urls(self._item.name)[0]) if source.seed is not None else None
         if found is not None and found.whole_only and source.health.ranges:
@@ -87,7 +88,7 @@ class Judge:
             self._gives_whole_files(source)
         elif found is not None and found.retry_after:
             self.failed(source, why, found.retry_after)
-        elif "wrong bytes" in why:
+        elif lied:
             self._note(source, why, lied=True)
         self._fetcher.schedule()
 
