@@ -44,8 +44,8 @@ from cachefs.metainfo import MAX_METAINFO, Metainfo
 
 log = logging.getLogger(__name__)
 
-PIECE_LENGTHS = (metainfo.ERIGON_PIECE_LENGTH, 64 * 2**20)
-"""What Erigon cuts its files into, and what it once did, in bytes; the latter a multiple of the former."""
+PIECE_LENGTHS = (metainfo.ERIGON_PIECE_LENGTH, metainfo.LARGE_PIECE_LENGTH)
+"""What a file may be cut into, in bytes; the latter a multiple of the former."""
 
 _HOUR = 3600.0
 _AT_ONCE = 2
