@@ -33,11 +33,7 @@ from cachefs.errors import (
     SourceRefused,
     SourceSilent,
     SourceTooLarge,
-    Stopping,
-    StoreFailed,
     StoreFull,
-    TooManyWaiting,
-    Unavailable,
 )
 from cachefs.flow import Reader
 from cachefs.shelf import Shelf
@@ -245,10 +241,6 @@ class Filesystem:
 ERRNO: dict[type[CachefsError], int] = {
     NoSuchEntry: errno.ENOENT,
     Stale: errno.ESTALE,
-    MetadataUnavailable: errno.EIO,
-    Unavailable: errno.EIO,
-    TooManyWaiting: errno.EIO,
-    Stopping: errno.EIO,
     SourceRefused: errno.EACCES,
     SourceSilent: errno.ETIMEDOUT,
     SourceTooLarge: errno.EFBIG,
@@ -257,7 +249,6 @@ ERRNO: dict[type[CachefsError], int] = {
     RecordInconsistent: errno.EBADMSG,
     Abandoned: errno.EINTR,
     StoreFull: errno.ENOSPC,
-    StoreFailed: errno.EIO,
 }
 """The only place where an error becomes an errno. What isn't listed is EIO."""
 
