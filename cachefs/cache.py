@@ -214,17 +214,18 @@ class Cache:
                 self._start(flow)
         return flow.stored.read_now(offset, size)
 
-    async def read(self, reader: Reader, offset: int, size: int) -> bytes | memoryview:
+    async def read(self, reader: Reader, offset: int, size: int, thread: int = 0) -> bytes | memoryview:
         """The bytes at `offset`, less only what lies past the end. Unavailable after the deadline.
 
-        A view is valid until the next call on any reader: answer before the next await.
+        Abandoned if `thread`, which reads, or who opened the file is killed. A view is valid until the next call on
+        any reader: answer before the next await.
         """
         flow, stored = reader.flow, reader.flow.stored
         blocks, ready, data = stored.manifest.covering(offset, size), None, None
         while data is None:  # what was here may be doubted while it is being read
             arrived = False
             while missing := stored.verified.missing(blocks):
-                await self._arrival(reader, missing)
+                await self._arrival(reader, missing, thread)
                 arrived = True
             with self._noted(flow):
                 ready = stored.read_now(offset, size) if arrived else None
@@ -257,14 +258,14 @@ class Cache:
             if stored.complete:  # the whole may have been found wrong, or a block been doubted
                 return
 
-    async def _arrival(self, reader: Reader, missing: list[int]) -> None:
+    async def _arrival(self, reader: Reader, missing: list[int], thread: int = 0) -> None:
         flow = reader.flow
         self._waits.require_running()
         refusal = flow.stored.condemned or flow.refusal(missing)
         if refusal is not None:
             raise refusal
         with self._waits.place(flow.item.name, missing) as since, self._noted(flow):
-            await self._fetch(reader, missing, since)
+            await self._fetch(reader, missing, since, thread)
 
     @contextlib.contextmanager
     def _noted(self, flow: Flow) -> Iterator[None]:
@@ -277,8 +278,8 @@ class Cache:
                 self._reasons.note(flow.item.content, error)
             raise
 
-    async def _fetch(self, reader: Reader, missing: list[int], since: float) -> None:
-        flow = reader.flow
+    async def _fetch(self, reader: Reader, missing: list[int], since: float, thread: int) -> None:
+        flow, asker = reader.flow, Caller(thread)
         await self._ready(flow, since)
         while (until := self._patience(flow, since)) > trio.current_time():
             anew = max(since, flow.tried_anew_at) + self._settings.deadline / 2
@@ -287,7 +288,8 @@ class Cache:
             if not slice_of_it.cancelled_caught:
                 self._reasons.forget(flow.item.content)
                 return
-            if reader.abandoned(since):
+            # Past the page cache, a thread may end before what it asked for comes.
+            if reader.abandoned(since) or asker.killed() or (asker.gone() and not reader.caller.direct):
                 raise Abandoned(f"{flow.item.name}: who waited was killed")
             if trio.current_time() >= anew:  # sources that lied or died may be mended by now
                 self._try_anew(flow)

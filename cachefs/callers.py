@@ -4,7 +4,8 @@ How it works: the kernel names the thread that opened a file. A process that is 
 stays until the read is answered, with SIGKILL among the pending signals of every thread, which /proc shows. One
 that waits for the kernel's readahead is gone at once, and the read goes on for nobody. So a read that waits looks now
 and then, and lets go of somebody who is dying; whoever is gone says less, for a file may have been passed to
-another process: that counts only for reads from before a descriptor of the file was closed.
+another process: that counts only for reads from before a descriptor of the file was closed. Where the kernel says which
+thread a read is for, that one's process is looked at, too.
 
 Format: proc_pid_status(5).
 """

@@ -157,12 +157,12 @@ class Filesystem:
         """
         return self._cache.read_now(self._reader(handle), offset, size)
 
-    async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
+    async def read(self, handle: int, offset: int, size: int, thread: int = 0) -> bytes | memoryview:
         """The bytes at `offset`: fewer than `size` only at the end of the file. Unavailable at the deadline.
 
-        A view is valid until the next await.
+        Abandoned if `thread`, which reads, is killed, or whoever opened the file. A view is valid until the next await.
         """
-        return await self._cache.read(self._reader(handle), offset, size)
+        return await self._cache.read(self._reader(handle), offset, size, thread)
 
     def descriptor(self, handle: int) -> int | None:
         """A descriptor of a file on disk that has all of an open file, checked, and stays; None if there is none."""

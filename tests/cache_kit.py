@@ -73,6 +73,13 @@ class Bench:
             assert data == self.contents[reader.flow.item.content].data[offset : offset + size]
             self.outcomes.append(data)
 
+    async def read_for(self, thread: int, reader: Reader, offset: int, size: int) -> None:
+        """The same of a read for which the driver was told the thread, and which waits."""
+        try:
+            self.outcomes.append(bytes(await self.cache.read(reader, offset, size, thread)))
+        except CachefsError as error:
+            self.outcomes.append(error)
+
     async def start_read(self, reader: Reader, offset: int, size: int) -> None:
         """Read in the background, and return when that read waits."""
         self.nursery.start_soon(self.read, reader, offset, size)

@@ -149,6 +149,23 @@ def test_a_read_that_begins_after_a_descriptor_was_closed_is_of_somebody_who_has
     wait_for_ever(tmp_path, scenario)
 
 
+@pytest.mark.parametrize("direct", [False, True], ids=["page cache", "direct"])
+def test_a_read_of_another_process_than_the_opener_s_is_let_go_when_that_is_gone_unless_it_may_be_waited_for_elsewhere(
+    tmp_path: Path, direct: bool
+) -> None:
+    async def scenario(bench: Bench, reader: Reader, caller: Known) -> None:
+        caller.direct = direct
+        with process() as child:
+            bench.nursery.start_soon(bench.read_for, child.pid, reader, BLOCK, 10)
+            await trio.sleep(1000)
+            assert not bench.outcomes
+        await trio.sleep(1.5)
+        assert [type(outcome) for outcome in bench.outcomes] == ([] if direct else [Abandoned])
+        assert len(bench.cache.waiting()) == (2 if direct else 1)
+
+    wait_for_ever(tmp_path, scenario)
+
+
 def test_who_closes_one_descriptor_of_several_reads_on(tmp_path: Path) -> None:
     async def scenario(bench: Bench, reader: Reader, caller: Known) -> None:
         reader.flushed()

@@ -22,6 +22,7 @@ from tests.mount_kit import (
     DOMAIN,
     HEADERS,
     HISTORY,
+    PASSTHROUGH,
     PIECE,
     Library,
     Mount,
@@ -178,6 +179,34 @@ def test_a_killed_reader_takes_nobody_with_it(library: Library, tmp_path: Path) 
             mount.wait_for("one waiting", lambda now: len(now["waiting"]) == 1)
         with seeding(library, "--listen", f"{LOOPBACK}:{port}"):
             assert other.result(30) == pread(library.files[HISTORY], PIECE + 100_000, 1000)
+
+
+_HEIR = """
+import os, signal, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+child = os.fork()
+if child == 0:
+    os.pread(fd, 4096, int(sys.argv[2]))
+    os._exit(1)
+print("reads", child, flush=True)
+os.waitpid(child, 0)
+print("gone", flush=True)
+signal.pause()
+"""
+
+
+@PASSTHROUGH
+def test_a_killed_reader_that_has_the_file_from_another_process_is_let_go(library: Library, tmp_path: Path) -> None:
+    settings = "[read]\ndeadline = 300.0\n"
+    with (
+        mount_of(library, tmp_path, settings, driver=("--passthrough",)) as mount,
+        running("two", [sys.executable, "-c", _HEIR, mount.snapshots / HISTORY, str(PIECE)]) as opener,
+    ):
+        mount.waiting(1)
+        opener.wait_until("reading", lambda: "reads" in opener.printed())
+        os.kill(int(opener.printed().split()[1]), signal.SIGKILL)
+        opener.wait_until("gone", lambda: "gone" in opener.printed())
+        mount.wait_for("nobody waiting", lambda now: not now["waiting"])
 
 
 # Extended attributes

@@ -241,7 +241,7 @@ class DevFuseDriver:
         return protocol.opened(handle, backing)
 
     async def _read(self, request: Request) -> bytes | memoryview:
-        return await self._fs.read(*request.read())
+        return await self._fs.read(*request.read(), request.process)
 
     async def _release(self, request: Request) -> bytes:
         self._fs.close(request.handle())
