@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +15,7 @@ import trio
 
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
 from cachefs.filesystem import Filesystem
+from tests.test_devfuse import NOTHING
 
 
 def served(monkeypatch: pytest.MonkeyPatch, ends_with: OSError) -> None:
@@ -33,3 +37,28 @@ def test_a_mount_that_goes_while_a_request_is_being_read_ends_like_any_other(mon
 def test_another_error_of_the_device_is_not_taken_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.RaisesGroup(pytest.RaisesExc(OSError, check=lambda error: error.errno == errno.EIO)):
         served(monkeypatch, OSError(errno.EIO, "reading device"))
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_the_kernel_is_told_what_to_forget_also_where_no_descriptor_is_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = Pyfuse3Driver(NOTHING, tmp_path, tmp_path / "data", allow_other=False)
+    driver.mount()
+    try:
+        with no_descriptor_left():
+            driver.forget([(1, "snapshots")])
+        assert caplog.messages == []
+    finally:
+        driver.close()
+    driver.forget([(1, "snapshots")])
+    assert caplog.messages == []

@@ -9,8 +9,8 @@ Format: fuse_out_header, fuse_notify_inval_inode_out and fuse_notify_inval_entry
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import functools
 import logging
 import os
 import struct
@@ -28,6 +28,9 @@ _ENTRY = struct.Struct("=QII")
 _INVAL_INODE, _INVAL_ENTRY = 2, 3
 _NOBODY_TO_TELL = {errno.ENOENT, errno.EBADF, errno.ENODEV}  # not remembered; not mounted any more
 
+_WAITING = trio.CapacityLimiter(100)
+"""Threads that wait for the kernel to drop a page: of their own, because each may wait as long as a read does."""
+
 
 Device = Callable[[], int]
 """Gives the mount's descriptor of /dev/fuse as it is now: after the mount's end its number may be another file's."""
@@ -36,9 +39,13 @@ Device = Callable[[], int]
 async def forget_pages(device: Device, inode: int, spans: Iterable[Span]) -> None:
     """Drop what the kernel has read of an inode in `spans`. Waits while such a page is being read."""
     for span in spans:
-        with contextlib.suppress(OSError):  # the kernel doesn't know the inode any more
-            body = _PAGES.pack(inode, span.offset, span.length)
-            await trio.to_thread.run_sync(_send, device(), _INVAL_INODE, body, abandon_on_cancel=True)
+        body = _PAGES.pack(inode, span.offset, span.length)
+        send = functools.partial(_send, device(), _INVAL_INODE, body)
+        try:
+            await trio.to_thread.run_sync(send, abandon_on_cancel=True, limiter=_WAITING)
+        except OSError as error:
+            if error.errno not in _NOBODY_TO_TELL:
+                log.warning("the kernel may keep what it has read of inode %d: %s", inode, error)
 
 
 def forget_entries(device: Device, entries: Iterable[tuple[int, str]]) -> None:

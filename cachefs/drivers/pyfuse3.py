@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import logging
 import os
 from collections.abc import Callable, Coroutine, Iterable
@@ -171,6 +170,7 @@ class Pyfuse3Driver:
         self._operations = Operations(filesystem, owner)
         self._mountpoint = mountpoint
         source = mountinfo.source_of(data_dir)
+        self._device = -1
         options = {"default_permissions", "ro", "nosuid", "nodev", "subtype=cachefs", f"fsname={source}"}
         self._options = options | ({"allow_other"} if allow_other else set())
 
@@ -188,6 +188,11 @@ class Pyfuse3Driver:
                 "Is fuse3 installed, /dev/fuse accessible and the directory yours?"
             ) from error
 
+        try:
+            self._device = _descriptor()  # now: later there may be no descriptor left to look with
+        except OSError as error:
+            self.close()
+            raise CachefsError(f"{self._mountpoint}: can't be mounted: {error.strerror}") from error
     async def serve(self) -> None:
         """Answer the kernel until the mount is gone or this is cancelled."""
         try:
@@ -201,23 +206,22 @@ class Pyfuse3Driver:
 
         Waits for reads of these pages that are under way, so it isn't for a handler to call.
         """
-        await notices.forget_pages(_connection, inode, spans)
+        await notices.forget_pages(lambda: self._device, inode, spans)
 
     def forget(self, entries: Iterable[tuple[int, str]]) -> None:
         """Have the kernel look these names (directory inode, name) up anew.
 
         Blocks while a request for the same directory is unanswered: run it in a thread.
         """
-        notices.forget_entries(_connection, entries)
+        notices.forget_entries(lambda: self._device, entries)
 
     def close(self) -> None:
         """Unmount, even while files are open: they get errors from now on."""
         pyfuse3.close()
-        _connection.cache_clear()
+        self._device = -1
 
 
-@functools.cache
-def _connection() -> int:
+def _descriptor() -> int:
     """The descriptor of this process's one mount, which pyfuse3 keeps to itself. OSError if there is none."""
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
