@@ -99,6 +99,14 @@ def test_without_a_source_names_are_listed_and_stat_fails_at_once(tmp_path: Path
         assert listing.stderr.count("Input/output error") == len(names)
 
 
+def test_without_a_source_the_status_and_the_log_say_so_once(library: Library, tmp_path: Path) -> None:
+    with mounted(tmp_path, library.chain) as mount:
+        assert [read_error(mount.snapshots / name) for name in library.files] == ["EIO"] * len(library.files)
+        assert mount.status()["metadata"]["last_error"].startswith("no source is configured: give --webseed")
+        assert "last: no source is configured" in cachefs("status", mount.mountpoint).stdout
+        assert mount.child.printed().count("no source is configured") == 1
+
+
 def _long_listing(directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["ls", "-l", directory], capture_output=True, text=True, timeout=60, check=False)
 

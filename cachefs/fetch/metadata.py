@@ -41,6 +41,7 @@ _LOOKUP_WORKERS = 8
 _HTTP_CONNECTIONS = 40
 _HOST_TIMEOUT = 5.0
 _LONGEST_RETRY = 600.0
+_NO_SOURCE = "no source is configured: give --webseed, --peer or --torrent-dir"
 _PEERS_SHARE = 0.8  # of a lookup's time, so that its error can tell what the peers did
 
 
@@ -92,6 +93,7 @@ class MetadataService:
         self._active: set[str] = set()
         self._lookups = 0
         self._stopping = False
+        self._told_no_source = False
         self._drained = trio.Event()
         self._work = trio.lowlevel.ParkingLot()
         self._hopeless_until = float("-inf")
@@ -114,6 +116,9 @@ class MetadataService:
         if self.has_sources and fresh:
             self._background.extend(fresh)
             self._work.unpark_all()
+        elif fresh and not self._told_no_source:
+            self._told_no_source = True
+            log.warning("the sizes of %d names can't be had: %s", len(fresh), _NO_SOURCE)
 
     def forget(self, names: Iterable[str]) -> None:
         """These names, or what they stood for, are gone: look for their metadata no more."""
@@ -124,7 +129,8 @@ class MetadataService:
                 wait.set()
 
     def report(self) -> MetadataReport:
-        last = next(reversed(self._failures.values())).reason if self._failures else ""
+        last = "" if self.has_sources or not self._contents else _NO_SOURCE
+        last = next(reversed(self._failures.values())).reason if self._failures else last
         return MetadataReport(len(self._contents), len(self._failures), last)
 
     def failure(self, name: str) -> str:
@@ -175,7 +181,7 @@ class MetadataService:
         now = trio.current_time()
         failure = self._failures.get(name)
         if not self.has_sources:
-            raise MetadataUnavailable(name, "no source is configured: give --webseed, --peer or --torrent-dir")
+            raise MetadataUnavailable(name, _NO_SOURCE)
         if failure is not None and now < failure.until and failure.thorough:
             raise MetadataUnavailable(name, failure.reason)
         if now < self._hopeless_until:
