@@ -1,13 +1,15 @@
 """The mount's operations in small types of its own: nothing of any kernel interface is in here.
 
 How it works: the tree says which names there are, a shelf for each catalogue how long they are, the cache reads. A
-name is listed before its length is known; looking it up waits for metadata, with a deadline. Errors of the
+name is listed and looked up before its length is known; its attributes and its open wait for metadata, with a
+deadline. A look-up must not: the kernel holds the directory meanwhile, and with it whoever lists it. Errors of the
 layers below become an errno in one table at the bottom, and nowhere else. A driver translates these calls to
 its kernel's and back; it holds no policy.
 
 The tree never changes; a reload brings a new one, and `switch` puts it in place between two requests. An inode
-stands for one content, so a handle goes on with the bytes it was opened for. A request that comes for an inode
-of the old tree, or that waited while the trees were switched, is answered ESTALE: the kernel then looks the
+stands for one content, so a handle goes on with the bytes it was opened for, and what is open keeps its attributes. An
+open directory goes on through the names that it had, as far as they are still there. A request that comes for another
+inode of the old tree, or that waited while the trees were switched, is answered ESTALE: the kernel then looks the
 name up anew and tries once more, so that the caller sees the new tree and no error.
 """
 
@@ -16,11 +18,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cachefs.cache import Cache
 from cachefs.callers import Caller
+from cachefs.catalog.names import MAX_COMPONENT
 from cachefs.catalog.tree import Directory, File, Node, Tree
 from cachefs.content import ContentId
 from cachefs.errors import (
@@ -34,9 +38,13 @@ from cachefs.errors import (
     SourceSilent,
     SourceTooLarge,
     StoreFull,
+    TooManyWaiting,
 )
 from cachefs.flow import Reader
 from cachefs.shelf import Shelf
+
+MOST_WAITING = 1_000
+"""Requests that wait for a size at a time: each is a task of the driver's, and others must find one free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +65,25 @@ class Usage:
     files: int
 
 
+@dataclass(slots=True)
+class _Opened:
+    """A file that is open, `handles` times, as it was when it was opened first."""
+
+    file: File
+    attributes: Attributes
+    handles: int = 0
+
+
 class NoSuchEntry(CachefsError):
     """A name, inode or handle that isn't there."""
 
 
 class Stale(NoSuchEntry):
     """An inode that the tree has no more, or never had: its name has to be looked up anew."""
+
+
+class NameTooLong(CachefsError):
+    """A name that no file can have."""
 
 
 class Filesystem:
@@ -75,51 +96,75 @@ class Filesystem:
         self._born = born
         self._readers: dict[int, Reader] = {}
         self._opened: dict[ContentId, set[int]] = {}
-        self._open: dict[int, Attributes] = {}
+        self._open: dict[int, _Opened] = {}
+        self._inodes: dict[int, int] = {}
+        self._directories: dict[int, Directory] = {}
         self._handles = itertools.count(1)
+        self._waiting = 0
 
     def switch(self, tree: Tree, born: float) -> None:
         """Show another tree from now on; handles that are open go on with what they have."""
         self._tree, self._born = tree, born
 
-    async def lookup(self, parent: int, name: str) -> Attributes:
-        """An entry of a directory, with its size; NoSuchEntry, MetadataUnavailable."""
+    def lookup(self, parent: int, name: str) -> Attributes:
+        """An entry of a directory, with its size if that is known; NoSuchEntry, NameTooLong. Never waits."""
         if name in (".", ".."):
             return self._listed(self._directory(parent if name == "." else self._directory(parent).parent))
+        if len(os.fsencode(name)) > MAX_COMPONENT:
+            raise NameTooLong(f"{name}: longer than {MAX_COMPONENT} bytes")
         node = self._tree.lookup(parent, name)
         if node is None:
             raise NoSuchEntry(f"{name}: no such entry")
-        return await self._sized(node)
+        return self._listed(node)
 
     async def attributes(self, inode: int) -> Attributes:
-        """A file or directory by its inode, with its size; NoSuchEntry, MetadataUnavailable."""
-        if self._tree.node(inode) is None:
-            for attributes in self._open.values():
-                if attributes.inode == inode:
-                    return attributes
-        return await self._sized(self._node(inode))
+        """A file or directory by its inode, with its size; Stale, MetadataUnavailable, TooManyWaiting."""
+        node = self._node(inode)
+        shown = self._listed(node)
+        if isinstance(node, File) and shown.size is None:
+            with self._patient(node):
+                await self._shelves[node.catalogue].require_length(node)
+            shown = self._listed(node)
+        return shown
 
-    def listing(self, inode: int, position: int) -> Iterator[tuple[str, Attributes, int]]:
-        """A directory's entries from `position` on, each with the next position. Never waits."""
-        for after, node in self._directory(inode).listing(position):
-            yield node.name, self._listed(node), after
+    def open_directory(self, inode: int) -> int:
+        """A handle for `listing`; NoSuchEntry."""
+        self._shown(inode)
+        directory, handle = self._directory(inode), next(self._handles)
+        self._directories[handle] = directory
+        return handle
+
+    def listing(self, handle: int, position: int) -> Iterator[tuple[str, Attributes, int]]:
+        """The entries that a directory had when it was opened and has still, from `position` on, each with the next
+        position. Never waits."""
+        directory = self._directories.get(handle)
+        if directory is None:
+            raise NoSuchEntry(f"handle {handle} is not an open directory")
+        for after, then in directory.listing(position):
+            node = self._tree.lookup(directory.inode, then.name)
+            if node is not None:
+                yield node.name, self._listed(node), after
+
+    def close_directory(self, handle: int) -> None:
+        self._directories.pop(handle, None)
 
     def facts(self, inode: int) -> dict[str, str]:
         """What is known of a file, under the names of its extended attributes; empty for a directory."""
         node = self._node(inode)
         if not isinstance(node, File):
             return {}
-        length = self._shelves[node.catalogue].length(node)
+        length = self._listed(node).size
         known = self._cache.known(node.content)
         state = "unknown" if length is None else "absent"
         if length is not None and known.held:
             state = "complete" if known.held == length else "partial"
+        trouble = self._shelves[node.catalogue].trouble(node) if self._tree.node(inode) else ""
         return {
             "user.cachefs.checksum": str(node.content),
             "user.cachefs.state": state,
             "user.cachefs.progress": f"{known.held}/{'?' if length is None else length}",
             "user.cachefs.source": " ".join(known.sources),
-            "user.cachefs.error": known.error or self._shelves[node.catalogue].trouble(node),
+            "user.cachefs.error": known.error or trouble,
         }
 
     def fact(self, inode: int, name: str) -> str | None:
@@ -130,19 +175,20 @@ class Filesystem:
     async def open(self, inode: int, thread: int = 0, *, direct: bool = False) -> int:
         """A handle for reading, opened by this thread, `direct` past the kernel's page cache.
 
-        NoSuchEntry, MetadataUnavailable, StoreFull, StoreFailed.
+        NoSuchEntry, MetadataUnavailable, TooManyWaiting, StoreFull, StoreFailed.
         """
-        node = self._node(inode)
+        node = self._shown(inode)
         if not isinstance(node, File):
             raise NoSuchEntry(f"inode {inode} is not a file")
-        with self._unless_switched(node):
+        with self._patient(node):
             item = await self._shelves[node.catalogue].item(node)
         attributes = self._listed(node)
         reader = await self._cache.open(item, Caller(thread, direct=direct))
         if item.fails_early:
             await self._cache.begin(reader)
         handle = next(self._handles)
-        self._readers[handle], self._open[handle] = reader, attributes
+        self._readers[handle], self._inodes[handle] = reader, inode
+        self._open.setdefault(inode, _Opened(node, attributes)).handles += 1
         self._opened.setdefault(node.content, set()).add(inode)
         return handle
 
@@ -180,9 +226,13 @@ class Filesystem:
 
     def close(self, handle: int) -> None:
         reader = self._readers.pop(handle, None)
-        self._open.pop(handle, None)
-        if reader is not None:
-            self._cache.close(reader)
+        if reader is None:
+            return
+        inode = self._inodes.pop(handle)
+        self._open[inode].handles -= 1
+        if not self._open[inode].handles:
+            del self._open[inode]
+        self._cache.close(reader)
 
     def usage(self) -> Usage:
         return Usage(sum(shelf.total() for shelf in self._shelves.values()), len(self._tree))
@@ -190,13 +240,24 @@ class Filesystem:
     def outdated(self) -> int:
         """How many handles are open of files that the tree has no more."""
         # Of a copy: a worker thread asks, too.
-        return sum(self._tree.node(attributes.inode) is None for attributes in tuple(self._open.values()))
+        return sum(opened.handles for inode, opened in tuple(self._open.items()) if self._tree.node(inode) is None)
 
-    def _node(self, inode: int) -> Node:
+    def _shown(self, inode: int) -> Node:
+        """What the tree has under this inode; Stale."""
         node = self._tree.node(inode)
         if node is None:
             raise Stale(f"inode {inode}: no such entry")
         return node
+
+    def _node(self, inode: int) -> Node:
+        """The same, or what is open though the tree has it no more."""
+        if self._tree.node(inode) is None:
+            if inode in self._open:
+                return self._open[inode].file
+            for directory in self._directories.values():
+                if directory.inode == inode:
+                    return directory
+        return self._shown(inode)
 
     def _directory(self, inode: int) -> Directory:
         node = self._tree.node(inode)
@@ -213,20 +274,27 @@ class Filesystem:
     def _listed(self, node: Node) -> Attributes:
         if isinstance(node, Directory):
             return Attributes(node.inode, True, 0, self._born)
+        # A length that a reload forgets and finds again must not shrink a file that is open.
+        if node.inode in self._open:
+            return self._open[node.inode].attributes
         shelf = self._shelves[node.catalogue]
         return Attributes(node.inode, False, shelf.length(node), shelf.mtime(node))
 
-    async def _sized(self, node: Node) -> Attributes:
-        if isinstance(node, File):
-            shelf = self._shelves[node.catalogue]
-            if shelf.length(node) is None:
-                with self._unless_switched(node):
-                    await shelf.require_length(node)
-        return self._listed(node)
+    @contextlib.contextmanager
+    def _patient(self, node: File) -> Iterator[None]:
+        """Wait for metadata inside. TooManyWaiting; Stale if the tree has the node no more then, whatever came."""
+        unknown = self._listed(node).size is None
+        if unknown and self._waiting >= MOST_WAITING:
+            raise TooManyWaiting(f"{node.name}: {self._waiting} requests wait for sizes already")
+        self._waiting += unknown
+        try:
+            with self._unless_switched(node):
+                yield
+        finally:
+            self._waiting -= unknown
 
     @contextlib.contextmanager
     def _unless_switched(self, node: Node) -> Iterator[None]:
-        """Raise Stale if the tree has this node no more after what is waited for inside, whatever came of that."""
         gone = Stale(f"{node.name}: the lock has changed meanwhile")
         try:
             yield
@@ -241,6 +309,7 @@ class Filesystem:
 ERRNO: dict[type[CachefsError], int] = {
     NoSuchEntry: errno.ENOENT,
     Stale: errno.ESTALE,
+    NameTooLong: errno.ENAMETOOLONG,
     SourceRefused: errno.EACCES,
     SourceSilent: errno.ETIMEDOUT,
     SourceTooLarge: errno.EFBIG,

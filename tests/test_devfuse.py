@@ -62,7 +62,7 @@ class Slow(Filesystem):
         self.turns = 0
         self.read_in: list[int] = []
 
-    async def lookup(self, parent: int, name: str) -> Attributes:
+    def lookup(self, parent: int, name: str) -> Attributes:
         return Attributes(2, False, 2**30, 0.0)
 
     async def open(self, inode: int, thread: int = 0, *, direct: bool = False) -> int:

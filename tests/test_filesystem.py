@@ -6,6 +6,7 @@ import errno
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from cachefs import errors
 from cachefs.cache import Cache
 from cachefs.catalog.tree import ROOT_INODE, Tree
 from cachefs.config import Read
-from cachefs.errors import CachefsError, MetadataUnavailable, Stopping
-from cachefs.filesystem import Attributes, Filesystem, NoSuchEntry, Stale, Usage, errno_of
+from cachefs.errors import CachefsError, MetadataUnavailable, Stopping, TooManyWaiting
+from cachefs.filesystem import Attributes, Filesystem, NameTooLong, NoSuchEntry, Stale, Usage, errno_of
 from cachefs.manifests import Manifests
 from cachefs.shelf import SnapshotShelf
 from cachefs.store import ObjectStore, State
@@ -46,12 +47,16 @@ class Bench:
         self.folder = self.inode("")
 
     def inode(self, name: str) -> int:
-        node = self.tree.find("snapshots", name)
-        assert node is not None
-        return node.inode
+        return _inode(self.tree, name)
 
     async def open(self, name: str) -> int:
         return await self.fs.open(self.inode(name))
+
+    def listing(self, inode: int = 0) -> list[tuple[str, Attributes, int]]:
+        handle = self.fs.open_directory(inode or self.folder)
+        listed = list(self.fs.listing(handle, 0))
+        self.fs.close_directory(handle)
+        return listed
 
 
 @asynccontextmanager
@@ -79,7 +84,7 @@ def run(root: Path, scenario: Callable[[Bench], Awaitable[None]], rate: float = 
 def test_a_listing_shows_every_name_at_once_and_sizes_as_far_as_they_are_known(tmp_path: Path) -> None:
     async def scenario(bench: Bench) -> None:
         bench.manifests.found(FILE.info)
-        listed = {name: attributes.size for name, attributes, _ in bench.fs.listing(bench.folder, 0)}
+        listed = {name: attributes.size for name, attributes, _ in bench.listing()}
         assert listed == {"domain": 0, FILE.info.name: len(FILE.data), LOST.info.name: None}
         assert not bench.finder.lookups
 
@@ -88,16 +93,21 @@ def test_a_listing_shows_every_name_at_once_and_sizes_as_far_as_they_are_known(t
 
 def test_a_listing_goes_on_from_the_position_that_each_entry_gives(tmp_path: Path) -> None:
     async def scenario(bench: Bench) -> None:
-        whole = list(bench.fs.listing(bench.folder, 0))
+        handle = bench.fs.open_directory(bench.folder)
+        whole = list(bench.fs.listing(handle, 0))
+        assert len(whole) == 3
         for number, (_, _, after) in enumerate(whole, 1):
-            assert list(bench.fs.listing(bench.folder, after)) == whole[number:]
+            assert list(bench.fs.listing(handle, after)) == whole[number:]
+        bench.fs.close_directory(handle)
+        with pytest.raises(NoSuchEntry):
+            list(bench.fs.listing(handle, 0))
 
     run(tmp_path, scenario)
 
 
 def test_the_root_has_the_catalogue_and_dots_lead_up(tmp_path: Path) -> None:
     async def scenario(bench: Bench) -> None:
-        assert [name for name, _, _ in bench.fs.listing(ROOT_INODE, 0)] == ["snapshots"]
+        assert [name for name, _, _ in bench.listing(ROOT_INODE)] == ["snapshots"]
         domain = bench.inode("domain")
         for parent, name, expected in [
             (domain, ".", domain),
@@ -105,17 +115,22 @@ def test_the_root_has_the_catalogue_and_dots_lead_up(tmp_path: Path) -> None:
             (bench.folder, "..", ROOT_INODE),
             (ROOT_INODE, "..", ROOT_INODE),
         ]:
-            assert await bench.fs.lookup(parent, name) == Attributes(expected, True, 0, BORN)
+            assert bench.fs.lookup(parent, name) == Attributes(expected, True, 0, BORN)
 
     run(tmp_path, scenario)
 
 
-def test_looking_up_a_name_waits_for_its_size_and_asks_once(tmp_path: Path) -> None:
+def test_a_look_up_shows_what_is_known_and_only_attributes_wait_for_a_size_which_is_asked_for_once(
+    tmp_path: Path,
+) -> None:
     async def scenario(bench: Bench) -> None:
-        expected = Attributes(bench.inode(FILE.info.name), False, len(FILE.data), CREATED)
+        inode = bench.inode(FILE.info.name)
+        expected = Attributes(inode, False, len(FILE.data), CREATED)
+        assert bench.fs.lookup(bench.folder, FILE.info.name) == replace(expected, size=None)
+        assert not bench.finder.lookups
         for _ in range(2):
-            assert await bench.fs.lookup(bench.folder, FILE.info.name) == expected
-            assert await bench.fs.attributes(expected.inode) == expected
+            assert await bench.fs.attributes(inode) == expected
+            assert bench.fs.lookup(bench.folder, FILE.info.name) == expected
         assert bench.finder.lookups == [FILE.info.name]
         assert bench.fs.usage() == Usage(len(FILE.data), len(bench.tree))
 
@@ -125,36 +140,69 @@ def test_looking_up_a_name_waits_for_its_size_and_asks_once(tmp_path: Path) -> N
 def test_a_name_whose_size_nobody_knows_fails_and_stays_listed(tmp_path: Path) -> None:
     async def scenario(bench: Bench) -> None:
         inode = bench.inode(LOST.info.name)
-        for ask in (bench.fs.lookup(bench.folder, LOST.info.name), bench.fs.attributes(inode), bench.fs.open(inode)):
+        for ask in (bench.fs.attributes(inode), bench.fs.open(inode)):
             with pytest.raises(MetadataUnavailable, match=LOST.info.name):
                 await ask
-        assert LOST.info.name in [name for name, _, _ in bench.fs.listing(bench.folder, 0)]
+        assert bench.fs.lookup(bench.folder, LOST.info.name).size is None
+        assert LOST.info.name in [name for name, _, _ in bench.listing()]
 
     run(tmp_path, scenario)
+
+
+def test_more_requests_for_sizes_than_may_wait_are_refused_and_those_for_known_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cachefs.filesystem.MOST_WAITING", 2)
+
+    async def scenario(bench: Bench) -> None:
+        lost = bench.inode(LOST.info.name)
+        known = await bench.fs.attributes(bench.inode(NESTED.info.name))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_is_unavailable, bench, lost)
+            nursery.start_soon(_is_unavailable, bench, lost)
+            await until(lambda: bench.finder.lookups.count(LOST.info.name) == 2)
+            for ask in (bench.fs.attributes(lost), bench.fs.open(lost)):
+                with pytest.raises(TooManyWaiting):
+                    await ask
+            assert await bench.fs.attributes(known.inode) == known
+            bench.fs.close(await bench.fs.open(known.inode))
+        await _is_unavailable(bench, lost)
+
+    run(tmp_path, scenario)
+
+
+async def _is_unavailable(bench: Bench, inode: int) -> None:
+    with pytest.raises(MetadataUnavailable):
+        await bench.fs.attributes(inode)
 
 
 def test_what_is_not_there_is_no_such_entry(tmp_path: Path) -> None:
     async def scenario(bench: Bench) -> None:
         file = bench.inode(FILE.info.name)
-        for ask in (
-            bench.fs.lookup(bench.folder, "absent"),
-            bench.fs.lookup(bench.folder, ""),
-            bench.fs.lookup(file, "below a file"),
-            bench.fs.lookup(file, ".."),
-            bench.fs.lookup(12345, "."),
-            bench.fs.open(bench.folder),
-            bench.fs.read(12345, 0, 1),
-        ):
+        for parent, name in (
+            (bench.folder, "absent"), (bench.folder, ""), (bench.folder, "n" * 255),
+            (file, "below a file"), (file, ".."), (12345, "."),
+        ):  # fmt: skip
             with pytest.raises(NoSuchEntry) as caught:
-                await ask
+                bench.fs.lookup(parent, name)
             assert errno_of(caught.value) == errno.ENOENT
+        with pytest.raises(NoSuchEntry) as caught:
+            await bench.fs.open(bench.folder)
+        assert errno_of(caught.value) == errno.ENOENT
+        with pytest.raises(NoSuchEntry) as caught:
+            await bench.fs.read(12345, 0, 1)
+        assert errno_of(caught.value) == errno.ENOENT
         for ask in (bench.fs.attributes(12345), bench.fs.open(12345)):
             with pytest.raises(NoSuchEntry) as caught:
                 await ask
             assert errno_of(caught.value) == errno.ESTALE
-        for inode in (12345, file):
-            with pytest.raises(NoSuchEntry):
-                list(bench.fs.listing(inode, 0))
+        for inode, number in ((12345, errno.ESTALE), (file, errno.ENOENT)):
+            with pytest.raises(NoSuchEntry) as caught:
+                bench.fs.open_directory(inode)
+            assert errno_of(caught.value) == number
+        with pytest.raises(NameTooLong) as too_long:
+            bench.fs.lookup(bench.folder, "n" * 256)
+        assert errno_of(too_long.value) == errno.ENAMETOOLONG
 
     run(tmp_path, scenario)
 
@@ -245,6 +293,9 @@ def test_after_a_switch_an_open_file_keeps_attributes_and_bytes_and_its_inode_is
         handle = await bench.open(FILE.info.name)
         bench.fs.switch(_other_tree(), BORN + 1)
         assert await bench.fs.attributes(inode) == Attributes(inode, False, len(FILE.data), CREATED)
+        assert bench.fs.facts(inode)["user.cachefs.progress"] == f"0/{len(FILE.data)}"
+        with pytest.raises(Stale):
+            await bench.fs.open(inode)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_reads, bench, handle)
             await until(lambda: bool(bench.fetcher.jobs and bench.fetcher.last.urgent))
@@ -252,8 +303,44 @@ def test_after_a_switch_an_open_file_keeps_attributes_and_bytes_and_its_inode_is
         bench.fs.close(handle)
         with pytest.raises(Stale):
             await bench.fs.attributes(inode)
+        with pytest.raises(Stale):
+            bench.fs.facts(inode)
 
     run(tmp_path, scenario)
+
+
+def test_a_reload_that_forgets_a_length_for_a_moment_does_not_shrink_what_is_open(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        handle = await bench.open(FILE.info.name)
+        bench.manifests.switch({})
+        bench.manifests.switch({FILE.info.name: FILE.info.content})
+        assert bench.fs.lookup(bench.folder, FILE.info.name).size == len(FILE.data)
+        bench.fs.close(handle)
+
+    run(tmp_path, scenario)
+
+
+def test_an_open_directory_goes_on_through_the_names_that_are_still_there(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        handle, inner = bench.fs.open_directory(bench.folder), bench.fs.open_directory(bench.inode("domain"))
+        listing = bench.fs.listing(handle, 0)
+        assert next(listing)[0] == "domain"
+        bench.fs.switch(_other_tree(), BORN)
+        ((name, attributes, _),) = list(listing)
+        assert (name, attributes.inode) == (FILE.info.name, _inode(_other_tree(), FILE.info.name))
+        assert list(bench.fs.listing(inner, 0)) == []
+        assert (await bench.fs.attributes(bench.inode("domain"))).is_directory
+        bench.fs.close_directory(inner)
+        with pytest.raises(Stale):
+            await bench.fs.attributes(bench.inode("domain"))
+
+    run(tmp_path, scenario)
+
+
+def _inode(tree: Tree, name: str) -> int:
+    node = tree.find("snapshots", name)
+    assert node is not None
+    return node.inode
 
 
 async def _reads(bench: Bench, handle: int) -> None:
@@ -273,4 +360,4 @@ def test_whoever_waited_for_a_size_while_the_tree_was_switched_has_to_look_again
 
 async def _is_stale(bench: Bench, name: str) -> None:
     with pytest.raises(Stale):
-        await bench.fs.lookup(bench.folder, name)
+        await bench.fs.attributes(bench.inode(name))

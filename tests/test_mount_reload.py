@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import mmap
 import os
 import shutil
 import signal
+import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +31,7 @@ from tests.mount_kit import (
     PIECE,
     Library,
     Mount,
+    dead_chain,
     make_library,
     mounted,
     part,
@@ -66,6 +70,24 @@ def reload(mount: Mount) -> str:
     done = typed("reload", mount.mountpoint)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+def entries(directory: int) -> list[str]:
+    with os.scandir(directory) as listing:
+        return [entry.name for entry in listing]
+
+
+def some_entries(directory: int, room: int = 2048) -> list[str]:
+    """The next names of a directory: those that one getdents64 gives, of which scandir takes a mebibyte at a time."""
+    names, buffer, libc = [], ctypes.create_string_buffer(room), ctypes.CDLL(None)
+    filled = libc.getdents64(directory, buffer, ctypes.c_size_t(room))
+    assert filled >= 0
+    left = buffer.raw[:filled]
+    while left:
+        length = int.from_bytes(left[16:18], sys.byteorder)
+        names.append(left[19:length].partition(b"\0")[0].decode())
+        left = left[length:]
+    return names
 
 
 def errno_of_open(path: Path) -> str:
@@ -130,6 +152,51 @@ def test_a_reload_shows_the_difference_and_names_come_and_go(
         assert same(mount, old, [DOMAIN, HEADERS, BODIES])
         assert mount.status()["catalogue"]["names"] == 3
         assert reload(mount) == "no difference in 3 names\n"
+
+
+@BOTH_DRIVERS
+def test_a_listing_that_a_reload_comes_into_shows_every_name_that_is_in_both_locks(
+    tmp_path: Path, driver: tuple[str, ...]
+) -> None:
+    names = dead_chain(tmp_path / "chain.toml", 3000)
+    gone, added = set(names[:50]), "v1-000000-000000-added.seg"
+    with mounted(tmp_path, tmp_path / "chain.toml", *driver) as mount:
+        directory = os.open(mount.snapshots, os.O_RDONLY)
+        try:
+            seen = some_entries(directory)
+            assert len(seen) < len(gone)
+            edit(mount, lambda table: [table.update({added: table[names[0]]}), *map(table.pop, gone)])
+            reload(mount)
+            while more := some_entries(directory):
+                seen += more
+        finally:
+            os.close(directory)
+        assert sorted(seen) == sorted({*seen})
+        assert {*seen} >= {*names} - gone
+        assert {path.name for path in mount.snapshots.iterdir()} == {*names, added} - gone
+
+
+@BOTH_DRIVERS
+def test_what_is_open_when_its_name_goes_has_its_attributes_and_a_directory_is_empty_then(
+    old: Library, tmp_path: Path, driver: tuple[str, ...]
+) -> None:
+    with mounted(tmp_path, old.chain, "--torrent-dir", old.products, *driver) as mount:
+        file = os.open(mount.snapshots / DOMAIN, os.O_RDONLY)
+        directory = os.open((mount.snapshots / DOMAIN).parent, os.O_RDONLY)
+        try:
+            assert entries(directory) == [Path(DOMAIN).name]
+            edit(mount, lambda table: table.pop(DOMAIN))
+            reload(mount)
+            assert not (mount.snapshots / DOMAIN).parent.exists()
+            assert os.getxattr(file, "user.cachefs.progress") == b"0/%d" % SIZES[3]
+            assert "user.cachefs.error" in os.listxattr(file)
+            assert os.fstat(file).st_size == SIZES[3]
+            assert entries(directory) == []
+            assert os.listxattr(directory) == []
+            assert stat.S_ISDIR(os.fstat(directory).st_mode)
+        finally:
+            os.close(directory)
+            os.close(file)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,8 @@ class Bench:
         """What is shown, as the file system lists it."""
         folder = self.reloader.shown.tree.find(CATALOGUE)
         assert folder is not None
-        return {name: self.reloader.shown.names[name] for name, _, _ in self.filesystem.listing(folder.inode, 0)}
+        listing = self.filesystem.listing(self.filesystem.open_directory(folder.inode), 0)
+        return {name: self.reloader.shown.names[name] for name, _, _ in listing}
 
     def edit(self) -> None:
         self.file.edit(lambda entries: {**entries, "a.seg": TWO, "b.seg": TWO})

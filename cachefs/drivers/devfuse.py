@@ -221,7 +221,7 @@ class DevFuseDriver:
     # What is asked
 
     async def _lookup(self, request: Request) -> bytes:
-        return protocol.entry(await self._fs.lookup(request.inode, os.fsdecode(request.name())), self._look)
+        return protocol.entry(self._fs.lookup(request.inode, os.fsdecode(request.name())), self._look)
 
     async def _getattr(self, request: Request) -> bytes:
         return protocol.attributes(await self._fs.attributes(request.inode), self._look)
@@ -253,14 +253,15 @@ class DevFuseDriver:
         return b""
 
     async def _opendir(self, request: Request) -> bytes:
-        return protocol.directory_opened()
+        return protocol.opened_directory(self._fs.open_directory(request.inode))
 
     async def _releasedir(self, request: Request) -> bytes:
+        self._fs.close_directory(request.handle())
         return b""
 
     async def _readdirplus(self, request: Request) -> bytes:
-        _, position, room = request.read()
-        return protocol.listing(self._fs.listing(request.inode, position), self._look, room)
+        handle, position, room = request.read()
+        return protocol.listing(self._fs.listing(handle, position), self._look, room)
 
     async def _getxattr(self, request: Request) -> bytes:
         name, room = request.wanted_xattr()

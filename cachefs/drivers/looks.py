@@ -2,7 +2,8 @@
 
 How it works: attributes never change while a name keeps its inode number, so the kernel may keep them for ever, and
 pages too: a second read costs the kernel alone. The exception is a size that isn't known: it is given out for
-listings with a lifetime of zero, so that a `stat` comes back and asks.
+listings and look-ups with a lifetime of zero, so that a `stat` comes back and asks. So does every open: the kernel
+checks who may, and wants attributes for that (`default_permissions`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from cachefs.filesystem import Attributes
 
 LASTING = 86_400
 """For how long, in seconds, the kernel may keep what doesn't change."""
+
+UNKNOWN_SIZE = 2**62
+"""What stands for a size that isn't known. overlayfs takes a look-up's size over, and copies up to it: a copy must end
+at the end of the file, not before its first byte."""
 
 PREFERRED_READ = 2**20
 """What a program is told to read at a time, in bytes."""
@@ -42,6 +47,10 @@ class Look:
 
 def links(attributes: Attributes) -> int:
     return 2 if attributes.is_directory else 1
+
+
+def size(attributes: Attributes) -> int:
+    return UNKNOWN_SIZE if attributes.size is None else attributes.size
 
 
 def sectors(attributes: Attributes) -> int:

@@ -172,7 +172,7 @@ def entry(shown: Attributes, look: Look) -> bytes:
 def _attributes(shown: Attributes, look: Look) -> bytes:
     seconds, nanoseconds = divmod(int(shown.mtime * 1e9), 10**9)
     return _ATTRIBUTES.pack(
-        shown.inode, shown.size or 0, looks.sectors(shown), seconds, seconds, seconds, nanoseconds, nanoseconds,
+        shown.inode, looks.size(shown), looks.sectors(shown), seconds, seconds, seconds, nanoseconds, nanoseconds,
         nanoseconds, look.mode(shown), looks.links(shown), look.uid, look.gid, 0, looks.PREFERRED_READ, 0,
     )  # fmt: skip
 
@@ -197,9 +197,9 @@ def opened(handle: int, backing: int = 0) -> bytes:
     return _OPEN_OUT.pack(handle, flags, backing)
 
 
-def directory_opened() -> bytes:
+def opened_directory(handle: int) -> bytes:
     """The answer to OPENDIR."""
-    return _OPEN_OUT.pack(0, 0, 0)
+    return _OPEN_OUT.pack(handle, 0, 0)
 
 
 def xattr_size(size: int) -> bytes:

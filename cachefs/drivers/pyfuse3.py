@@ -31,8 +31,9 @@ from cachefs.filesystem import Attributes, Filesystem, errno_of
 
 log = logging.getLogger(__name__)
 
-MAX_TASKS = 2_000
-"""Requests under way at once. Blocked reads are limited well below it, so that others find a task free."""
+MAX_TASKS = 70_000
+"""Requests under way at once. Reads and requests for a size that wait are limited below it by themselves, so that
+others find a task free."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,7 +75,7 @@ class Operations(pyfuse3.Operations):
         entry.st_mode = pyfuse3.ModeT(self._look.mode(attributes))
         entry.st_nlink = looks.links(attributes)
         entry.st_uid, entry.st_gid = self._look.uid, self._look.gid
-        entry.st_size = attributes.size or 0
+        entry.st_size = looks.size(attributes)
         entry.st_blksize = looks.PREFERRED_READ
         entry.st_blocks = looks.sectors(attributes)
         entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = int(attributes.mtime * 1e9)
@@ -85,7 +86,7 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._entry(await self._fs.lookup(parent_inode, os.fsdecode(name)))
+        return self._entry(self._fs.lookup(parent_inode, os.fsdecode(name)))
 
     @guarded
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
@@ -93,7 +94,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
-        return pyfuse3.FileHandleT(inode)
+        return pyfuse3.FileHandleT(self._fs.open_directory(inode))
 
     @guarded
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -103,7 +104,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
-        return None
+        self._fs.close_directory(fh)
 
     @guarded
     async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
@@ -169,8 +170,8 @@ class Pyfuse3Driver:
     ) -> None:
         self._operations = Operations(filesystem, owner)
         self._mountpoint = mountpoint
-        source = mountinfo.source_of(data_dir)
         self._device = -1
+        source = mountinfo.source_of(data_dir)
         options = {"default_permissions", "ro", "nosuid", "nodev", "subtype=cachefs", f"fsname={source}"}
         self._options = options | ({"allow_other"} if allow_other else set())
 
@@ -187,12 +188,12 @@ class Pyfuse3Driver:
                 f"{self._mountpoint}: can't be mounted ({error}); fusermount3's message is above. "
                 "Is fuse3 installed, /dev/fuse accessible and the directory yours?"
             ) from error
-
         try:
             self._device = _descriptor()  # now: later there may be no descriptor left to look with
         except OSError as error:
             self.close()
             raise CachefsError(f"{self._mountpoint}: can't be mounted: {error.strerror}") from error
+
     async def serve(self) -> None:
         """Answer the kernel until the mount is gone or this is cancelled."""
         try:
@@ -217,8 +218,8 @@ class Pyfuse3Driver:
 
     def close(self) -> None:
         """Unmount, even while files are open: they get errors from now on."""
-        pyfuse3.close()
         self._device = -1
+        pyfuse3.close()
 
 
 def _descriptor() -> int:
