@@ -160,9 +160,10 @@ async def fetch_chain(location: str) -> dict[str, ContentId]:
                 body += part
                 if len(body) > _LARGEST_CHAIN_TOML:
                     raise CatalogError(location, f"more than {_LARGEST_CHAIN_TOML} bytes")
-        return chain.parse_chain(body.decode(), location)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # a host's name may be none: UnicodeError
         raise CatalogError(location, f"can't be fetched: {str(error) or type(error).__name__}") from error
+    try:
+        return chain.parse_chain(body.decode(), location)
     except UnicodeDecodeError:
         raise CatalogError(location, "not UTF-8") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from cachefs.catalog.chain import format_chain
 from cachefs.cli import main
 from cachefs.config import Config, Snapshots
 from cachefs.content import ContentId
-from cachefs.locks import LockFile
+from cachefs.errors import CatalogError
+from cachefs.locks import LockFile, fetch_chain
 from cachefs.store import DataDirLock
 from tests.mount_kit import DOMAIN, HEADERS, Library, make_library, mounted, typed
 
@@ -83,6 +85,12 @@ def test_update_of_some_names_leaves_the_others(bench: Bench) -> None:
     bench.run("update", "b/c.kv", "--chain-toml", bench.chain)
     assert bench.entries == {"a.seg": TWO}
     assert "neither" in bench.run("update", "x", "--chain-toml", bench.chain, code=1).stderr
+
+
+@pytest.mark.parametrize("host", ["...", "xn--zzzzzzzz--a.example"])
+def test_a_chain_toml_at_a_host_that_cannot_be_is_an_error_that_names_it(host: str) -> None:
+    with pytest.raises(CatalogError, match=re.escape(f"http://{host}/chain.toml: can't be fetched: ")):
+        trio.run(fetch_chain, f"http://{host}/chain.toml")
 
 
 def test_without_a_chain_toml_diff_and_update_say_what_is_needed(bench: Bench) -> None:

@@ -14,7 +14,7 @@ from cachefs.cli.progress import Report, bytes_bar, shown_on
 from cachefs.cli.target import DIRECTORY
 from cachefs.config import Config, load_config, settings_file
 from cachefs.control import socket as control
-from cachefs.errors import ConfigError, DataDirBusy
+from cachefs.errors import DataDirBusy
 
 
 @click.command()
@@ -44,10 +44,9 @@ def adopt(
     """
     config = load_config(settings_file(config_file, data_dir))
     config = config.override(data_dir=data_dir, chain_toml=chain_toml, chain=chain)
-    if config.mount.data_dir is None:
-        raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
+    data_dir = config.mount.needed_data_dir().absolute()
     with bytes_bar("hashing") as bar:
-        answer = _adopted(config, config.mount.data_dir.absolute(), directory, bar)
+        answer = _adopted(config, data_dir, directory, bar)
     text = answer.pop("text")
     click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(text))
     if answer["others"] or answer["failed"]:

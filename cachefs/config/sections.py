@@ -35,6 +35,8 @@ from cachefs.errors import ConfigError
 
 _DAY = 86400.0
 _UNLIMITED = 2**53
+_INT_MAX = 2**31 - 1
+"""libtorrent's settings are ints of C, and it takes of a larger number what fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,13 @@ class Mount:
     def __post_init__(self) -> None:
         if self.owner and not self.writable:
             raise ConfigError("owner", "is for a writable mount; give --writable too, or leave it off")
+
+    def needed_data_dir(self) -> Path:
+        """The data directory; ConfigError if it isn't given."""
+        if self.data_dir is None:
+            advice = "--data-dir DIR, or [mount] data_dir; it is where the bytes are kept"
+            raise ConfigError("data_dir", f"not given: {advice}")
+        return self.data_dir
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +174,8 @@ class Torrent:
     natpmp: bool = field(default=True, metadata={"read": as_flag})
     utp: bool = field(default=True, metadata={"read": as_flag})
     pex: bool = field(default=True, metadata={"read": as_flag})
-    download_limit: int = field(default=0, metadata={"read": as_whole(0, _UNLIMITED, "bytes per second")})
-    upload_limit: int = field(default=0, metadata={"read": as_whole(0, _UNLIMITED, "bytes per second")})
+    download_limit: int = field(default=0, metadata={"read": as_whole(0, _INT_MAX, "bytes per second")})
+    upload_limit: int = field(default=0, metadata={"read": as_whole(0, _INT_MAX, "bytes per second")})
     connections: int = field(default=500, metadata={"read": as_whole(1, 65535, "connections")})
     active_torrents: int = field(default=200, metadata={"read": as_whole(1, 100_000, "torrents")})
     idle_seconds: float = field(default=60.0, metadata={"read": as_seconds(0.1, _DAY)})

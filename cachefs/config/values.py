@@ -148,7 +148,7 @@ def as_size(value: object, base: Path) -> int:
         if match is None:
             raise Wrong(wanted)
         power = " kMGTP".index(match[2].replace("K", "k") or " ")
-        value = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+        value = int(min(float(match[1]) * (1024 if match[3] else 1000) ** power, 2**60))
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**60:
         raise Wrong(wanted)
     return value
