@@ -17,6 +17,14 @@ NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT))
 """The errnos of a file system without room, and of a user without any left."""
 
 
+_SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+
+
+def is_shortage(error: StoreFailed) -> bool:
+    """Whether it was this process that lacked descriptors or memory, which says nothing about the file."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _SHORTAGE
+
+
 def kind_of(code: int | None) -> type[StoreFull | StoreFailed]:
     """The error that an errno of the disk's becomes."""
     return StoreFull if code in NO_ROOM else StoreFailed

@@ -16,6 +16,7 @@ import trio
 
 from cachefs import metainfo
 from cachefs.content import ContentId
+from cachefs.diskerrors import is_shortage
 from cachefs.errors import CachefsError, MetadataUnavailable, MetainfoError, StoreFailed
 from cachefs.metainfo import Metainfo
 from cachefs.store.objects import ObjectStore
@@ -81,21 +82,21 @@ class Manifests:
         self._news.set()
 
     async def require_length(self, name: str, finder: Finder) -> int:
-        """The length of `name`, waiting for `finder` if need be; MetadataUnavailable if it can't be had."""
+        """The length of `name`, waiting for `finder` if need be; MetadataUnavailable, StoreFailed."""
         content = self._names[name]
-        if content not in self._lengths and self.recall(content) is None:
+        if content not in self._lengths and self._stored(content) is None:
             await self._find(name, finder)
         if content not in self._lengths:
             raise MetadataUnavailable(name, "its metadata came and went")
         return self._lengths[content]
 
     async def metainfo(self, name: str, finder: Finder) -> Metainfo:
-        """The metainfo of `name`, from the store or from `finder`."""
+        """The metainfo of `name`, from the store or from `finder`; MetadataUnavailable, StoreFailed."""
         content = self._names[name]
-        info = self.recall(content)
+        info = self._stored(content)
         if info is None:
             await self._find(name, finder)
-            info = self.recall(content)
+            info = self._stored(content)
         if info is None:
             raise MetadataUnavailable(name, "its metadata came and went")
         return info
@@ -106,13 +107,23 @@ class Manifests:
         await finder.lookup(name)
 
     def recall(self, content: ContentId) -> Metainfo | None:
-        """What the store has, if it is whole; a broken one counts as absent and is fetched again."""
+        """What the store has, if it is whole and can be read now."""
+        try:
+            return self._stored(content)
+        except StoreFailed as error:
+            log.warning("%s: the stored metadata can't be read now: %s", content, error)
+            return None
+
+    def _stored(self, content: ContentId) -> Metainfo | None:
+        """The same, where a broken one counts as absent and is fetched again; StoreFailed if it may be whole."""
         try:
             raw = self._store.manifest(content)
             if raw is None:
                 return None
             info = metainfo.parse(raw)
         except (MetainfoError, StoreFailed) as error:
+            if isinstance(error, StoreFailed) and is_shortage(error):
+                raise
             log.warning("%s: the stored metadata is broken and will be fetched again: %s", content, error)
             return None
         if info.content != content:

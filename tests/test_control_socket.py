@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
 import socket
 import stat
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import trio
 
 from cachefs.control.socket import NAME, Job, ask, follow, serve
 from cachefs.errors import ControlError, Unavailable
+from tests.descriptor_kit import no_descriptor_left
 from tests.fakes import until
 
 
@@ -326,21 +324,3 @@ def test_a_daemon_without_free_descriptors_answers_again_when_there_are_some(
             nursery.cancel_scope.cancel()
 
     trio.run(main)
-
-
-@contextmanager
-def no_descriptor_left() -> Iterator[None]:
-    """Let this process open no further file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
-    held: list[int] = []
-    try:
-        with suppress(OSError):
-            while True:
-                held.append(os.dup(0))
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in held:
-            os.close(fd)

@@ -13,6 +13,7 @@ from cachefs.errors import MetadataUnavailable, StoreFailed
 from cachefs.manifests import Manifests
 from cachefs.metainfo import Metainfo
 from cachefs.store import ObjectStore, State
+from tests.descriptor_kit import no_descriptor_left
 from tests.fakes import FakeFinder, content, until
 
 ONE, TWO, THREE = (content(seed, 1000 * seed, name=f"{seed}.seg").info for seed in (1, 2, 3))
@@ -149,6 +150,25 @@ def test_metadata_that_cannot_be_read_costs_its_own_name_and_no_other(bench: Ben
     trio.run(main)
     assert again.manifests.length(TWO.content) == 2000
     assert again.manifests.length(ONE.content) is None
+
+
+def test_metadata_that_this_process_cannot_open_now_is_not_fetched_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.manifests.found(ONE)
+
+    async def main() -> None:
+        finder = bench.finder(ONE)
+        with no_descriptor_left():
+            with pytest.raises(StoreFailed):
+                await bench.manifests.metainfo(ONE.name, finder)
+            assert bench.manifests.recall(ONE.content) is None
+        assert finder.lookups == []
+        assert await bench.manifests.metainfo(ONE.name, finder) == ONE
+
+    trio.run(main)
+    assert "can't be read now" in caplog.text
+    assert "broken" not in caplog.text
 
 
 def test_a_name_that_nobody_finds_is_an_error_that_names_it(bench: Bench) -> None:
