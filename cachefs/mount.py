@@ -6,14 +6,13 @@ side goes, so that nobody new comes; then the network, so that nothing lands; th
 has. A mount ends by SIGINT or SIGTERM, by `cachefs umount`, or because somebody took it away with
 `fusermount3 -u`; all three run the same way. SIGHUP takes an edited lock into use.
 
-What is at the mount point already is looked at first: a mount whose daemon died is cleared away.
+What is at the mount point already is looked at first (`mountpoint.py`): a mount whose daemon died is cleared away.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -37,13 +36,14 @@ from cachefs.control import holding, keeping
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource, without_room
 from cachefs.drivers import driver, overlay, tuning
-from cachefs.errors import CachefsError, ConfigError, StoreFull
+from cachefs.errors import CachefsError, StoreFull
 from cachefs.fetch.base import Item
 from cachefs.fetch.outage import Outage
 from cachefs.filesystem import Filesystem
 from cachefs.keeper import Keeper
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests
+from cachefs.mountpoint import claimed, places, prepare
 from cachefs.pickup import PickUp
 from cachefs.playhead.service import PlayheadService
 from cachefs.prefetch import Prefetcher
@@ -64,6 +64,7 @@ log = logging.getLogger(__name__)
 
 _GRACE = 2.0
 _LINGER = 0.5
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +81,12 @@ class Mounted:
 
 def run(config: Config, ready: Callable[[Mounted], None], hashing: Progress) -> None:
     """Mount, tell `hashing` how far local files are, call `ready` when it is usable, return when it is gone."""
-    mountpoint, data_dir = _places(config)
+    mountpoint, data_dir = places(config)
     driver.require_rights(config.mount)
     _writable_view(config, mountpoint, data_dir)  # before anything is touched, for what it refuses
+    prepare(mountpoint)
     with DataDirLock(data_dir, mountpoint):
-        _prepare_mountpoint(mountpoint)
         trio.run(_run, config, mountpoint, data_dir, ready, hashing, restrict_keyboard_interrupt_to_checkpoints=True)
-
-
-def _places(config: Config) -> tuple[Path, Path]:
-    if config.mount.mountpoint is None:
-        raise ConfigError("mountpoint", "not given: name it on the command line or as [mount] mountpoint")
-    if config.mount.data_dir is None:
-        raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
-    mountpoint = mountinfo.located(config.mount.mountpoint)
-    data_dir = Path(os.path.abspath(config.mount.data_dir))  # noqa: PTH100  as the shell's pwd
-    if data_dir.is_relative_to(mountpoint):
-        raise ConfigError(str(data_dir), f"the data directory can't be inside the mount point {mountpoint}")
-    return mountpoint, data_dir
 
 
 def _writable_view(config: Config, mountpoint: Path, data_dir: Path) -> overlay.WritableView | None:
@@ -105,18 +94,6 @@ def _writable_view(config: Config, mountpoint: Path, data_dir: Path) -> overlay.
         return None
     owner = overlay.Owner.parse(config.mount.owner)
     return overlay.WritableView(mountpoint / CATALOGUE, data_dir / CATALOGUE, owner)
-
-
-def _prepare_mountpoint(mountpoint: Path) -> None:
-    if mountinfo.mount_at(mountpoint) is not None:
-        if not mountinfo.is_dead(mountpoint):
-            raise CachefsError(f"{mountpoint} is mounted already; `cachefs umount {mountpoint}` takes it away")
-        log.warning("%s: clearing away a mount whose daemon is gone", mountpoint)
-        overlay.uncover(mountpoint)
-        mountinfo.unmount_lazily(mountpoint)
-    if not mountpoint.is_dir():
-        advice = "" if os.path.lexists(mountpoint) else f"; make it first: mkdir -p {mountpoint}"
-        raise CachefsError(f"{mountpoint} is not a directory{advice}")
 
 
 async def _run(
@@ -198,6 +175,7 @@ class Assembly:
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
         pick_up = PickUp(RECORDS, self._prefetcher, lambda: self._reloader.shown.tree)
         self._playheads = PlayheadService(config.playhead, data_dir, pick_up.fetch)
+        self._entry: mountinfo.MountEntry | None = None
         self._stop = trio.Event()
         self._served = trio.Event()
 
@@ -213,7 +191,8 @@ class Assembly:
         """Bring everything up, wait for a reason to stop, take everything down."""
         async with self._services():
             remarks = await self._reloader.prepare(self._reloader.shown.lock.downloads, hashing)
-            self._driver.mount()
+            with claimed(self._mountpoint):
+                self._driver.mount()
             try:
                 await self._mounted(ready, remarks)
             finally:
@@ -288,19 +267,25 @@ class Assembly:
     def _settle(self) -> None:
         """Wait until the kernel has been answered once, then raise its limits."""
         self._mountpoint.stat()
-        entry = mountinfo.mount_at(self._mountpoint)
-        if entry is not None:
+        self._entry = mountinfo.mount_at(self._mountpoint)
+        if self._entry is not None:
             snapshots = self._reloader.shown.names
-            tuning.tune(entry, tuning.READ_AHEAD_KIB if snapshots else tuning.RECORDS_READ_AHEAD_KIB)
+            tuning.tune(self._entry, tuning.READ_AHEAD_KIB if snapshots else tuning.RECORDS_READ_AHEAD_KIB)
 
     async def _watch_signals(self, nursery: trio.Nursery) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        for each in _SIGNALS:
+            # As it is again when this ends: then nothing may break off what is being taken down.
+            signal.signal(each, signal.SIG_IGN)
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
             async for number in signals:
-                if number == signal.SIGHUP:
+                name = signal.Signals(number).name
+                if self._stop.is_set():
+                    log.info("%s: already stopping", name)
+                elif number == signal.SIGHUP:
                     nursery.start_soon(self._reloader.hang_up)
-                    continue
-                log.info("stopping at %s", signal.Signals(number).name)
-                self._stop.set()
+                else:
+                    log.info("stopping at %s", name)
+                    self._stop.set()
 
     async def _watch_mount(self) -> None:
         await mountinfo.wait_gone(self._mountpoint)
@@ -346,10 +331,10 @@ class Assembly:
             await self._served.wait()
 
     def _detach(self) -> None:
-        entry = mountinfo.mount_at(self._mountpoint)
-        if entry is not None and entry.data_dir == self._data_dir:
-            with contextlib.suppress(CachefsError):  # somebody was quicker
-                mountinfo.unmount_lazily(self._mountpoint)
+        with contextlib.suppress(CachefsError, OSError):  # somebody was quicker, or no descriptor is left
+            entry = mountinfo.again(self._entry) if self._entry is not None else None
+            if entry is not None:
+                mountinfo.unmount_lazily(entry.mountpoint)
 
 
 def _complete(state: State, names: Mapping[str, ContentId], most: int) -> dict[str, ContentId]:

@@ -16,9 +16,10 @@ import os
 import re
 import select
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 import trio
@@ -32,11 +33,12 @@ _MOST_LINKS = 40  # the kernel's own limit
 
 @dataclass(frozen=True, slots=True)
 class MountEntry:
-    """One mount of ours: where, on which data directory, and the kernel's device number for it."""
+    """One mount of ours: where, on which data directory, and the kernel's numbers for its device and for itself."""
 
     mountpoint: Path
     data_dir: Path
     device: str
+    number: int
 
     @property
     def connection(self) -> str:
@@ -44,22 +46,39 @@ class MountEntry:
         return self.device.partition(":")[2]
 
 
+class _Row(NamedTuple):
+    """One mount of any kind."""
+
+    number: int
+    parent: int
+    device: str
+    mountpoint: Path
+    kind: str
+    source: str
+
+    @property
+    def identity(self) -> tuple[int, str, str, str]:
+        """What stays when it is moved; its number alone goes to the next mount when it is gone."""
+        return self.number, self.device, self.kind, self.source
+
+
 def mounts() -> list[MountEntry]:
     """Every cachefs mount that this process can see, oldest first."""
     return [
-        MountEntry(mountpoint, Path(os.fsdecode(unquote_to_bytes(os.fsencode(source)))), device)
-        for mountpoint, kind, source, device in _table()
-        if kind == TYPE
+        MountEntry(row.mountpoint, Path(os.fsdecode(unquote_to_bytes(os.fsencode(row.source)))), row.device, row.number)
+        for row in _rows(_TABLE.read_bytes())
+        if row.kind == TYPE
     ]
 
 
-def _table() -> Iterator[tuple[Path, str, str, str]]:
-    """Mount point, file system type, source and device number of every mount, oldest first."""
+def _rows(table: bytes) -> Iterator[_Row]:
+    """Every mount, oldest first."""
     # Not by splitlines() and split(): other white space than a blank stands in a path as it is.
-    for line in _TABLE.read_bytes().split(b"\n")[:-1]:
+    for line in table.split(b"\n")[:-1]:
         before, _, after = line.partition(b" - ")
         fields, (kind, source) = before.split(b" "), after.split(b" ")[:2]
-        yield Path(_plain(fields[4])), kind.decode(), _plain(source), fields[2].decode()
+        number, parent, device = int(fields[0]), int(fields[1]), fields[2].decode()
+        yield _Row(number, parent, device, Path(_plain(fields[4])), kind.decode(), _plain(source))
 
 
 def source_of(data_dir: Path) -> str:
@@ -73,6 +92,19 @@ def mount_at(mountpoint: Path) -> MountEntry | None:
     return next((entry for entry in reversed(mounts()) if entry.mountpoint == wanted), None)
 
 
+def again(entry: MountEntry) -> MountEntry | None:
+    """The same mount as it is now, for a directory above it may have been renamed; None when it is gone."""
+    kept = (entry.number, entry.device, entry.data_dir)
+    return next((one for one in mounts() if (one.number, one.device, one.data_dir) == kept), None)
+
+
+def cover(entry: MountEntry) -> str:
+    """The type of the file system that lies over a mount, at the same place; "" if none does."""
+    rows = _rows(_TABLE.read_bytes())
+    over = (row.kind for row in rows if row.parent == entry.number and row.mountpoint == entry.mountpoint)
+    return next(over, "")
+
+
 def showing(path: Path) -> MountEntry | None:
     """The cachefs mount that shows what is at this path; None for a file of a disk."""
     wanted = Path(os.path.realpath(path))
@@ -82,7 +114,8 @@ def showing(path: Path) -> MountEntry | None:
 def overlays_in(mountpoint: Path) -> list[Path]:
     """The directories right below this path over which an overlayfs is mounted, oldest first."""
     wanted = located(mountpoint)
-    return [place for place, kind, _, _ in _table() if kind == "overlay" and place.parent == wanted]
+    rows = _rows(_TABLE.read_bytes())
+    return [row.mountpoint for row in rows if row.kind == "overlay" and row.mountpoint.parent == wanted]
 
 
 def located(path: Path) -> Path:
@@ -101,7 +134,7 @@ def located(path: Path) -> Path:
 
 
 def is_dead(mountpoint: Path) -> bool:
-    """Whether a mount is there whose daemon is gone."""
+    """Whether a mount is there whose daemon is gone. Asks the mount, so it waits for a daemon that hangs."""
     try:
         # Not stat(): the kernel answers that from what it remembers, also when the daemon is dead.
         os.statvfs(mountpoint)
@@ -112,7 +145,7 @@ def is_dead(mountpoint: Path) -> bool:
 
 def unmount_lazily(mountpoint: Path) -> None:
     """Take a mount out of the tree at once, whoever still uses it; CachefsError with fusermount3's words."""
-    command = ["fusermount3", "-u", "-z", str(mountpoint)]
+    command = ["fusermount3", "-u", "-z", "--", str(mountpoint)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -121,13 +154,28 @@ def unmount_lazily(mountpoint: Path) -> None:
         raise CachefsError(f"{mountpoint}: can't be unmounted: {done.stderr.strip()}")
 
 
-async def wait_gone(mountpoint: Path, find: Callable[[Path], object] = mount_at) -> None:
-    """Return when `find(mountpoint)` finds nothing more: by default, when no cachefs mount is there."""
-    table = await trio.to_thread.run_sync(_TABLE.open, "rb")
-    with table, select.epoll() as changes:
+def _place_of_ours(mountpoint: Path) -> list[Path]:
+    entry = mount_at(mountpoint)
+    return [entry.mountpoint] if entry is not None else []
+
+
+async def wait_gone(mountpoint: Path, find: Callable[[Path], Iterable[Path]] = _place_of_ours) -> None:
+    """Return when all mounts are gone that are now at the places `find(mountpoint)` finds: by default, our own there.
+
+    They may be moved meanwhile, and the process may be out of descriptors: the table is read through the one it has.
+    """
+    with await trio.to_thread.run_sync(lambda: _TABLE.open("rb", buffering=0)) as table, select.epoll() as changes:
+
+        def rows() -> list[_Row]:
+            table.seek(0)
+            return list(_rows(table.read()))
+
         # The file is always readable; only the exceptional condition means a change. A poll of a poll sees just that.
         changes.register(table, select.EPOLLPRI)
-        while await trio.to_thread.run_sync(find, mountpoint):
+        places = frozenset(await trio.to_thread.run_sync(find, mountpoint))
+        topmost = {row.mountpoint: row.identity for row in await trio.to_thread.run_sync(rows)}
+        watched = {identity for place, identity in topmost.items() if place in places}
+        while any(row.identity in watched for row in await trio.to_thread.run_sync(rows)):
             await trio.lowlevel.wait_readable(changes.fileno())
             changes.poll(0)
 

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from cachefs import mountinfo
 from cachefs.errors import CachefsError
+from tests.descriptor_kit import no_descriptor_left
 
 
 class Mounts:
@@ -137,6 +139,38 @@ def test_a_plain_or_absent_directory_is_not_dead(tmp_path: Path) -> None:
 def test_unmounting_what_is_not_mounted_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(CachefsError, match=f"{tmp_path}: can't be unmounted: "):
         mountinfo.unmount_lazily(tmp_path)
+
+
+def test_waiting_for_a_mount_to_go_ends_when_it_goes_although_it_was_moved_and_no_descriptor_is_left(
+    tmp_path: Path, mounts: Mounts
+) -> None:
+    mounts.mount(tmp_path / "above" / "mnt", "/data")
+    mounts.mount(tmp_path / "other", "/other")
+    ways = [tmp_path / "other", tmp_path / "moved" / "mnt"]
+    command = ["sh", "-c", 'read go; exec fusermount3 -u -z "$0"']
+    other, moved = (subprocess.Popen([*command, way], stdin=subprocess.PIPE) for way in ways)
+
+    async def main() -> None:
+        gone = trio.Event()
+
+        async def watch(task_status: trio.TaskStatus[None]) -> None:
+            task_status.started()
+            await mountinfo.wait_gone(tmp_path / "above" / "mnt")
+            gone.set()
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(watch)
+            await trio.testing.wait_all_tasks_blocked(0.2)
+            (tmp_path / "above").rename(tmp_path / "moved")
+            with no_descriptor_left():
+                other.communicate(b"\n")
+                await trio.testing.wait_all_tasks_blocked(0.2)
+                assert not gone.is_set()
+                moved.communicate(b"\n")
+                with trio.fail_after(5):
+                    await gone.wait()
+
+    trio.run(main)
 
 
 def test_waiting_for_a_mount_to_go_ends_when_it_goes_and_not_when_another_does(tmp_path: Path, mounts: Mounts) -> None:

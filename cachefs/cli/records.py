@@ -18,7 +18,8 @@ from cachefs.config.values import without_login
 from cachefs.control import socket as control
 from cachefs.control.holding import mounts_room
 from cachefs.errors import CachefsError, ControlError
-from cachefs.mountinfo import is_dead, mounts
+from cachefs.mountinfo import mounts
+from cachefs.mountpoint import is_dead
 from cachefs.records import MusicCache
 from cachefs.records.naming import Meant
 
@@ -48,12 +49,13 @@ class Target:
     def mountpoint(self) -> Path | None:
         """Where this data directory is mounted, if it is; CachefsError if the daemon behind all such mounts is dead."""
         here = self.data_dir.resolve()
-        found = [entry.mountpoint for entry in mounts() if entry.data_dir.resolve() == here]
-        alive = [mountpoint for mountpoint in found if not is_dead(mountpoint)]
-        if found and not alive:
-            way_out = f"mount it again, or take it away: cachefs umount {found[0]}"
-            raise CachefsError(f"{found[0]}: the daemon of this mount is gone; {way_out}")
-        return alive[0] if alive else None
+        found = [entry for entry in mounts() if entry.data_dir.resolve() == here]
+        alive = next((entry.mountpoint for entry in found if not is_dead(entry)), None)
+        if found and alive is None:
+            place = found[0].mountpoint
+            way_out = f"mount it again, or take it away: cachefs umount {place}"
+            raise CachefsError(f"{place}: the daemon of this mount is gone; {way_out}")
+        return alive
 
     def tell_daemon(self) -> None:
         """Let a running mount know that the lock has changed; without one there is nobody to tell."""
