@@ -65,6 +65,17 @@ def test_a_mount_whose_daemon_hangs_is_mounted_and_not_dead(chain: Path, tmp_pat
             assert mountpoint.is_dead(entry)
 
 
+@pytest.mark.parametrize("background", [(), ("--daemon",)], ids=["foreground", "daemon"])
+def test_a_data_directory_that_a_link_leads_into_the_mount_point_is_refused(
+    chain: Path, tmp_path: Path, background: tuple[str, ...]
+) -> None:
+    (tmp_path / "link").symlink_to("mnt")
+    done = cachefs(*mount_command(tmp_path, chain, "--data-dir", tmp_path / "link" / "data", *background))
+    assert done.returncode == 1
+    assert "inside the mount point" in done.stderr
+    assert list((tmp_path / "mnt").iterdir()) == []
+
+
 def test_a_data_directory_whose_path_is_not_utf_8_is_refused_also_where_only_its_name_was_given(
     chain: Path, tmp_path: Path
 ) -> None:
@@ -124,3 +135,34 @@ def test_a_mount_whose_place_is_renamed_goes_on_and_ends_where_it_is(chain: Path
     finally:
         if mountinfo.mount_at(moved) is not None:
             mountinfo.unmount_lazily(moved)
+
+
+def test_in_a_directory_whose_mount_is_gone_absolute_paths_work_and_others_are_refused(
+    chain: Path, tmp_path: Path
+) -> None:
+    arguments = mount_command(tmp_path, chain, "--daemon")
+    commands: list[list[str | Path]] = [
+        ["umount", ".."],
+        ["status", "."],
+        ["mount", "mnt", "--data-dir", "data", "--daemon"],
+    ]
+    with mounted(tmp_path, chain) as mount:
+        waiting = [
+            subprocess.Popen(
+                ["sh", "-c", 'read go; exec "$@"', "sh", CACHEFS, *command], cwd=mount.snapshots,
+                stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for command in [*commands, arguments]
+        ]  # fmt: skip
+        mount.kill9()
+        mountinfo.unmount_lazily(mount.mountpoint)
+    for process in waiting[:-1]:
+        said = process.communicate("go\n", timeout=30)[1]
+        assert process.returncode == 1
+        assert said.startswith("cachefs: the working directory is gone")
+        assert "Traceback" not in said
+    said = waiting[-1].communicate("go\n", timeout=30)[1]
+    try:
+        assert (waiting[-1].returncode, said) == (0, "")
+    finally:
+        cachefs("umount", tmp_path / "mnt")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cachefs import mountinfo
-from tests.mount_kit import BOTH_DRIVERS, command_of, dead_chain, mount_command, mounted
+from tests.mount_kit import BOTH_DRIVERS, cachefs, command_of, dead_chain, mount_command, mounted
 
 CACHEFS = Path(sys.executable).with_name("cachefs")
 
@@ -22,6 +22,25 @@ CACHEFS = Path(sys.executable).with_name("cachefs")
 def chain(tmp_path: Path) -> Path:
     dead_chain(tmp_path / "chain.toml", 3)
     return tmp_path / "chain.toml"
+
+
+def test_a_daemon_runs_no_module_from_the_directory_it_is_started_in(chain: Path, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "trio.py").write_text("raise SystemExit('not this one')")
+    try:
+        command = [CACHEFS, *mount_command(tmp_path, chain, "--daemon")]
+        done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+    finally:
+        cachefs("umount", tmp_path / "mnt")
+    assert "not this one" not in (tmp_path / "data" / "cachefs.log").read_text()
+
+
+def test_a_daemon_may_have_its_mount_point_named_after_two_dashes(chain: Path, tmp_path: Path) -> None:
+    _, mountpoint, *options = mount_command(tmp_path, chain, "--daemon")
+    started = cachefs("mount", *options, "--", mountpoint)
+    assert (started.returncode, started.stderr) == (0, "")
+    assert cachefs("umount", mountpoint).returncode == 0
 
 
 @BOTH_DRIVERS

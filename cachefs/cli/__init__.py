@@ -16,11 +16,13 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 
 from cachefs import __version__
+from cachefs.cli.process import leave_lost_directory, open_standard
 from cachefs.diskerrors import NO_ROOM
 from cachefs.errors import CachefsError
 
@@ -89,6 +91,24 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
+def _told(error: OSError) -> str:
+    """What to say of an error that is neither ours nor a fault; "" for a fault."""
+    if error.errno in _NO_ROOM and error.filename is None:
+        # The store's files have become errors of ours long before: this was being printed.
+        return f"what it prints can't be written: {error.strerror}"
+    if not Path(os.fsdecode(error.filename or "")).is_absolute() and not _has_working_directory():
+        return f"the working directory is gone ({error.strerror}): go to another one, or give absolute paths"
+    return ""
+
+
+def _has_working_directory() -> bool:
+    try:
+        Path.cwd()
+    except OSError:  # it was deleted, or its mount taken away
+        return False
+    return True
+
+
 def _drop_output() -> None:
     """Have what is still in stdout's buffer go nowhere, so that the interpreter doesn't fail to write it at its end."""
     with contextlib.suppress(OSError, ValueError):
@@ -110,13 +130,15 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, lazy.help) for name, lazy in COMMANDS.items()])
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        open_standard()
+        leave_lost_directory()
         try:
             return super().main(*args, **kwargs)
         except OSError as error:
-            if error.errno not in _NO_ROOM or error.filename is not None:
+            said = _told(error)
+            if not said:
                 raise
-            # The store's files have become errors of ours long before: this was being printed.
-            click.echo(f"cachefs: what it prints can't be written: {error.strerror}", err=True)
+            click.echo(f"cachefs: {said}", err=True)
             _drop_output()
             sys.exit(1)
 

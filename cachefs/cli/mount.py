@@ -1,9 +1,9 @@
 """`cachefs mount`: mount in the foreground, or with --daemon return as soon as the mount is usable.
 
 How it works: the daemon is this same command started again in a session of its own, with its messages going
-to `<data-dir>/cachefs.log` and one end of a pipe on which it says how far it is, and how it went, in lines of JSON. So
-there is no fork of a process that has threads, and what goes wrong at the start is printed where the user typed the
-command.
+to `<data-dir>/cachefs.log` and one end of a pipe (`--ready-fd`) on which it says how far it is, and how it went, in
+lines of JSON. So there is no fork of a process that has threads, and what goes wrong at the start is printed where the
+user typed the command.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ import click
 from rich.filesize import decimal
 
 from cachefs.cli import leaves
+from cachefs.cli.process import allow_many_files
 from cachefs.cli.progress import bytes_bar
 from cachefs.config import Config, load_config, settings_file
 from cachefs.control import systemd
-from cachefs.errors import CachefsError, ConfigError, StoreFailed
+from cachefs.errors import CachefsError, StoreFailed
+from cachefs.mountpoint import places
 
 if TYPE_CHECKING:
     from cachefs.mount import Mounted
@@ -71,8 +73,9 @@ def mount(
     The first start needs --chain-toml, a snapshot-lock.json in DATA_DIR/snapshots, or a records-lock.toml in DATA_DIR.
     Options given here win over cachefs.toml. Ends at SIGINT, SIGTERM, `cachefs umount` or `fusermount3 -u`.
     """
+    allow_many_files()
     config = _settings(config_file, mountpoint, given)
-    if daemon:
+    if daemon and ready_fd is None:
         _start_daemon(config)
         return
     level = logging.DEBUG if verbose else logging.INFO
@@ -97,7 +100,6 @@ def _settings(config_file: Path | None, mountpoint: Path | None, given: dict[str
     given["enabled"] = False if given.pop("no_rclone") else None
     for flag in ("allow_other", "passthrough", "writable"):
         given[flag] = given[flag] or None
-    given["peers"] = list(given["peers"])
     return load_config(settings_file(config_file, given["data_dir"])).override(mountpoint=mountpoint, **given)
 
 
@@ -153,14 +155,13 @@ class _Starter:
 
 
 def _start_daemon(config: Config) -> None:
-    if config.mount.data_dir is None:
-        raise ConfigError("data_dir", "not given: --data-dir DIR, or [mount] data_dir; it is where the bytes are kept")
-    arguments = [argument for argument in sys.argv[1:] if argument != "--daemon"]
+    _, data_dir = places(config)
     reading, writing = os.pipe()
-    with _log_file(config.mount.data_dir) as log_file:
+    with _log_file(data_dir) as log_file:
         start = log_file.seek(0, os.SEEK_END)
         process = subprocess.Popen(
-            [sys.executable, "-m", "cachefs", *arguments, "--ready-fd", str(writing)],
+            # -P: no modules from the working directory, as with the command that was typed.
+            [sys.executable, "-P", "-m", "cachefs", "mount", "--ready-fd", str(writing), *sys.argv[2:]],
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=log_file,
@@ -172,7 +173,7 @@ def _start_daemon(config: Config) -> None:
         if "ready" not in answer:
             process.wait()
             _show_fusermount(log_file, start)
-            nothing = f"the daemon ended before the mount was usable; see {config.mount.data_dir / LOG_NAME}"
+            nothing = f"the daemon ended before the mount was usable; see {data_dir / LOG_NAME}"
             raise CachefsError(answer.get("error", nothing))
     click.echo(answer["ready"])
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import trio
 
+from cachefs.cli.process import allow_many_files
 from cachefs.cli.progress import bytes_bar
 from cachefs.cli.target import DIRECTORY, NEW_DIRECTORY
 from cachefs.config.values import Peer
@@ -60,6 +61,7 @@ def seed(
     """
     if listen is None and http is None:
         raise click.UsageError("--listen off and no --http: nothing would be served")
+    allow_many_files()
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
     trio.run(_run, OriginConfig(directory, out, listen, http, discover))
 

@@ -72,7 +72,15 @@ class Config:
                 raise TypeError(f"no setting is called {key}")
             if value is not None and value not in ("", (), []):
                 changed.setdefault(owners[key], {})[key] = value
-        return _changed(self, changed, Path.cwd(), lambda _, key: _option(key))
+        return _changed(self, changed, _working_directory(), lambda _, key: _option(key))
+
+
+def _working_directory() -> Path:
+    """As an absolute path; as it is, where nobody can tell, because its mount is gone: absolute paths need none."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path()
 
 
 def _option(key: str) -> str:
