@@ -288,7 +288,8 @@ class Assembly:
                     self._stop.set()
 
     async def _watch_mount(self) -> None:
-        await mountinfo.wait_gone(self._mountpoint)
+        if self._entry is not None:
+            await mountinfo.wait_gone(self._entry)
         self._stop.set()
 
     async def _watch_view(self, view: overlay.WritableView) -> None:

@@ -19,7 +19,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from urllib.parse import quote, unquote_to_bytes
 
 import trio
@@ -29,6 +29,10 @@ from cachefs.errors import CachefsError
 TYPE = "fuse.cachefs"
 _TABLE = Path("/proc/self/mountinfo")
 _MOST_LINKS = 40  # the kernel's own limit
+
+
+_Identity: TypeAlias = tuple[int, str, str, str]
+"""Number, device, type and source: what stays when a mount is moved. Its numbers are given again when it is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,10 @@ class MountEntry:
         """Its name under /sys/fs/fuse/connections."""
         return self.device.partition(":")[2]
 
+    @property
+    def identity(self) -> _Identity:
+        return self.number, self.device, TYPE, source_of(self.data_dir)
+
 
 class _Row(NamedTuple):
     """One mount of any kind."""
@@ -57,8 +65,7 @@ class _Row(NamedTuple):
     source: str
 
     @property
-    def identity(self) -> tuple[int, str, str, str]:
-        """What stays when it is moved; its number alone goes to the next mount when it is gone."""
+    def identity(self) -> _Identity:
         return self.number, self.device, self.kind, self.source
 
 
@@ -94,8 +101,7 @@ def mount_at(mountpoint: Path) -> MountEntry | None:
 
 def again(entry: MountEntry) -> MountEntry | None:
     """The same mount as it is now, for a directory above it may have been renamed; None when it is gone."""
-    kept = (entry.number, entry.device, entry.data_dir)
-    return next((one for one in mounts() if (one.number, one.device, one.data_dir) == kept), None)
+    return next((one for one in mounts() if one.identity == entry.identity), None)
 
 
 def cover(entry: MountEntry) -> str:
@@ -154,13 +160,8 @@ def unmount_lazily(mountpoint: Path) -> None:
         raise CachefsError(f"{mountpoint}: can't be unmounted: {done.stderr.strip()}")
 
 
-def _place_of_ours(mountpoint: Path) -> list[Path]:
-    entry = mount_at(mountpoint)
-    return [entry.mountpoint] if entry is not None else []
-
-
-async def wait_gone(mountpoint: Path, find: Callable[[Path], Iterable[Path]] = _place_of_ours) -> None:
-    """Return when all mounts are gone that are now at the places `find(mountpoint)` finds: by default, our own there.
+async def wait_gone(what: MountEntry | Path, find: Callable[[Path], Iterable[Path]] = overlays_in) -> None:
+    """Return when a mount of ours is gone; or, given a path, all those at the places that `find` finds for it now.
 
     They may be moved meanwhile, and the process may be out of descriptors: the table is read through the one it has.
     """
@@ -172,9 +173,12 @@ async def wait_gone(mountpoint: Path, find: Callable[[Path], Iterable[Path]] = _
 
         # The file is always readable; only the exceptional condition means a change. A poll of a poll sees just that.
         changes.register(table, select.EPOLLPRI)
-        places = frozenset(await trio.to_thread.run_sync(find, mountpoint))
-        topmost = {row.mountpoint: row.identity for row in await trio.to_thread.run_sync(rows)}
-        watched = {identity for place, identity in topmost.items() if place in places}
+        if isinstance(what, MountEntry):
+            watched = {what.identity}
+        else:
+            places = frozenset(await trio.to_thread.run_sync(find, what))
+            topmost = {row.mountpoint: row.identity for row in await trio.to_thread.run_sync(rows)}
+            watched = {identity for place, identity in topmost.items() if place in places}
         while any(row.identity in watched for row in await trio.to_thread.run_sync(rows)):
             await trio.lowlevel.wait_readable(changes.fileno())
             changes.poll(0)

@@ -146,6 +146,8 @@ def test_waiting_for_a_mount_to_go_ends_when_it_goes_although_it_was_moved_and_n
 ) -> None:
     mounts.mount(tmp_path / "above" / "mnt", "/data")
     mounts.mount(tmp_path / "other", "/other")
+    entry = mountinfo.mount_at(tmp_path / "above" / "mnt")
+    assert entry is not None
     ways = [tmp_path / "other", tmp_path / "moved" / "mnt"]
     command = ["sh", "-c", 'read go; exec fusermount3 -u -z "$0"']
     other, moved = (subprocess.Popen([*command, way], stdin=subprocess.PIPE) for way in ways)
@@ -155,7 +157,7 @@ def test_waiting_for_a_mount_to_go_ends_when_it_goes_although_it_was_moved_and_n
 
         async def watch(task_status: trio.TaskStatus[None]) -> None:
             task_status.started()
-            await mountinfo.wait_gone(tmp_path / "above" / "mnt")
+            await mountinfo.wait_gone(entry)
             gone.set()
 
         async with trio.open_nursery() as nursery:
@@ -177,12 +179,14 @@ def test_waiting_for_a_mount_to_go_ends_when_it_goes_and_not_when_another_does(t
     mountpoint, other = tmp_path / "mnt", tmp_path / "other"
     mounts.mount(mountpoint, "/data")
     mounts.mount(other, "/other")
+    entry = mountinfo.mount_at(mountpoint)
+    assert entry is not None
 
     async def main() -> None:
         gone = trio.Event()
 
         async def watch() -> None:
-            await mountinfo.wait_gone(mountpoint)
+            await mountinfo.wait_gone(entry)
             gone.set()
 
         async with trio.open_nursery() as nursery:
@@ -194,6 +198,6 @@ def test_waiting_for_a_mount_to_go_ends_when_it_goes_and_not_when_another_does(t
             mountinfo.unmount_lazily(mountpoint)
             with trio.fail_after(5):
                 await gone.wait()
-                await mountinfo.wait_gone(mountpoint)
+                await mountinfo.wait_gone(entry)
 
     trio.run(main)
