@@ -48,8 +48,10 @@ class Target:
 
     def mountpoint(self) -> Path | None:
         """Where this data directory is mounted, if it is; CachefsError if the daemon behind all such mounts is dead."""
-        here = self.data_dir.resolve()
-        found = [entry for entry in mounts() if entry.data_dir.resolve() == here]
+        # By its name first: the directories of other mounts may be on a file system that hangs.
+        names, mounted = {self.data_dir.absolute(), here := self.data_dir.resolve()}, mounts()
+        found = [entry for entry in mounted if entry.data_dir in names]
+        found = found or [entry for entry in mounted if entry.data_dir.resolve() == here]
         alive = next((entry.mountpoint for entry in found if not is_dead(entry)), None)
         if found and alive is None:
             place = found[0].mountpoint
