@@ -272,6 +272,11 @@ def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, 
     yield begun, may
 
 
+def descriptors() -> int:
+    """How many this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 class Watching:
     """A `Watcher` that notes what it was told."""
 
@@ -346,6 +351,27 @@ def test_a_shared_file_that_cannot_be_copied_stays_as_it_is_and_is_copied_when_t
         assert not stored.unfit
         await stored.write(5, piece(MANIFEST, DATA, 5))
         assert await stored.read(0, LENGTH) == DATA != (tmp_path / "mine").read_bytes()
+
+    with_object(tmp_path, state, use)
+
+
+def test_a_fetcher_that_cannot_follow_to_another_file_costs_no_descriptor_and_is_told_again(
+    tmp_path: Path, state: DyingState
+) -> None:
+    class Stuck(Watching):
+        def doubted(self) -> None:
+            super().doubted()
+            if len(self.told) == 1:
+                raise StoreFailed("can't be opened just now")
+
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        stored.watcher = watching = Stuck()
+        before = descriptors()
+        with pytest.raises(StoreFailed, match="just now"):
+            await stored.doubt([1])
+        assert (descriptors(), stored.unfit) == (before, True)
+        await store.commit()
+        assert (watching.told, stored.unfit) == (["doubted", "doubted", "mended"], False)
 
     with_object(tmp_path, state, use)
 

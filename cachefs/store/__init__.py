@@ -2,6 +2,7 @@
 
 objects      the door: opens, closes, commits and deletes objects
 stored       one object while it is open; served: what of it is read; datafile: its file, which may come to be another
+mending      who is told when what went bad is mended
 recovery     what may be believed at the next open
 wholeness    records are looked at as a whole, too
 scrub        reading again what is held; reading: how; losses: what was found wrong and hasn't come again

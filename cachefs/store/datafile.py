@@ -53,7 +53,7 @@ class DataFile:
         os.close(self.fd)
         self.fd = -1
 
-    def look(self) -> Seal:
+    def looks(self) -> Seal:
         """How the file looks now. OSError."""
         return disk.seal_of(self.fd)
 
@@ -140,10 +140,9 @@ class DataFile:
         return Renewal(fd, same, gone)
 
     def use(self, renewal: Renewal) -> None:
-        """Be of another file from now on. Blocking, short."""
+        """Be of another file from now on; its own descriptor stays the caller's. Blocking, short."""
         with self._turn:
             os.dup2(renewal.fd, self.fd, inheritable=False)
-            os.close(renewal.fd)
             self.shared = renewal.shared
             if not renewal.same:
                 self._void |= self._written

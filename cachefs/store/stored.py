@@ -35,6 +35,7 @@ from cachefs.diskerrors import named
 from cachefs.errors import CachefsError, RecordInconsistent, StoreFailed
 from cachefs.store import disk, losses, places, recovery
 from cachefs.store.datafile import Renewal
+from cachefs.store.mending import Mending, Watcher
 from cachefs.store.recovery import Found
 from cachefs.store.served import READ_NOW_LIMIT, ServedBytes
 from cachefs.store.state import ObjectRow, Seal, State
@@ -63,28 +64,6 @@ class Owner(Protocol):
         """One user is done with the object."""
 
 
-class Watcher(Protocol):
-    """Who has blocks fetched, and is told when what is here changes otherwise than by landing."""
-
-    def doubted(self) -> None:
-        """Some of what was here isn't, or is in another file."""
-
-    def mended(self) -> None:
-        """What is missing may be written now."""
-
-
-class _Mending:
-    """The file is being made fit to be written to, or couldn't be."""
-
-    def __init__(self) -> None:
-        self.ended = trio.Event()
-        self.error: CachefsError | None = None
-
-    def end(self, error: CachefsError | None = None) -> None:
-        self.error = error
-        self.ended.set()
-
-
 class StoredObject(ServedBytes):
     """An object's bytes. From `ObjectStore.open`; the last `release` closes it."""
 
@@ -104,7 +83,7 @@ class StoredObject(ServedBytes):
         self._tools = tools
         self._owner: Owner | None = None
         self._committing = trio.Lock()
-        self._mending: _Mending | None = None
+        self._mending: Mending | None = None
         self._unrecorded: set[int] = set()
         self._dirty = False
         self._frozen = False
@@ -176,7 +155,7 @@ class StoredObject(ServedBytes):
         return await self._distrust(bad) if bad else bad
 
     async def _distrust(self, bad: list[int]) -> list[int]:
-        self._mending = self._mending or _Mending()
+        self._mending = self._mending or Mending()
         self._forget(bad)
         with trio.CancelScope(shield=True):
             async with self._committing:
@@ -225,15 +204,16 @@ class StoredObject(ServedBytes):
     async def _mend(self) -> None:
         """Have a file that may be written to, and let those go on who wait for it. StoreFull, StoreFailed."""
         if self._mending is None or self._mending.ended.is_set():
-            self._mending = _Mending()
+            self._mending = Mending()
         try:
             renewal = await trio.to_thread.run_sync(self._file.renew, self.verified.copy())
-            gone = self.verified.copy() if renewal.gone is None else renewal.gone
-            if gone:
-                self._forget(gone)
-            if self.watcher is not None:  # before anything can land by way of the former file
-                self.watcher.doubted()
-            await trio.to_thread.run_sync(self._file.use, renewal)
+            with contextlib.ExitStack() as unused:
+                unused.callback(os.close, renewal.fd)
+                if gone := self.verified.copy() if renewal.gone is None else renewal.gone:
+                    self._forget(gone)
+                if self.watcher is not None:  # before anything can land by way of the former file
+                    self.watcher.doubted()
+                await trio.to_thread.run_sync(self._file.use, renewal)
         except CachefsError as error:
             self._mending.end(error)
             raise
@@ -261,7 +241,10 @@ class StoredObject(ServedBytes):
         fd = disk.open_sealed(self.path)
         if fd is None:
             return False
-        self._file.use(Renewal(fd, same=False, gone=[], shared=places.is_shared(self.path)))
+        try:
+            self._file.use(Renewal(fd, same=False, gone=[], shared=places.is_shared(self.path)))
+        finally:
+            os.close(fd)
         for index in range(self.manifest.blocks):
             self.verified.add(index)
         self.complete, self._seal, self._completed = True, row.seal, row.completed
@@ -315,7 +298,7 @@ class StoredObject(ServedBytes):
                 raise
             if read_only and not self._file.shared:
                 os.fchmod(self._file.fd, 0o444)
-            return self._file.look()
+            return self._file.looks()
 
     def save_unsealed(self) -> None:
         """Record what recovery has found, and that the file may be written from here on; the store's own call."""
