@@ -221,16 +221,17 @@ class Cache:
         any reader: answer before the next await.
         """
         flow, stored = reader.flow, reader.flow.stored
-        blocks, ready, data = stored.manifest.covering(offset, size), None, None
-        while data is None:  # what was here may be doubted while it is being read
+        blocks = stored.manifest.covering(offset, size)
+        while True:  # what was here may be doubted while it is being read
             arrived = False
             while missing := stored.verified.missing(blocks):
                 await self._arrival(reader, missing, thread)
                 arrived = True
             with self._noted(flow):
-                ready = stored.read_now(offset, size) if arrived else None
-                data = ready if ready is not None else await stored.read(offset, size)
-        return data
+                if arrived and (ready := stored.read_now(offset, size)) is not None:
+                    return ready
+                if (data := await stored.read(offset, size)) is not None:
+                    return data
 
     async def fetch(self, reader: Reader, block: int) -> None:
         """Return when a block is here; what readers wait for goes first.

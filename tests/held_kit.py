@@ -11,6 +11,7 @@ from cachefs import metainfo
 from cachefs.catalog.snapshots import LOCK_NAME, UNKNOWN_CHAIN, SnapshotLock
 from cachefs.store import ObjectStore, State
 from tests.mount_kit import Library, part
+from tests.store_kit import write
 
 
 def stocked(library: Library, place: Path) -> dict[str, Path]:
@@ -25,7 +26,7 @@ def stocked(library: Library, place: Path) -> dict[str, Path]:
             paths[name] = stored.path
             for index in range(info.manifest.blocks):
                 span = info.manifest.span(index)
-                await stored.write(index, part(path, span.offset, span.length))
+                await write(stored, index, part(path, span.offset, span.length))
         await store.aclose()
 
     paths: dict[str, Path] = {}

@@ -29,11 +29,14 @@ async def whole(bench: Bench, *blocks: int) -> Reader:
     return await bench.cache.open(FILE.item)
 
 
-def rot(path: Path, index: int) -> None:
-    path.chmod(0o600)
-    with path.open("r+b") as file:
-        file.seek(index * BLOCK)
+def rotten(stored: StoredObject, mine: Path) -> bytes:
+    """Have the object's file be the user's own as well, and block 2 of it wrong; the file's bytes."""
+    mine.hardlink_to(stored.path)
+    mine.chmod(0o600)
+    with mine.open("r+b") as file:
+        file.seek(2 * BLOCK)
         file.write(bytes(100))
+    return mine.read_bytes()
 
 
 def test_a_reader_of_a_block_that_went_bad_in_a_users_own_file_waits_until_that_was_copied(
@@ -49,9 +52,7 @@ def test_a_reader_of_a_block_that_went_bad_in_a_users_own_file_waits_until_that_
     async def scenario(bench: Bench) -> None:
         reader = await whole(bench, *range(FILE.blocks))
         stored, mine = reader.flow.stored, tmp_path / "mine"
-        mine.hardlink_to(stored.path)
-        rot(mine, 2)
-        before = mine.read_bytes()
+        before = rotten(stored, mine)
         monkeypatch.setattr(places, "take_own", slowly)
         bench.nursery.start_soon(stored.doubt, [2])
         await trio.to_thread.run_sync(begun.wait, 20)
@@ -77,9 +78,7 @@ def test_where_there_is_no_room_for_a_copy_readers_are_told_and_the_users_file_i
     async def scenario(bench: Bench) -> None:
         reader = await whole(bench, *range(FILE.blocks))
         stored, mine = reader.flow.stored, tmp_path / "mine"
-        mine.hardlink_to(stored.path)
-        rot(mine, 2)
-        before = mine.read_bytes()
+        before = rotten(stored, mine)
         monkeypatch.setattr(places, "_require_room", no_room)
         with pytest.raises(StoreFull):
             await stored.doubt([2])

@@ -18,7 +18,7 @@ from cachefs.content import Bitmap, ContentId
 from cachefs.errors import BlockInvalid, Stopping, StoreFailed, StoreFull
 from cachefs.store import ObjectStore, State, StoredObject
 from cachefs.store.state import ObjectRow
-from tests.store_kit import BLOCK, BLOCKS, LENGTH, content_of, piece, put
+from tests.store_kit import BLOCK, BLOCKS, LENGTH, content_of, piece, put, write
 
 MANIFEST, DATA = content_of(1)
 
@@ -75,7 +75,7 @@ def with_object(bench: Bench, use: Callable[[StoredObject], Awaitable[None]], *,
             await nursery.start(bench.store.run)
             stored = await bench.store.open(MANIFEST)
             for index in range(blocks):
-                await stored.write(index, piece(MANIFEST, DATA, index))
+                await write(stored, index, piece(MANIFEST, DATA, index))
             await use(stored)
             await bench.store.aclose()
             nursery.cancel_scope.cancel()
@@ -171,11 +171,11 @@ def test_a_block_that_lands_during_the_sync_waits_for_the_next_commit(tmp_path: 
 def test_only_verified_blocks_are_written_or_read(bench: Bench) -> None:
     async def use(stored: StoredObject) -> None:
         with pytest.raises(BlockInvalid):
-            await stored.write(1, piece(MANIFEST, DATA, 2))
+            await write(stored, 1, piece(MANIFEST, DATA, 2))
         with pytest.raises(BlockInvalid):
-            await stored.write(1, piece(MANIFEST, DATA, 1)[:-1])
+            await write(stored, 1, piece(MANIFEST, DATA, 1)[:-1])
         with pytest.raises(IndexError):
-            await stored.write(BLOCKS, b"")
+            await write(stored, BLOCKS, b"")
         with pytest.raises(StoreFailed, match="block 1"):
             stored.read_now(BLOCK - 1, 2)
         with pytest.raises(StoreFailed, match="block 1"):
@@ -204,7 +204,7 @@ def test_a_read_over_the_buffer_or_from_a_cold_page_cache_goes_through_a_thread(
         store = ObjectStore(tmp_path / "store", State.open(tmp_path / "state.db"))
         stored = await store.open(manifest)
         for index in range(manifest.blocks):
-            await stored.write(index, piece(manifest, data, index))
+            await write(stored, index, piece(manifest, data, index))
         assert stored.read_now(0, 2**20 + 1) is None
         assert await stored.read(0, 3 * 2**20) == data
         await stored.commit()
@@ -276,7 +276,7 @@ def test_an_open_that_races_a_close_gets_a_working_object(bench: Bench) -> None:
 def test_nothing_is_opened_after_the_store_is_closed(bench: Bench) -> None:
     async def main() -> None:
         stored = await bench.store.open(MANIFEST)
-        await stored.write(0, piece(MANIFEST, DATA, 0))
+        await write(stored, 0, piece(MANIFEST, DATA, 0))
         await bench.store.aclose()
         with pytest.raises(Stopping):
             await bench.store.open(MANIFEST)
@@ -329,7 +329,7 @@ def test_a_failed_sync_is_said_once_and_makes_nothing_durable_until_the_next_ope
         await bench.pass_time(1)
         await until(lambda: bool(caplog.records))
         bench.sync_error = None  # the kernel reports a failed write-back once, then forgets it
-        await stored.write(3, piece(MANIFEST, DATA, 3))
+        await write(stored, 3, piece(MANIFEST, DATA, 3))
         await bench.pass_time(1)
         await bench.pass_time(10)
         assert stored.frozen
@@ -362,7 +362,7 @@ def test_a_state_that_cannot_be_written_stops_no_reader_and_is_tried_again(
 
     async def use(stored: StoredObject) -> None:
         state.full = True
-        await stored.write(0, piece(MANIFEST, DATA, 0))
+        await write(stored, 0, piece(MANIFEST, DATA, 0))
         await bench.pass_time(3)
         await until(lambda: bool(caplog.records))
         assert bench.durable() == set()
@@ -416,7 +416,7 @@ def test_data_that_is_a_symbolic_link_to_other_bytes_is_not_served_and_nothing_i
 ) -> None:
     async def use(stored: StoredObject) -> None:
         assert len(stored.verified) == 0
-        await stored.write(0, piece(MANIFEST, DATA, 0))
+        await write(stored, 0, piece(MANIFEST, DATA, 0))
         assert await stored.read(0, 10) == DATA[:10]
 
     path = _linked(bench, "data", secret)

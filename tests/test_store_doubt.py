@@ -17,7 +17,7 @@ from cachefs.errors import StoreFailed, StoreFull
 from cachefs.store import ObjectStore, State, StoredObject, disk, places, recovery
 from cachefs.store.scrub import Checked, Checker
 from cachefs.store.state import ObjectRow, Seal
-from tests.store_kit import BLOCK, BLOCKS, LENGTH, DyingState, content_of, piece
+from tests.store_kit import BLOCK, BLOCKS, LENGTH, DyingState, content_of, piece, write
 
 MANIFEST, DATA = content_of(1)
 NO_SEAL = Seal(0, 0, 0)
@@ -41,7 +41,7 @@ def with_object(
         store = ObjectStore(root / "store", state)
         stored = await store.open(MANIFEST)
         for index in range(blocks):
-            await stored.write(index, piece(MANIFEST, DATA, index))
+            await write(stored, index, piece(MANIFEST, DATA, index))
         await stored.commit()
         await use(store, stored)
         await store.aclose()
@@ -96,7 +96,7 @@ def test_a_healed_object_is_sealed_again_and_believed_at_the_next_start(tmp_path
         damage(stored, 0)
         await stored.doubt([0])
         assert completed(state) is None
-        await stored.write(0, piece(MANIFEST, DATA, 0))
+        await write(stored, 0, piece(MANIFEST, DATA, 0))
         await stored.commit()
         assert (stored.sealed, stored.path.stat().st_mode & 0o777) == (True, 0o444)
         assert await stored.read(0, LENGTH) == DATA
@@ -110,7 +110,7 @@ def test_a_healed_object_is_sealed_again_and_believed_at_the_next_start(tmp_path
 
 def test_a_doubt_records_no_bit_whose_data_was_not_synced(tmp_path: Path, state: DyingState) -> None:
     async def use(store: ObjectStore, stored: StoredObject) -> None:
-        await stored.write(4, piece(MANIFEST, DATA, 4))
+        await write(stored, 4, piece(MANIFEST, DATA, 4))
         await stored.doubt([1])
         assert durable(state) == {0, 2, 3}
         await stored.commit()
@@ -170,7 +170,7 @@ def test_a_file_that_is_also_the_users_is_never_written_to(tmp_path: Path, state
         damage(stored, 5)
         mine = (tmp_path / "mine").read_bytes()
         assert await Checker().check(store, MANIFEST) == Checked(BLOCKS, (5,))
-        await stored.write(5, piece(MANIFEST, DATA, 5))
+        await write(stored, 5, piece(MANIFEST, DATA, 5))
         await stored.commit()
         assert (tmp_path / "mine").read_bytes() == mine != DATA
         assert stored.path.read_bytes() == DATA
@@ -192,7 +192,7 @@ def test_a_file_that_is_not_there_any_more_is_wrong_as_a_whole_and_can_be_filled
             stored.path.write_bytes(bytes(LENGTH))
         assert await Checker().check(store, MANIFEST) == Checked(BLOCKS, tuple(range(BLOCKS)))
         for index in range(BLOCKS):
-            await stored.write(index, piece(MANIFEST, DATA, index))
+            await write(stored, index, piece(MANIFEST, DATA, index))
         await stored.commit()
         assert stored.path.read_bytes() == DATA
 
@@ -225,7 +225,7 @@ def test_what_was_not_hashed_for_the_longest_time_comes_first(tmp_path: Path, st
     async def use(store: ObjectStore, stored: StoredObject) -> None:
         other, data = content_of(2)
         second = await store.open(other)
-        await second.write(0, piece(other, data, 0))
+        await write(second, 0, piece(other, data, 0))
         await second.commit()
         assert state.longest_unread() == (other.content, 0)  # it isn't complete: nobody knows since when it is held
         state.save_scrubbed(other.content, 2e9)
@@ -349,7 +349,7 @@ def test_a_shared_file_that_cannot_be_copied_stays_as_it_is_and_is_copied_when_t
             assert stored.unfit
         await store.commit()
         assert not stored.unfit
-        await stored.write(5, piece(MANIFEST, DATA, 5))
+        await write(stored, 5, piece(MANIFEST, DATA, 5))
         assert await stored.read(0, LENGTH) == DATA != (tmp_path / "mine").read_bytes()
 
     with_object(tmp_path, state, use)
@@ -385,13 +385,13 @@ def test_blocks_that_came_to_a_file_that_was_taken_away_are_not_served_from_the_
         stored.path.unlink()
         if put_there:
             stored.path.write_bytes(bytes(LENGTH))
-        await stored.write(3, piece(MANIFEST, DATA, 3))  # lands after somebody has looked at what is here
+        await write(stored, 3, piece(MANIFEST, DATA, 3))  # lands after somebody has looked at what is here
         stored.put(4, piece(MANIFEST, DATA, 4))  # and this lands when the file is another
         await stored.doubt(here)
         assert not stored.land(4)
         assert list(stored.verified) == []
         for index in range(BLOCKS):
-            await stored.write(index, piece(MANIFEST, DATA, index))
+            await write(stored, index, piece(MANIFEST, DATA, index))
         assert await stored.read(0, LENGTH) == DATA == stored.path.read_bytes()
 
     with_object(tmp_path, state, use, blocks=3)
@@ -405,7 +405,7 @@ def test_a_block_that_was_doubted_between_being_found_here_and_landing_does_not_
         stored.put(2, piece(MANIFEST, DATA, 2))  # nothing is written: it is here
         await stored.doubt([2])
         assert not stored.land(2)
-        await stored.write(2, piece(MANIFEST, DATA, 2))
+        await write(stored, 2, piece(MANIFEST, DATA, 2))
         assert await stored.read(0, LENGTH) == DATA
 
     with_object(tmp_path, state, use)
@@ -439,7 +439,7 @@ def test_a_whole_that_another_process_puts_in_the_place_of_a_part_is_used_at_onc
             case "check":
                 assert await Checker().check(store, MANIFEST) == Checked(3, ())
             case "commit":
-                await stored.write(4, piece(MANIFEST, DATA, 4))
+                await write(stored, 4, piece(MANIFEST, DATA, 4))
                 await stored.commit()
             case _:
                 await stored.look()

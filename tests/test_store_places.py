@@ -23,7 +23,7 @@ from cachefs.store import ObjectStore, State, StoredObject, disk, places
 from cachefs.store.guard import Guard
 from cachefs.store.places import How
 from cachefs.store.state import Seal
-from tests.store_kit import BLOCK, BLOCKS, LENGTH, content_of, piece
+from tests.store_kit import BLOCK, BLOCKS, LENGTH, content_of, piece, write
 
 MANIFEST, DATA = content_of(1)
 ALL = set(range(BLOCKS))
@@ -84,7 +84,7 @@ class Bench:
         async def use(store: ObjectStore) -> None:
             stored = await store.open(MANIFEST)
             for index in blocks:
-                await stored.write(index, piece(MANIFEST, DATA, index))
+                await write(stored, index, piece(MANIFEST, DATA, index))
 
         self.daemon(use)
 
@@ -270,7 +270,7 @@ def test_what_was_fetched_of_it_before_gives_way_unless_it_is_being_read(tmp_pat
 
     async def use(store: ObjectStore) -> How:
         stored: StoredObject = await store.open(MANIFEST)
-        await stored.write(0, piece(MANIFEST, DATA, 0))
+        await write(stored, 0, piece(MANIFEST, DATA, 0))
         with pytest.raises(StoreFailed, match="being fetched"):
             await store.adopt(MANIFEST, bench.file, seal_of(bench.file))
         await stored.release()

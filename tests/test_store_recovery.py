@@ -27,7 +27,7 @@ from cachefs.content import Bitmap, ContentId, Manifest, Span
 from cachefs.errors import StoreFailed
 from cachefs.store import ObjectStore, State, StoredObject
 from cachefs.store.recovery import judge
-from tests.store_kit import BLOCK, BLOCKS, LENGTH, content_of, piece, put
+from tests.store_kit import BLOCK, BLOCKS, LENGTH, content_of, piece, put, write
 
 MANIFEST, DATA = content_of(1)
 ALL = set(range(BLOCKS))
@@ -400,7 +400,7 @@ def test_a_complete_file_with_a_hole_for_zeros_is_whole_again_when_it_was_only_t
         store = ObjectStore(tmp_path / "store", state)
         stored = await store.open(manifest)
         for index in range(2):
-            await stored.write(index, zeros)
+            await write(stored, index, zeros)
         os.truncate(stored.path, 0)
         os.truncate(stored.path, 2 * BLOCK)
         await store.aclose()

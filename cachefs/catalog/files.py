@@ -40,6 +40,13 @@ def is_file(path: Path) -> bool:
     return False
 
 
+def is_named(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one that has this name. OSError, but if there is none."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    return False
+
+
 def read_text(path: Path) -> str:
     """The text of a file; CatalogError if it can't be read, isn't UTF-8 or is larger than MAX_TEXT."""
     try:

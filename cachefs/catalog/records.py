@@ -34,7 +34,7 @@ from typing import Any
 
 import tomli
 
-from cachefs.catalog.files import followed, is_there, line_of, read_text, replace_text
+from cachefs.catalog.files import followed, is_named, is_there, line_of, read_text, replace_text
 from cachefs.catalog.names import BadName, check_names
 from cachefs.catalog.record import HEADER, Entry, Pieces, Record, as_url, dump, suggestion
 from cachefs.config.values import show
@@ -150,7 +150,7 @@ def _flock(path: Path) -> Path:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold a file lock; the kernel drops it with the process, so none is ever stale."""
-    while not _is_at(descriptor := _opened(path), path):  # whoever had it has removed it
+    while not is_named(descriptor := _opened(path), path):  # whoever had it has removed it
         os.close(descriptor)
     try:
         yield
@@ -169,13 +169,6 @@ def _opened(path: Path) -> int:
         raise CatalogError(path, f"can't be locked: {error.strerror}") from error
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return descriptor
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one of that name."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    return False
 
 
 def parse(text: str, path: Path | str) -> RecordsLock:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import trio
 
+from cachefs.catalog.files import is_named
 from cachefs.content import ContentId
 from cachefs.diskerrors import named
 
@@ -74,7 +75,7 @@ class Incoming:
             path = self.path / f"{secrets.token_hex(8)}.part"
             fd = self._open(path)
             fcntl.flock(fd, fcntl.LOCK_EX)
-            if _still_named(fd, path):  # nobody took it for a dead one's in between
+            if is_named(fd, path):  # nobody took it for a dead one's in between
                 self._held[path] = fd
                 return path
             os.close(fd)
@@ -123,7 +124,7 @@ class Incoming:
         try:
             yield flight
         finally:
-            if _still_named(flight.fd, path):  # who came to share a word holds a file that has no name any more
+            if is_named(flight.fd, path):  # who came to share a word holds a file that has no name any more
                 path.unlink(missing_ok=True)
             os.close(flight.fd)
 
@@ -135,7 +136,7 @@ class Incoming:
                 waited |= await _lock(flight.fd)
                 if waited and not alone:
                     flight.read()
-                named = _still_named(flight.fd, path)
+                named = is_named(flight.fd, path)
                 flight.shared = waited and bool(flight.landed or flight.failed)
                 if named and not flight.shared:
                     os.ftruncate(flight.fd, 0)  # the word of somebody who died before removing it
@@ -158,13 +159,6 @@ async def _lock(fd: int) -> bool:
             await trio.sleep(_LOOK_EVERY)
         else:
             return waited
-
-
-def _still_named(fd: int, path: Path) -> bool:
-    """Whether `path` is still the file that is open as `fd`."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.fstat(fd).st_ino == path.lstat().st_ino
-    return False
 
 
 def _remove_if_dead(path: Path) -> bool:

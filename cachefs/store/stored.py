@@ -121,11 +121,6 @@ class StoredObject(ServedBytes):
             self._owner.landed(self, self.manifest.span(index).length)
         return True
 
-    async def write(self, index: int, data: bytes | bytearray | memoryview) -> None:
-        """Verify a block, write it and land it. BlockInvalid if it is another; StoreFull, StoreFailed."""
-        await trio.to_thread.run_sync(self.put, index, data)
-        self.land(index)
-
     async def read(self, offset: int, size: int) -> bytes | None:
         data = await super().read(offset, size)
         if data is not None:
