@@ -194,6 +194,20 @@ class UrlFailed(SourceFailed):
         self.why = why
 
 
+def together(errors: Sequence[UrlFailed]) -> UrlFailed:
+    """One error that tells all: the gravest kind of them, with the others' reasons behind its own."""
+    if not errors:
+        return UrlFailed("no source", "there is no URL that anything here can fetch")
+    gravest = max(errors, key=lambda error: len(type(error).__mro__))
+    others = [str(error) for error in errors if error is not gravest]
+    if not others:
+        return gravest
+    told = type(gravest).__new__(type(gravest))  # errors are remembered and told again: they stay as they are
+    told.__dict__.update(gravest.__dict__)
+    told.args = (f"{gravest}; also tried: {'; '.join(others)}",)
+    return told
+
+
 class SourceSilent(UrlFailed):
     """A source that could not be reached in time, or went silent."""
 

@@ -32,7 +32,7 @@ from cachefs.catalog.tree import File, Tree, outdated
 from cachefs.config import Config
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError
-from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.metadata.service import MetadataService
 from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile
 from cachefs.manifests import Manifests

@@ -13,13 +13,13 @@ from pathlib import Path
 import trio
 
 from cachefs.config import Config, load_webseed_toml
-from cachefs.fetch.metadata import Found, MetadataService
-from cachefs.fetch.rebuild import RemoteMetadata
-from cachefs.fetch.remote import RemoteFetcher
-from cachefs.fetch.remotes import Remotes
-from cachefs.fetch.router import Router
+from cachefs.fetch.metadata.rebuild import RemoteMetadata
+from cachefs.fetch.metadata.service import Found, MetadataService
+from cachefs.fetch.remote.fetcher import RemoteFetcher
+from cachefs.fetch.remote.remotes import Remotes
+from cachefs.fetch.routing.router import Router
 from cachefs.fetch.sources import Ledger, WebSeed
-from cachefs.fetch.torrent import TorrentFetcher
+from cachefs.fetch.torrent.fetcher import TorrentFetcher
 from cachefs.metainfo import Metainfo
 from cachefs.store.objects import ObjectStore
 from cachefs.store.room import Room

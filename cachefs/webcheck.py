@@ -17,9 +17,9 @@ import trio
 from cachefs import metainfo
 from cachefs.content import ContentId
 from cachefs.errors import MetainfoError
-from cachefs.fetch.body import read_body
+from cachefs.fetch.http.body import read_body
+from cachefs.fetch.http.wire import content_range
 from cachefs.fetch.sources import WebSeed
-from cachefs.fetch.wire import content_range
 from cachefs.metainfo import MAX_METAINFO, Metainfo
 
 MANIFEST = "manifest.txt"

@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from cachefs.config import Rclone
-from cachefs.fetch.rclone_child import RcloneChild
+from cachefs.fetch.rclone.child import RcloneChild
 from tests.counterparts import LOOPBACK, accepts, free_port, running
 from tests.fakes import until
 

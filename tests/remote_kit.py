@@ -11,8 +11,8 @@ import trio
 from cachefs.config import Fetch, Rclone
 from cachefs.content import Bitmap
 from cachefs.fetch.base import Claim, Job
-from cachefs.fetch.remote import RemoteFetcher
-from cachefs.fetch.remotes import Remotes
+from cachefs.fetch.remote.fetcher import RemoteFetcher
+from cachefs.fetch.remote.remotes import Remotes
 from cachefs.fetch.sources import Ledger, WebSeed
 from tests.fakes import Content
 

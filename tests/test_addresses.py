@@ -12,9 +12,9 @@ import trio
 import trio.testing
 
 from cachefs.errors import NotPublic, SourceFailed
-from cachefs.fetch.addresses import is_public
-from cachefs.fetch.connections import Connections, Target
-from cachefs.fetch.wire import Line
+from cachefs.fetch.http.addresses import is_public
+from cachefs.fetch.http.connections import Connections, Target
+from cachefs.fetch.http.wire import Line
 
 PRIVATE = [
     "127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",

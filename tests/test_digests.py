@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from cachefs.fetch.digests import Declared, declared
+from cachefs.fetch.http.digests import Declared, declared
 
 BODY = b'{"hello": "world"}\n'
 VECTOR = "RK/0qy18MlBSVnWgjwz6lZEWjP/lF5HF9bvEF8FabDg="

@@ -17,10 +17,10 @@ import trio.testing
 
 from cachefs.content import Span
 from cachefs.errors import IgnoresRanges, NotAtSource, OtherContent, SourceBusy, SourceFailed
-from cachefs.fetch.direct import Direct
-from cachefs.fetch.remotes import Remotes
+from cachefs.fetch.http.wire import Body
+from cachefs.fetch.remote.direct import Direct
+from cachefs.fetch.remote.remotes import Remotes
 from cachefs.fetch.sources import WebSeed
-from cachefs.fetch.wire import Body
 from tests.counterparts import nginx, open_sockets, refusing_port, silent_server
 from tests.records_kit import make_certificate, song, web
 

@@ -16,8 +16,8 @@ import trio.testing
 from cachefs.config import Read
 from cachefs.content import ContentId
 from cachefs.errors import MetadataUnavailable, NoMetadata, Stopping
-from cachefs.fetch.metadata import MetadataReport, MetadataService
-from cachefs.fetch.metasearch import LastResort
+from cachefs.fetch.metadata.search import LastResort
+from cachefs.fetch.metadata.service import MetadataReport, MetadataService
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.metainfo import Metainfo, build
 from tests.counterparts import refusing_port, silent_server

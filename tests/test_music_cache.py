@@ -15,8 +15,8 @@ from cachefs.catalog import records
 from cachefs.catalog.records import Record
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, Fault, RecordMismatch, SourceLied, UrlFailed
-from cachefs.fetch.providers import HttpProvider
-from cachefs.fetch.receiver import Fetched, Receiver
+from cachefs.fetch.whole.providers import HttpProvider
+from cachefs.fetch.whole.receiver import Fetched, Receiver
 from cachefs.records import MusicCache, Order, etch
 from cachefs.records.etching import Etched
 from tests.fakes import until

@@ -17,15 +17,15 @@ import trio
 
 from cachefs import metainfo
 from cachefs.content import ContentId
-from cachefs.errors import RecordMismatch, SourceRefused, SourceTooLarge, UrlFailed
-from cachefs.fetch.downloads import Downloader
-from cachefs.fetch.providers import HttpProvider, LocalProvider, Provider
-from cachefs.fetch.rclone_provider import RcloneProvider
-from cachefs.fetch.receiver import Expected, Fetched
-from cachefs.fetch.strategies import STRATEGIES, Attempt, Strategy, together
-from cachefs.fetch.torrent_provider import TorrentProvider
-from cachefs.fetch.torrent_whole import WholeTorrents
-from cachefs.fetch.web import Rules, WebClient
+from cachefs.errors import RecordMismatch, SourceRefused, SourceTooLarge, UrlFailed, together
+from cachefs.fetch.http.client import Rules, WebClient
+from cachefs.fetch.torrent.whole import WholeTorrents
+from cachefs.fetch.whole.downloads import Downloader
+from cachefs.fetch.whole.providers import HttpProvider, LocalProvider, Provider
+from cachefs.fetch.whole.rclone_provider import RcloneProvider
+from cachefs.fetch.whole.receiver import Expected, Fetched
+from cachefs.fetch.whole.strategies import STRATEGIES, Attempt, Strategy
+from cachefs.fetch.whole.torrent_provider import TorrentProvider
 from tests.fakes import BLOCK, Content
 from tests.records_kit import Host, sha256, song, web
 from tests.torrent_kit import fetching, seeding

@@ -15,9 +15,10 @@ import trio
 from cachefs.content import Bitmap
 from cachefs.errors import CachefsError, Fault, RecordMismatch, UrlFailed
 from cachefs.fetch.base import Claim, Item, Job
-from cachefs.fetch.ranges import RangeDownload, RangeFetcher
+from cachefs.fetch.http.client import Rules, WebClient
+from cachefs.fetch.ranges.download import RangeDownload
+from cachefs.fetch.ranges.fetcher import RangeFetcher
 from cachefs.fetch.sources import Ledger
-from cachefs.fetch.web import Rules, WebClient
 from tests.fakes import BLOCK, content, until
 from tests.records_kit import Host, data_dir, etch, sha256, stored, web
 

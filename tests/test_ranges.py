@@ -11,10 +11,11 @@ import trio.testing
 
 from cachefs.content import Bitmap
 from cachefs.fetch.base import Job
-from cachefs.fetch.range_request import Stream
-from cachefs.fetch.ranges import RangeDownload, RangeFetcher
+from cachefs.fetch.http.client import Rules, WebClient
+from cachefs.fetch.ranges.download import RangeDownload
+from cachefs.fetch.ranges.fetcher import RangeFetcher
+from cachefs.fetch.ranges.request import Stream
 from cachefs.fetch.sources import Ledger
-from cachefs.fetch.web import Rules, WebClient
 from tests.counterparts import nginx, open_sockets
 from tests.fakes import BLOCK, content
 from tests.records_kit import song

@@ -20,7 +20,7 @@ import trio
 
 from cachefs.config import Rclone
 from cachefs.errors import RcloneUnusable
-from cachefs.fetch.rclone_child import OLDEST, SOCKET, Binary, RcloneChild, find_binary
+from cachefs.fetch.rclone.child import OLDEST, SOCKET, Binary, RcloneChild, find_binary
 from tests.fakes import until
 from tests.rclone_kit import RCLONE, alive, fake_rclone, running_child, supervised, warnings
 
@@ -81,7 +81,7 @@ def test_one_that_can_not_be_run_is_refused(tmp_path: Path) -> None:
 def test_without_a_usable_one_it_is_said_once_and_found_as_soon_as_it_is_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cachefs.fetch.rclone_child._LOOK_AGAIN", 0.05)
+    monkeypatch.setattr("cachefs.fetch.rclone.child._LOOK_AGAIN", 0.05)
     path = tmp_path / "bin" / "rclone"
 
     async def scenario() -> None:
@@ -105,7 +105,7 @@ def test_without_a_usable_one_it_is_said_once_and_found_as_soon_as_it_is_there(
 def test_a_directory_that_can_not_be_made_is_said_once_and_used_as_soon_as_it_can(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cachefs.fetch.rclone_child._LOOK_AGAIN", 0.05)
+    monkeypatch.setattr("cachefs.fetch.rclone.child._LOOK_AGAIN", 0.05)
     (tmp_path / "data").write_text("in the way")
 
     async def scenario() -> None:
@@ -263,7 +263,7 @@ def test_one_that_is_killed_is_started_again_and_each_change_is_said_once(
 def test_one_that_ends_at_once_each_time_is_started_ever_more_rarely_and_that_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cachefs.fetch.rclone_child._PAUSES", (0.05, 0.4))
+    monkeypatch.setattr("cachefs.fetch.rclone.child._PAUSES", (0.05, 0.4))
     notes = tmp_path / "starts"
     broken = fake_rclone(tmp_path / "rclone", "rclone v99.0.0", f"date +%s.%N >>{notes}; echo broken; exit 3")
 
@@ -357,7 +357,7 @@ _PARENT = """
 import sys, trio
 from pathlib import Path
 from cachefs.config import Rclone
-from cachefs.fetch.rclone_child import RcloneChild
+from cachefs.fetch.rclone.child import RcloneChild
 
 async def main():
     child = RcloneChild(Rclone(), Path(sys.argv[1]), {})

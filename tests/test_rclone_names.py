@@ -26,8 +26,8 @@ from cachefs.catalog.chain import format_chain
 from cachefs.config import Config, load_config, load_webseed_toml, web_seed
 from cachefs.errors import CatalogError, ConfigError, SourceFailed
 from cachefs.fetch.base import Item
-from cachefs.fetch.diagnosis import diagnose
-from cachefs.fetch.remotes import Remotes
+from cachefs.fetch.rclone.diagnosis import diagnose
+from cachefs.fetch.remote.remotes import Remotes
 from cachefs.fetch.sources import WebSeed
 from tests.counterparts import LOOPBACK, nginx
 from tests.fakes import content

@@ -12,9 +12,9 @@ import trio
 
 from cachefs.content import Span
 from cachefs.errors import NotAtSource, RcloneGone, SourceFailed
-from cachefs.fetch.rclone_child import RcloneChild
-from cachefs.fetch.rclone_rc import RemoteControl
-from cachefs.fetch.wire import Body
+from cachefs.fetch.http.wire import Body
+from cachefs.fetch.rclone.child import RcloneChild
+from cachefs.fetch.rclone.rc import RemoteControl
 from tests.counterparts import nginx, refusing_port
 from tests.rclone_kit import supervised
 

@@ -17,9 +17,9 @@ from cachefs import metainfo
 from cachefs.config import Fetch, Rclone
 from cachefs.content import ContentId
 from cachefs.errors import MetadataUnavailable, StoreFull
-from cachefs.fetch.rebuild import PIECE_LENGTHS, Hasher, RemoteMetadata
-from cachefs.fetch.remote import RemoteFetcher
-from cachefs.fetch.remotes import Remotes
+from cachefs.fetch.metadata.rebuild import PIECE_LENGTHS, Hasher, RemoteMetadata
+from cachefs.fetch.remote.fetcher import RemoteFetcher
+from cachefs.fetch.remote.remotes import Remotes
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.metainfo import Metainfo
 from tests.counterparts import nginx, small_disk

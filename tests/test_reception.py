@@ -11,11 +11,12 @@ import trio
 
 from cachefs.content import Bitmap
 from cachefs.errors import BlockInvalid, SourceFailed
-from cachefs.fetch import reception
 from cachefs.fetch.base import Claim
-from cachefs.fetch.reception import Buffers, Reception, Run
-from cachefs.fetch.remotes import RemoteSource
-from cachefs.fetch.wire import Line, Measured, in_thread
+from cachefs.fetch.http import reception
+from cachefs.fetch.http.reception import Buffers, Reception
+from cachefs.fetch.http.wire import Line, Measured, in_thread
+from cachefs.fetch.remote.remotes import RemoteSource
+from cachefs.fetch.remote.run import Run
 from tests.fakes import BLOCK, WITHIN, content, until
 
 FILE = content(1, 5 * BLOCK + 7)

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from cachefs.errors import UrlFailed
-from cachefs.fetch.busy import Busy, seconds_until
+from cachefs.fetch.http.busy import Busy, seconds_until
 from cachefs.records import MusicCache
 from tests import records_kit
 from tests.mount_kit import mounted, read_error

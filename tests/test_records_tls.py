@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from cachefs.errors import UrlFailed
-from cachefs.fetch.web import Rules, WebClient
+from cachefs.fetch.http.client import Rules, WebClient
 from tests.records_kit import make_certificate, song, web
 
 SONG = song(1, 100_000)

@@ -14,7 +14,7 @@ from cachefs.catalog.chain import format_chain
 from cachefs.config import Config, Read, Snapshots
 from cachefs.content import ContentId
 from cachefs.errors import StoreFailed
-from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.metadata.service import MetadataService
 from cachefs.fetch.sources import Ledger
 from cachefs.filesystem import Filesystem
 from cachefs.locks import CATALOGUE, LockFile

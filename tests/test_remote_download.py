@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from cachefs.config import Fetch
-from cachefs.fetch.remote import RemoteFetcher
-from cachefs.fetch.remote_download import RemoteDownload
+from cachefs.fetch.remote.download import RemoteDownload
+from cachefs.fetch.remote.fetcher import RemoteFetcher
 from tests.fakes import BLOCK, WITHIN, Content, content, until
 from tests.records_kit import Host, web
 from tests.remote_kit import Kept, KeptAlone, asking

@@ -13,7 +13,7 @@ from cachefs.config import Fetch
 from cachefs.content import Bitmap
 from cachefs.fetch.base import Claim, Job
 from cachefs.fetch.policy import Hedging
-from cachefs.fetch.router import Router
+from cachefs.fetch.routing.router import Router
 from cachefs.metainfo import Bencodable, bdecode, bencode, parse
 from tests.fakes import BLOCK, WITHIN, Content, FakeDownload, content, until
 from tests.records_kit import web

@@ -13,7 +13,7 @@ import trio.testing
 from cachefs.config import Peer
 from cachefs.content import Bitmap
 from cachefs.errors import MetadataUnavailable
-from cachefs.fetch.torrent_download import Phase, TorrentDownload
+from cachefs.fetch.torrent.download import Phase, TorrentDownload
 from cachefs.metainfo import parse
 from tests.counterparts import LOOPBACK, free_port, nginx
 from tests.fakes import WITHIN, Content, content, until

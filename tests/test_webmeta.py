@@ -15,8 +15,8 @@ import trio
 import trio.testing
 
 from cachefs.errors import ContentMismatch, MetadataUnavailable, MetainfoError, NoMetadata
+from cachefs.fetch.metadata.web import WebMetadata
 from cachefs.fetch.sources import Ledger, WebSeed
-from cachefs.fetch.webmeta import WebMetadata
 from cachefs.metainfo import MAX_METAINFO, build
 from tests.counterparts import nginx
 from tests.fakes import Answer, WebHost, web_host

@@ -17,10 +17,10 @@ import trio
 from cachefs.config import Peer, Torrent
 from cachefs.content import Bitmap
 from cachefs.fetch.base import Job
-from cachefs.fetch.extents import Extents
 from cachefs.fetch.sources import Ledger, WebSeed
-from cachefs.fetch.torrent import TorrentFetcher
-from cachefs.fetch.torrent_download import TorrentDownload
+from cachefs.fetch.torrent.download import TorrentDownload
+from cachefs.fetch.torrent.extents import Extents
+from cachefs.fetch.torrent.fetcher import TorrentFetcher
 from tests.counterparts import LOOPBACK
 from tests.fakes import Content, content, until
 

@@ -19,10 +19,10 @@ from cachefs import __version__
 from cachefs.cache import Cache
 from cachefs.drivers.driver import Driver
 from cachefs.fetch.base import Fetcher
-from cachefs.fetch.metadata import MetadataService
+from cachefs.fetch.metadata.service import MetadataService
 from cachefs.fetch.outage import Outage
-from cachefs.fetch.remote import RemoteFetcher
-from cachefs.fetch.router import Router
+from cachefs.fetch.remote.fetcher import RemoteFetcher
+from cachefs.fetch.routing.router import Router
 from cachefs.fetch.sources import Ledger
 from cachefs.manifests import Manifests
 from cachefs.reload import Shown

@@ -1,14 +1,14 @@
-"""Bytes in flight: where content and its metadata are fetched from, and how.
+"""Bytes in flight: where content and its metadata are fetched from, and how. From the top down:
 
-base         what a fetcher is; kinds: which one an item gets; sources: who gave what; outage: when nobody does
-router       snapshots, by torrent and from the web: routed_download, by the rules of policy
-torrent      libtorrent: torrent_session, torrent_download with its torrent_wishes and torrent_pieces, torrent_whole
-remote       web seeds and rclone remotes: remotes, remote_download, remote_judge, health
-direct       web seeds without rclone; rclone_child, rclone_rc, diagnosis: the way through it
-metadata     sizes and hashes: metasearch asks peers, web seeds (webmeta), or has a whole file hashed (rebuild)
-ranges       records, block by block: range_request
-downloads    records, whole: strategies of attempts by providers into a receiver; digests: what servers declare
-web          asking with care; busy: hosts that ask to be left alone
-reception    receiving a body in a thread; connections, wire, addresses, nodelay, body: HTTP and below
-extents      which parts of a file were written
+routing      one fetcher made of all: by torrent or from the web, by the rules of policy
+metadata     sizes and hashes: .torrent files from peers and web seeds, or made of the bytes
+torrent      a file from its peers, by libtorrent
+remote       a file from web seeds and rclone remotes, by ranges
+ranges       a record from its URLs, by ranges
+whole        a record as a whole, by any way that a URL may name
+rclone       the rclone process that stands between, where one has to
+http         asking and receiving
+policy       who is asked, and when twice
+health       how a source does; outage: when none does anything; sources: what each gave
+base         what a fetcher is, and what it is asked by and lands blocks with
 """

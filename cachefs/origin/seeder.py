@@ -19,8 +19,8 @@ import trio
 from cachefs.config import Torrent
 from cachefs.config.values import Peer
 from cachefs.errors import ConfigError
-from cachefs.fetch.nodelay import set_nodelay
-from cachefs.fetch.torrent_session import TorrentSession, session_settings
+from cachefs.fetch.torrent.nodelay import set_nodelay
+from cachefs.fetch.torrent.session import TorrentSession, session_settings
 from cachefs.origin.torrents import SeededFile
 
 LISTEN_TIMEOUT = 10.0

@@ -29,8 +29,8 @@ from cachefs.catalog.records import Pieces, Record, RecordsLock, as_url
 from cachefs.config.values import Wrong, without_login
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError
-from cachefs.fetch.providers import send_file
-from cachefs.fetch.receiver import Expected, Fetched, Progress, Receiver
+from cachefs.fetch.whole.providers import send_file
+from cachefs.fetch.whole.receiver import Expected, Fetched, Progress, Receiver
 from cachefs.records import media
 from cachefs.records.arriving import Arriving
 from cachefs.records.music_cache import MusicCache, shared

@@ -16,8 +16,8 @@ import trio
 from cachefs.catalog.records import CATALOGUE, Record
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, UrlFailed
-from cachefs.fetch.busy import Busy
-from cachefs.fetch.web import WebClient
+from cachefs.fetch.http.busy import Busy
+from cachefs.fetch.http.client import WebClient
 
 LOOK_EVERY = 3600.0
 """Seconds between two looks."""

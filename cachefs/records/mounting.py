@@ -14,12 +14,12 @@ import trio
 from cachefs.cache import Cache
 from cachefs.catalog.records import Record
 from cachefs.config import Config
-from cachefs.fetch.kinds import ByKind
-from cachefs.fetch.ranges import RangeFetcher
-from cachefs.fetch.router import Router
+from cachefs.fetch.ranges.fetcher import RangeFetcher
+from cachefs.fetch.routing.kinds import ByKind
+from cachefs.fetch.routing.router import Router
 from cachefs.fetch.sources import Ledger
-from cachefs.fetch.torrent_provider import TorrentProvider
-from cachefs.fetch.torrent_whole import WholeTorrents
+from cachefs.fetch.torrent.whole import WholeTorrents
+from cachefs.fetch.whole.torrent_provider import TorrentProvider
 from cachefs.records.last_copies import LastCopies
 from cachefs.records.music_cache import MusicCache
 from cachefs.records.shelf import RecordShelf

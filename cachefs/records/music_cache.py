@@ -30,13 +30,13 @@ from cachefs.config import Rclone
 from cachefs.config import Records as Settings
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, Fault, UrlFailed
-from cachefs.fetch.downloads import Downloader
 from cachefs.fetch.health import Breaker
-from cachefs.fetch.providers import HttpProvider, LocalProvider, Provider
-from cachefs.fetch.rclone_provider import RcloneProvider
-from cachefs.fetch.receiver import Expected, Fetched, Progress
-from cachefs.fetch.strategies import STRATEGIES, patient
-from cachefs.fetch.web import Rules, WebClient
+from cachefs.fetch.http.client import Rules, WebClient
+from cachefs.fetch.whole.downloads import Downloader
+from cachefs.fetch.whole.providers import HttpProvider, LocalProvider, Provider
+from cachefs.fetch.whole.rclone_provider import RcloneProvider
+from cachefs.fetch.whole.receiver import Expected, Fetched, Progress
+from cachefs.fetch.whole.strategies import STRATEGIES, patient
 from cachefs.records.arriving import Arriving, Boundless, Room, arriving
 from cachefs.records.incoming import Flight, Incoming
 from cachefs.records.pieces import PieceLists, list_pieces, whole

@@ -1,0 +1,1 @@
+"""A record from its URLs, block by block: fetcher, its downloads, and the requests that they make."""

@@ -1,0 +1,358 @@
+"""Fetching by BitTorrent: one session, and a torrent for what is read or seeded.
+
+How it works: a torrent is added when it is first needed and removed when it has been idle for a while,
+so a catalogue of many thousand names costs nothing by itself. Complete torrents stay to be seeded, up to a
+limit, least recently used ones first to go. Alerts find their torrent by info-hash. About twice a
+second a supervisor looks after what does not come: addresses are dialled again, web seeds that libtorrent
+gave up are offered again, with growing pauses. Who gave what is asked of libtorrent once a second and
+kept in the ledger, since pieces carry no sender.
+
+Metadata from peers (BEP 9) uses the same session: a magnet torrent that wants no piece, removed as soon
+as its info dictionary is here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import libtorrent as lt
+import trio
+
+from cachefs import metainfo
+from cachefs.content import ContentId
+from cachefs.diskerrors import kind_of
+from cachefs.errors import MetadataUnavailable, NotReached, StoreFailed
+from cachefs.fetch.base import Job, Sink, Transfer
+from cachefs.fetch.http.addresses import resolve
+from cachefs.fetch.sources import Ledger, WebSeed
+from cachefs.fetch.torrent.download import Phase, Swarm, TorrentDownload
+from cachefs.fetch.torrent.nodelay import set_nodelay
+from cachefs.fetch.torrent.session import TorrentSession, session_settings
+
+if TYPE_CHECKING:
+    from cachefs.config import Peer, Torrent
+
+log = logging.getLogger(__name__)
+
+_SUPERVISE_EVERY = 0.5
+_REMOVED_WITHIN = 2.0
+_RESOLVE_EVERY = 60.0
+_RESOLVE_FIRST = 2.0
+"""Seconds that the start waits for names to be resolved; a dead name server must not hold up the mount."""
+
+
+class _Magnet:
+    """One info dictionary on its way, and how many wait for it."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.done = trio.Event()
+        self.info = b""
+
+
+class TorrentFetcher:
+    """The `Fetcher` by libtorrent; use it inside `run`."""
+
+    def __init__(
+        self,
+        settings: Torrent,
+        ledger: Ledger,
+        *,
+        peers: Iterable[Peer] = (),
+        web_seeds: Iterable[WebSeed] = (),
+        trackers: Iterable[str] = (),
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._static_peers = tuple(peers)
+        self._swarm = Swarm(web_seeds, trackers, peer_exchange=settings.pex)
+        self._downloads: dict[bytes, TorrentDownload] = {}
+        self._magnets: dict[bytes, _Magnet] = {}
+        self._counted: dict[tuple[bytes, str], int] = {}
+        self._peer_addresses: dict[Peer, tuple[str, int]] = {}
+        self._seed_addresses: dict[tuple[str, int], WebSeed] = {}
+        self._nursery: trio.Nursery | None = None
+        self._session: TorrentSession | None = None
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether there is any way to find a peer."""
+        return bool(self._static_peers or self._swarm.trackers or self._settings.dht or self._settings.lsd)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open the session and serve it for ever; it is closed when this is cancelled."""
+        self._session = TorrentSession(session_settings(self._settings))
+        self._listen(self._session)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                with trio.move_on_after(_RESOLVE_FIRST):
+                    await self._resolve()
+                self._nursery.start_soon(self._session.pump)
+                self._nursery.start_soon(self._supervise)
+                self._nursery.start_soon(self._resolve_again)
+                task_status.started()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._session.aclose()
+            for download in self._downloads.values():
+                download.discard()
+
+    # What the cache and the metadata service ask
+
+    def download(self, job: Job, sink: Sink) -> TorrentDownload:
+        """Add the job's torrent to the session."""
+        assert self._session is not None
+        assert self._nursery is not None
+        assert job.item.metainfo is not None
+        key = job.item.metainfo.content.digest
+        assert key not in self._downloads
+        download = TorrentDownload(self._session.lt, self._nursery, self._swarm, job, sink)
+        self._downloads[key] = download
+        return download
+
+    def leave_web_seeds_to(self, other: Callable[[], bool]) -> None:
+        """Ask web seeds only while `other()` says that nobody else does."""
+        self._swarm.asks_web_seeds = lambda: not other()
+
+    def has(self, content: ContentId) -> bool:
+        """Whether this torrent is in the session."""
+        return content.digest in self._downloads
+
+    def transfers(self) -> list[Transfer]:
+        return [d.transfer() for d in self._downloads.values() if d.busy or d.rate > 0]
+
+    async def metainfo(self, content: ContentId, name: str) -> bytes:
+        """A .torrent made of the info dictionary that peers send; waits until one does.
+
+        Cancel it to give up. libtorrent checks the dictionary against the info-hash.
+        """
+        assert self._session is not None
+        if not self.has_peers:
+            raise MetadataUnavailable(name, "no peers are known")
+        magnet = self._magnets.setdefault(content.digest, _Magnet())
+        if not magnet.waiting:
+            self._session.lt.async_add_torrent(self._magnet_params(content))
+        magnet.waiting += 1
+        try:
+            await magnet.done.wait()
+        finally:
+            magnet.waiting -= 1
+            if not magnet.waiting:
+                del self._magnets[content.digest]
+                self._remove_magnet(content)
+        return metainfo.wrap(magnet.info)
+
+    def _magnet_params(self, content: ContentId) -> lt.add_torrent_params:
+        params = lt.add_torrent_params()
+        params.info_hashes = lt.info_hash_t(lt.sha1_hash(content.digest))
+        params.save_path = "/nonexistent"
+        params.trackers = list(self._swarm.trackers)
+        params.flags = lt.torrent_flags.default_dont_download
+        return params
+
+    def _remove_magnet(self, content: ContentId) -> None:
+        assert self._session is not None
+        handle = self._session.lt.find_torrent(lt.sha1_hash(content.digest))
+        if handle.is_valid() and content.digest not in self._downloads:
+            self._session.lt.remove_torrent(handle)
+
+    # Alerts
+
+    def _listen(self, session: TorrentSession) -> None:
+        session.on(lt.add_torrent_alert, self._on_added)
+        session.on(lt.torrent_removed_alert, self._on_removed)
+        session.on(lt.metadata_received_alert, self._on_metadata)
+        session.on(lt.piece_finished_alert, lambda a: self._with(a, lambda d: d.pieces.on_finished(a.piece_index)))
+        session.on(lt.cache_flushed_alert, lambda a: self._with(a, lambda d: d.pieces.on_flushed()))
+        session.on(lt.hash_failed_alert, self._on_hash_failed)
+        session.on(lt.file_error_alert, self._on_file_error)
+        session.on(lt.torrent_error_alert, self._on_torrent_error)
+        session.on(lt.peer_ban_alert, self._on_ban)
+        session.on(lt.peer_error_alert, lambda a: self._source_failed(_endpoint(a.endpoint), a.error.message()))
+        session.on(lt.peer_disconnected_alert, self._on_disconnected)
+        session.on(lt.peer_connect_alert, self._on_connected)
+        session.on(lt.incoming_connection_alert, lambda a: set_nodelay(a.endpoint))
+        session.on(lt.url_seed_alert, self._on_url_seed)
+        session.on(lt.alerts_dropped_alert, lambda a: log.error("libtorrent dropped alerts: %s", a.message()))
+        session.on(lt.listen_failed_alert, lambda a: log.warning("%s", a.message()))
+
+    def _with(self, alert: lt.torrent_alert, call: Callable[[TorrentDownload], None]) -> None:
+        download = self._downloads.get(_key(alert.handle))
+        if download is not None and download.phase is Phase.RUNNING:
+            call(download)
+
+    def _on_added(self, alert: lt.add_torrent_alert) -> None:
+        if alert.error.value():
+            log.error("libtorrent refuses a torrent: %s", alert.message())
+            return
+        key = _key(alert.handle)
+        if key in self._magnets:
+            for address in self._swarm.peers:
+                alert.handle.connect_peer(address)
+        elif key in self._downloads:
+            self._downloads[key].on_added(alert.handle)
+
+    def _on_removed(self, alert: lt.torrent_removed_alert) -> None:
+        download = self._downloads.get(alert.info_hashes.v1.to_bytes())
+        if download is not None and download.phase is Phase.REMOVING:
+            self._removed(download)
+
+    def _removed(self, download: TorrentDownload) -> None:
+        if not download.on_removed():
+            self._forget(download)
+
+    def _forget(self, download: TorrentDownload) -> None:
+        del self._downloads[download.content.digest]
+        download.end()
+        self._counted = {k: v for k, v in self._counted.items() if k[0] != download.content.digest}
+
+    def _on_metadata(self, alert: lt.metadata_received_alert) -> None:
+        magnet = self._magnets.get(_key(alert.handle))
+        info = alert.handle.torrent_file()
+        if magnet is not None and info is not None:
+            magnet.info = info.info_section()
+            magnet.done.set()
+
+    def _on_hash_failed(self, alert: lt.hash_failed_alert) -> None:
+        log.warning("%s: piece %d failed its hash; fetched again", alert.torrent_name, alert.piece_index)
+        self._with(alert, lambda download: download.pieces.on_hash_failed(alert.piece_index))
+
+    def _on_file_error(self, alert: lt.file_error_alert) -> None:
+        error = kind_of(alert.error.value())(f"{alert.filename()}: {alert.error.message()}")
+        self._with(alert, lambda download: download.on_file_error(error))
+
+    def _on_torrent_error(self, alert: lt.torrent_error_alert) -> None:
+        error = StoreFailed(alert.message())
+        self._with(alert, lambda download: download.on_file_error(error))
+
+    def _on_disconnected(self, alert: lt.peer_disconnected_alert) -> None:
+        # What we end ourselves, a torrent being removed for one, and what a ban ends, is no failure of its own.
+        if alert.error.category().name() != "libtorrent":
+            self._source_failed(_endpoint(alert.endpoint), alert.error.message())
+        self._with(alert, TorrentDownload.on_peers_changed)
+
+    def _on_connected(self, alert: lt.peer_connect_alert) -> None:
+        set_nodelay(alert.endpoint)
+        self._with(alert, TorrentDownload.on_peers_changed)
+
+    def _on_ban(self, alert: lt.peer_ban_alert) -> None:
+        self._ledger.failed(_endpoint(alert.endpoint), "sent wrong bytes; banned", lied=True)
+
+    def _source_failed(self, source: str, why: str) -> None:
+        self._ledger.failed(source, why)
+
+    def _on_url_seed(self, alert: lt.url_seed_alert) -> None:
+        url = alert.server_url()
+        why = alert.error_message() or alert.error.message()
+        self._ledger.failed(next((str(s) for s in self._swarm.web_seeds if url.startswith(s.base)), url), why)
+
+    def _count(self, key: bytes, peer: lt.peer_info, rates: dict[str, float]) -> None:
+        source = self._source_of(peer)
+        before = self._counted.get((key, source), 0)
+        # A new connection starts to count from nothing.
+        self._ledger.received(source, peer.total_download - (before if peer.total_download >= before else 0))
+        self._counted[key, source] = peer.total_download
+        rates[source] = rates.get(source, 0.0) + peer.payload_down_speed
+
+    def _source_of(self, peer: lt.peer_info) -> str:
+        if peer.connection_type != peer.web_seed:
+            return _endpoint(peer.ip)
+        # libtorrent tells the server's software and its address, not the URL.
+        seeds = [seed for seed in self._swarm.web_seeds if seed.port == peer.ip[1]]
+        seed = seeds[0] if len(seeds) == 1 else self._seed_addresses.get(peer.ip)
+        return str(seed) if seed is not None else _endpoint(peer.ip)
+
+    # Looking after what does not come
+
+    async def _supervise(self) -> None:
+        tick = 0
+        while True:
+            await trio.sleep(_SUPERVISE_EVERY)
+            tick += 1
+            now = trio.current_time()
+            for download in list(self._downloads.values()):
+                download.supervise(now)
+                if download.phase is Phase.REMOVING and now - download.removing_since > _REMOVED_WITHIN:
+                    self._look_for(download)
+            if tick % 2 == 0:
+                await self._measure()
+                self._remove_idle(now)
+                self._dial_for_magnets()
+
+    def _look_for(self, download: TorrentDownload) -> None:
+        """Take note that a torrent is gone, though libtorrent didn't say so: in a storm of file errors it may not."""
+        assert self._session is not None
+        handle = self._session.lt.find_torrent(lt.sha1_hash(download.content.digest))
+        if not handle.is_valid():
+            self._removed(download)
+
+    async def _measure(self) -> None:
+        """Ask who gives what; it is asked once more after the last bytes, to count them too."""
+        rates: dict[str, float] = {}
+        for digest, download in list(self._downloads.items()):
+            if not (download.busy or download.sought or download.rate > 0 or download.landed_since_measured):
+                continue
+            download.landed_since_measured = False
+            peers = await download.measured_peers()
+            for peer in peers:
+                self._count(digest, peer, rates)
+        self._ledger.set_rates("torrent", rates)
+
+    def _dial_for_magnets(self) -> None:
+        assert self._session is not None
+        for digest in self._magnets:
+            handle = self._session.lt.find_torrent(lt.sha1_hash(digest))
+            for address in self._swarm.peers if handle.is_valid() else ():
+                handle.connect_peer(address)
+
+    def _remove_idle(self, now: float) -> None:
+        idle = [d for d in self._downloads.values() if not d.opened and not d.busy and d.phase is Phase.RUNNING]
+        idle.sort(key=lambda download: download.idle_since)
+        excess = len(self._downloads) - self._settings.active_torrents
+        for download in idle:
+            kept = self._settings.seed and download.complete and excess <= 0
+            if not kept and (excess > 0 or now - download.idle_since >= self._settings.idle_seconds):
+                download.remove()
+                excess -= 1
+
+    async def _resolve_again(self) -> None:
+        while True:
+            all_known = len(self._peer_addresses) == len(self._static_peers)
+            await trio.sleep(_RESOLVE_EVERY if all_known else _RESOLVE_FIRST)
+            await self._resolve()
+
+    async def _resolve(self) -> None:
+        """Find the addresses of all hosts, each on its own; what can't be found stays as it was."""
+        async with trio.open_nursery() as nursery:
+            for peer in self._static_peers:
+                nursery.start_soon(self._resolve_peer, peer)
+            for seed in self._swarm.web_seeds:
+                nursery.start_soon(self._resolve_seed, seed)
+
+    async def _resolve_peer(self, peer: Peer) -> None:
+        found = await self._addresses(str(peer), peer.host, peer.port)
+        if found:
+            self._peer_addresses[peer] = found[0]
+            self._swarm.peers = list(dict.fromkeys(self._peer_addresses.values()))
+
+    async def _resolve_seed(self, seed: WebSeed) -> None:
+        for address in await self._addresses(str(seed), seed.host, seed.port):
+            self._seed_addresses[address] = seed
+
+    async def _addresses(self, source: str, host: str, port: int) -> list[tuple[str, int]]:
+        try:
+            return [(address, port) for address in await resolve(host)]
+        except NotReached as error:
+            self._ledger.failed(source, str(error))
+            return []
+
+
+def _key(handle: lt.torrent_handle) -> bytes:
+    return handle.info_hashes().v1.to_bytes()
+
+
+def _endpoint(endpoint: tuple[str, int]) -> str:
+    host, port = endpoint
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
