@@ -30,6 +30,7 @@ from cachefs.catalog.files import is_there
 from cachefs.catalog.records import Record
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, StoreFailed
+from cachefs.layout import RECORDS, SNAPSHOTS, STATE, STORE, label
 from cachefs.store import disk, space
 from cachefs.store.eviction import Evicted, Limits, catalogue_of
 from cachefs.store.lock import DataDirLock
@@ -40,7 +41,6 @@ from cachefs.store.vault import unpacked
 
 log = logging.getLogger(__name__)
 
-SNAPSHOTS = "snapshots"
 _LEFT_BEHIND = 3600.0  # seconds after which nobody is still at work on a file that is half made
 _SETTLED = 86_400.0
 _RECORDED = "sha256"  # what records are of
@@ -94,10 +94,6 @@ class Collected:
     @property
     def freed(self) -> int:
         return self.nameless.freed + self.leavings + self.limits.freed + self.sidecars.freed
-
-
-def label(catalogue: str, name: str) -> str:
-    return name if catalogue == SNAPSHOTS else f"{catalogue}/{name}"
 
 
 class Keeper:
@@ -276,10 +272,10 @@ def idle(data_dir: Path, limits: Limits | None = None) -> Iterator[Keeper]:
         if is_there(path):
             names[SNAPSHOTS] = snapshots.load(path, None).downloads
         if is_there(recorded):
-            names[records.CATALOGUE] = records.load(recorded).contents()
-        state = State.open(data_dir / "state.db")
+            names[RECORDS] = records.load(recorded).contents()
+        state = State.open(data_dir / STATE)
         try:
-            store = ObjectStore(data_dir / "store", state)
+            store = ObjectStore(data_dir / STORE, state)
             keeper = Keeper(store, state, Room(store, state, limits, catalogue_of=catalogue_of), lambda: names)
             keeper.refresh()
             yield keeper

@@ -23,13 +23,11 @@ from cachefs.catalog.snapshots import LOCK_NAME, SnapshotLock
 from cachefs.config import Config
 from cachefs.content import ContentId
 from cachefs.errors import CatalogError, ConfigError
+from cachefs.layout import SNAPSHOTS
 
 log = logging.getLogger(__name__)
 
-__all__ = ["CATALOGUE", "LOCK_NAME", "LockFile", "fetch_chain", "shown", "updated", "with_hashes"]
-
-CATALOGUE = "snapshots"
-"""The catalogue's folder, in the mount as well as in the data directory."""
+__all__ = ["LOCK_NAME", "LockFile", "fetch_chain", "shown", "updated", "with_hashes"]
 
 _LARGEST_CHAIN_TOML = 64 * 2**20
 
@@ -42,7 +40,7 @@ class LockFile:
 
     @property
     def path(self) -> Path:
-        return self.data_dir / CATALOGUE / LOCK_NAME
+        return self.data_dir / SNAPSHOTS / LOCK_NAME
 
     @property
     def history(self) -> History:

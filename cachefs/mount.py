@@ -28,7 +28,6 @@ from cachefs.adoption.online import adopting
 from cachefs.adoption.overrides import Overrides
 from cachefs.adoption.takeover import MEMORY_NAME, Takeover
 from cachefs.cache import Cache
-from cachefs.catalog.records import CATALOGUE as RECORDS
 from cachefs.catalog.tree import File
 from cachefs.config import Config
 from cachefs.content import ContentId, Span
@@ -41,7 +40,8 @@ from cachefs.fetch.base import Item
 from cachefs.fetch.outage import Outage
 from cachefs.filesystem import Filesystem
 from cachefs.keeper import Keeper
-from cachefs.locks import CATALOGUE, LockFile
+from cachefs.layout import RECORDS, SNAPSHOTS, STATE, STORE
+from cachefs.locks import LockFile
 from cachefs.manifests import Manifests
 from cachefs.mountpoint import claimed, places, prepare
 from cachefs.pickup import PickUp
@@ -93,7 +93,7 @@ def _writable_view(config: Config, mountpoint: Path, data_dir: Path) -> overlay.
     if not config.mount.writable:
         return None
     owner = overlay.Owner.parse(config.mount.owner)
-    return overlay.WritableView(mountpoint / CATALOGUE, data_dir / CATALOGUE, owner)
+    return overlay.WritableView(mountpoint / SNAPSHOTS, data_dir / SNAPSHOTS, owner)
 
 
 async def _run(
@@ -101,7 +101,7 @@ async def _run(
 ) -> None:
     lock_file = LockFile(data_dir)
     shown = await Shown.load(config, lock_file, config.snapshots.chain_name)
-    state = State.open(data_dir / "state.db")
+    state = State.open(data_dir / STATE)
     try:
         async with MusicCache.open(data_dir, config.records, rclone=config.rclone, state=state) as music:
             await Assembly(config, mountpoint, data_dir, lock_file, shown, state, music).run(ready, hashing)
@@ -125,7 +125,7 @@ class Assembly:
         self._mountpoint = mountpoint
         self._data_dir = data_dir
         state.sync_names(shown.lock.downloads, shown.created)
-        self._store = ObjectStore(data_dir / "store", state)
+        self._store = ObjectStore(data_dir / STORE, state)
         self._room = Room(self._store, state, Limits.of_settings(config.limits), catalogue_of=catalogue_of)
         self._manifests = Manifests(self._store, state, shown.names)
         self._sources = sources = Sourcing(config, data_dir, self._store, self._room, self._manifests.found)
@@ -134,7 +134,7 @@ class Assembly:
         self._cache = Cache(self._store, fetcher, config.read, sources.evidence, self._room)
         self._records = self._record_parts.shelf(shown.records, self._cache)
         shelf = SnapshotShelf(self._manifests, sources.metadata, mtimes(state))
-        shelves: dict[str, Shelf] = {CATALOGUE: shelf, RECORDS: self._records}
+        shelves: dict[str, Shelf] = {SNAPSHOTS: shelf, RECORDS: self._records}
         self._keeper = Keeper(
             self._store, state, self._room, lambda: self._reloader.shown.contents(),
             recorded=lambda: self._reloader.shown.records.values(),

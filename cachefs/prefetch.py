@@ -20,7 +20,7 @@ from cachefs.catalog.tree import File
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError
 from cachefs.flow import Reader
-from cachefs.keeper import label
+from cachefs.layout import label
 from cachefs.shelf import Shelf
 from cachefs.store.evictor import Evictor
 

@@ -34,7 +34,8 @@ from cachefs.content import ContentId
 from cachefs.errors import CachefsError
 from cachefs.fetch.metadata.service import MetadataService
 from cachefs.filesystem import Filesystem
-from cachefs.locks import CATALOGUE, LockFile
+from cachefs.layout import RECORDS, SNAPSHOTS, label
+from cachefs.locks import LockFile
 from cachefs.manifests import Manifests
 from cachefs.records.shelf import RecordShelf
 from cachefs.shelf import SnapshotShelf
@@ -63,21 +64,21 @@ class Shown:
     def of(cls, config: Config, lock: SnapshotLock, created: float, recorded: RecordsLock | None = None) -> Shown:
         """What the two locks show; a catalogue that has no lock is not there at all. CatalogError."""
         names = locks.shown(config, lock)
-        catalogues = {CATALOGUE: names} if lock.downloads or recorded is None else {}
+        catalogues = {SNAPSHOTS: names} if lock.downloads or recorded is None else {}
         ready = recorded.ready() if recorded is not None else {}
         if recorded is not None:
-            catalogues[records.CATALOGUE] = {name: record.content for name, record in ready.items() if record.content}
+            catalogues[RECORDS] = {name: record.content for name, record in ready.items() if record.content}
         return cls(lock, created, names, Tree.build(catalogues), ready)
 
     def contents(self) -> dict[str, Mapping[str, ContentId]]:
         """Every name of both locks, shown or not, by catalogue."""
         recorded = {name: record.content for name, record in self.records.items() if record.content is not None}
-        return {CATALOGUE: self.lock.downloads, records.CATALOGUE: recorded}
+        return {SNAPSHOTS: self.lock.downloads, RECORDS: recorded}
 
     def named(self) -> dict[str, ContentId]:
-        """The same in one: the snapshots' names as they are, those of records with their folder."""
-        recorded = self.contents()[records.CATALOGUE]
-        return {**self.lock.downloads, **{f"{records.CATALOGUE}/{name}": each for name, each in recorded.items()}}
+        """The same in one, by what users call them."""
+        every = self.contents().items()
+        return {label(catalogue, name): each for catalogue, names in every for name, each in names.items()}
 
     @classmethod
     async def load(cls, config: Config, lock_file: LockFile, chain: str | None) -> Shown:

@@ -25,6 +25,7 @@ from cachefs.catalog.tree import File
 from cachefs.content import ContentId, Manifest, Span
 from cachefs.errors import CachefsError
 from cachefs.fetch.base import Item
+from cachefs.layout import label
 from cachefs.shelf import Shelf
 from cachefs.store.objects import ObjectStore
 from cachefs.store.scrub import Checker
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SNAPSHOTS = "snapshots"
 _AT_ONCE = 8
 _PATIENCE = 10.0
 """Seconds that mending waits for the kernel: a read under way keeps its pages, and may be what waits for the block."""
@@ -144,8 +144,7 @@ class Upkeep:
 
     def _named(self) -> dict[str, File]:
         """Every file by the name it has for its user: snapshots as in the lock, others with their folder."""
-        files = self._files()
-        return {file.path if file.catalogue == SNAPSHOTS else f"{file.catalogue}/{file.path}": file for file in files}
+        return {label(file.catalogue, file.path): file for file in self._files()}
 
     async def _item(self, file: File) -> Item:
         return await self._shelves[file.catalogue].item(file)

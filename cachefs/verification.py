@@ -24,6 +24,7 @@ from cachefs.catalog import records, snapshots
 from cachefs.catalog.files import is_there
 from cachefs.content import ContentId, Manifest
 from cachefs.errors import CachefsError, MetadataUnavailable
+from cachefs.layout import RECORDS, SNAPSHOTS, STATE, STORE, label
 from cachefs.store import DataDirLock, ObjectStore, State
 from cachefs.store.scrub import Checker
 from cachefs.store.vault import unpacked
@@ -167,10 +168,10 @@ def verify_data_dir(data_dir: Path, patterns: Iterable[str], *, fail_fast: bool,
     """Verify the names of a data directory's lock. DataDirBusy if a daemon works on it; CatalogError, StoreFailed."""
     with DataDirLock(data_dir):  # first: a daemon knows its names whatever became of the lock's file
         names = matching(names_of(data_dir), patterns)
-        state = State.open(data_dir / "state.db")
+        state = State.open(data_dir / STATE)
         try:
-            _know_names(state, data_dir / "snapshots" / snapshots.LOCK_NAME)
-            return trio.run(_verify_alone, ObjectStore(data_dir / "store", state), names, fail_fast, report)
+            _know_names(state, data_dir / SNAPSHOTS / snapshots.LOCK_NAME)
+            return trio.run(_verify_alone, ObjectStore(data_dir / STORE, state), names, fail_fast, report)
         finally:
             state.close()
 
@@ -185,12 +186,12 @@ def names_of(data_dir: Path) -> dict[str, ContentId]:
     """The names in a data directory's locks: snapshots as they are, records with their folder. CatalogError."""
     recorded = data_dir / records.LOCK_NAME
     names: dict[str, ContentId] = {}
-    path = data_dir / "snapshots" / snapshots.LOCK_NAME
+    path = data_dir / SNAPSHOTS / snapshots.LOCK_NAME
     if is_there(path) or not is_there(recorded):
         names |= snapshots.load(path, None).downloads
     if is_there(recorded):
         kept = records.load(recorded).contents()
-        names |= {f"{records.CATALOGUE}/{name}": content for name, content in kept.items()}
+        names |= {label(RECORDS, name): content for name, content in kept.items()}
     return names
 
 

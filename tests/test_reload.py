@@ -17,7 +17,8 @@ from cachefs.errors import StoreFailed
 from cachefs.fetch.metadata.service import MetadataService
 from cachefs.fetch.sources import Ledger
 from cachefs.filesystem import Filesystem
-from cachefs.locks import CATALOGUE, LockFile
+from cachefs.layout import SNAPSHOTS
+from cachefs.locks import LockFile
 from cachefs.manifests import Manifests
 from cachefs.reload import Parts, Progress, Reloader, Shown, mtimes
 from cachefs.shelf import SnapshotShelf
@@ -65,7 +66,7 @@ class Bench:
         )
         shelf = SnapshotShelf(self.manifests, metadata, mtimes(state))
         cache = Cache(store, FakeFetcher(), Read(), lambda: "")
-        self.filesystem = Filesystem(shown.tree, {CATALOGUE: shelf}, cache, born=shown.created)
+        self.filesystem = Filesystem(shown.tree, {SNAPSHOTS: shelf}, cache, born=shown.created)
         self.told: list[tuple[int, str]] = []
         self.followed = 0
         parts = Parts(state, self.manifests, metadata, shelf, self.filesystem, self.told.extend, (self._follow,))
@@ -80,7 +81,7 @@ class Bench:
 
     def names(self) -> dict[str, ContentId]:
         """What is shown, as the file system lists it."""
-        folder = self.reloader.shown.tree.find(CATALOGUE)
+        folder = self.reloader.shown.tree.find(SNAPSHOTS)
         assert folder is not None
         listing = self.filesystem.listing(self.filesystem.open_directory(folder.inode), 0)
         return {name: self.reloader.shown.names[name] for name, _, _ in listing}
@@ -112,7 +113,7 @@ def test_a_database_that_fails_leaves_everything_as_it_was_and_the_next_reload_m
 
 
 def test_the_kernel_is_told_of_what_changed_alone_and_a_followers_trouble_is_its_own(bench: Bench) -> None:
-    folder = bench.reloader.shown.tree.find(CATALOGUE)
+    folder = bench.reloader.shown.tree.find(SNAPSHOTS)
     assert folder is not None
     bench.edit()
     difference, remarks = trio.run(bench.reloader.reload)

@@ -18,6 +18,7 @@ from cachefs.adoption.takeover import MEMORY_NAME, Adoption, Takeover
 from cachefs.catalog import snapshots
 from cachefs.config import Config
 from cachefs.errors import ConfigError
+from cachefs.layout import STATE, STORE
 from cachefs.locks import LOCK_NAME, LockFile
 from cachefs.manifests import Manifests
 from cachefs.store.lock import DataDirLock
@@ -36,10 +37,10 @@ async def adopt(config: Config, data_dir: Path, root: Path, report: Report | Non
         lock_file = LockFile(data_dir)
         _make_lock(config, lock_file, root)
         lock, created = await lock_file.load_or_make(config, config.snapshots.chain_name)
-        state = State.open(data_dir / "state.db")
+        state = State.open(data_dir / STATE)
         try:
             state.sync_names(lock.downloads, created)
-            store = ObjectStore(data_dir / "store", state)
+            store = ObjectStore(data_dir / STORE, state)
             manifests = Manifests(store, state, lock.downloads)
             takeover = Takeover(store, manifests.recall, manifests.found, Memory(data_dir / MEMORY_NAME))
             adoption = await takeover.directory(root, lock.downloads, report)

@@ -20,7 +20,7 @@ from cachefs.adoption.takeover import MEMORY_NAME, require_on_disk
 from cachefs.catalog.names import BadName, check_name
 from cachefs.content import ContentId
 from cachefs.errors import ConfigError, MetainfoError
-from cachefs.locks import CATALOGUE
+from cachefs.layout import SNAPSHOTS, STORE
 from cachefs.metainfo import Metainfo
 from cachefs.store import disk, places
 
@@ -40,11 +40,11 @@ async def place(
     except BadName as error:
         raise ConfigError(name, error.why) from None
     require_on_disk(file)
-    where = data_dir / CATALOGUE / name
+    where = data_dir / SNAPSHOTS / name
     _require_free(where, file)
     found = await _identified(data_dir, name, file, entries.get(name, _UNKNOWN), report)
     assert found.info is not None
-    disk.save_manifest(data_dir / "store", found.info.content, found.info.raw)
+    disk.save_manifest(data_dir / STORE, found.info.content, found.info.raw)
     if not where.exists():
         await trio.to_thread.run_sync(places.take, file, where, found.seal)
     memory = Memory(data_dir / MEMORY_NAME)
@@ -61,7 +61,7 @@ def _require_free(where: Path, file: Path) -> None:
 
 async def _identified(data_dir: Path, name: str, file: Path, expected: ContentId, report: Report | None) -> Local:
     def recall(content: ContentId) -> Metainfo | None:
-        raw = disk.read_file(disk.directory_of(data_dir / "store", content) / "manifest")
+        raw = disk.read_file(disk.directory_of(data_dir / STORE, content) / "manifest")
         try:
             return metainfo.parse(raw) if raw else None
         except MetainfoError:

@@ -42,7 +42,6 @@ from cachefs.content import ContentId
 from cachefs.errors import CatalogError
 
 __all__ = [
-    "CATALOGUE",
     "LOCK_NAME",
     "SIDECARS",
     "Pieces",
@@ -54,9 +53,6 @@ __all__ = [
     "parse",
     "update",
 ]
-
-CATALOGUE = "records"
-"""The catalogue's folder in the mount."""
 
 LOCK_NAME = "records-lock.toml"
 """The lock's file name, in the data directory itself."""

@@ -11,6 +11,7 @@ import click
 
 from cachefs.cli.target import daemon_options, with_data_dir
 from cachefs.errors import CatalogError
+from cachefs.layout import STATE
 from cachefs.store.state import Info, State
 
 
@@ -32,14 +33,14 @@ def show(data_dir: Path, names: tuple[str, ...], as_json: bool) -> None:
     Length is in bytes, "-" (null) until it is known; Completed is "-" (null) while the file is incomplete. Times are
     in UTC.
     """
-    state = State.look(data_dir / "state.db")
+    state = State.look(data_dir / STATE)
     try:
         infos = state.infos()
     finally:
         state.close()
     for name in names:
         if name not in infos:
-            raise CatalogError(data_dir / "state.db", "not in BittorrentInfo", key=name)
+            raise CatalogError(data_dir / STATE, "not in BittorrentInfo", key=name)
     rows = [_row(infos[name]) for name in names or infos]
     click.echo(json.dumps(rows, indent=2) if as_json else _table(rows))
 

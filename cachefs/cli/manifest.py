@@ -9,6 +9,7 @@ import click
 from cachefs.catalog.names import BadName, check_name
 from cachefs.cli.target import DIRECTORY
 from cachefs.errors import ControlError
+from cachefs.layout import SNAPSHOTS
 from cachefs.mountinfo import mounts
 from cachefs.origin.torrents import list_names
 
@@ -33,4 +34,4 @@ def _mounted() -> Path:
     found = {entry.mountpoint for entry in mounts()}
     if len(found) != 1:
         raise ControlError("several are mounted; name a directory" if found else "nothing is mounted; name a directory")
-    return found.pop() / "snapshots"
+    return found.pop() / SNAPSHOTS

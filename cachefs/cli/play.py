@@ -9,11 +9,12 @@ from pathlib import Path
 
 import click
 
-from cachefs.catalog.records import CATALOGUE, Record
+from cachefs.catalog.records import Record
 from cachefs.cli import leaves
 from cachefs.cli.progress import bytes_bar
 from cachefs.cli.records import Target, failing, opened, options, target, tell_strange
 from cachefs.errors import CachefsError
+from cachefs.layout import RECORDS
 from cachefs.records import MusicCache
 from cachefs.records.lists import made_ready
 from cachefs.records.naming import meant
@@ -69,7 +70,7 @@ def _path(place: Target, mountpoint: Path | None, record: Record, wait: bool) ->
         record = _made_ready(place, record)
     if mountpoint is None:
         return place.run(lambda cache: _stored(cache, record))
-    path = mountpoint / CATALOGUE / record.name
+    path = mountpoint / RECORDS / record.name
     with failing(path):
         path.stat()
     if wait:

@@ -10,11 +10,11 @@ from pathlib import Path
 import click
 import trio
 
-from cachefs.catalog.records import CATALOGUE
 from cachefs.cli.records import Target, opened
 from cachefs.cli.target import data_dir_of
 from cachefs.config import Config
 from cachefs.errors import PlayheadInvalid
+from cachefs.layout import RECORDS
 from cachefs.playhead.client import PlayheadClient, connect
 from cachefs.playhead.listen import Listener, listen
 from cachefs.playhead.model import Change, Playhead
@@ -124,7 +124,7 @@ def _in_mount(name: str, data_dir: Path | None) -> Path:
     mountpoint = Target(directory, Config()).mountpoint()
     if mountpoint is None:
         raise PlayheadInvalid(f"{directory} is not mounted: name what to play with --file")
-    path = mountpoint / CATALOGUE / name
+    path = mountpoint / RECORDS / name
     opened(path)
     return path
 
@@ -132,7 +132,7 @@ def _in_mount(name: str, data_dir: Path | None) -> Path:
 def _remark_on(name: str, data_dir: Path) -> None:
     """Say so if the daemon shows records and none of that name: it may be a slip, or a record that only others have."""
     mountpoint = Target(data_dir, Config()).mountpoint()
-    shown = mountpoint / CATALOGUE if mountpoint else None
+    shown = mountpoint / RECORDS if mountpoint else None
     if shown and shown.is_dir() and not (shown / name).exists():
         click.echo(f"{name}: no record here has that name; its playhead is for those who have one", err=True)
 

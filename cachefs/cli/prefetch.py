@@ -13,12 +13,12 @@ from typing import Any
 import click
 from rich.filesize import decimal
 
-from cachefs.catalog.records import CATALOGUE
 from cachefs.cli.progress import bars
 from cachefs.cli.records import Target, tell_strange
 from cachefs.cli.target import daemon_options, data_dir_of
 from cachefs.config import Config
 from cachefs.control import socket as control
+from cachefs.layout import RECORDS, label
 from cachefs.records.naming import in_playlist
 
 
@@ -57,7 +57,7 @@ def _with_playlists(pattern: str, data_dir: Path) -> list[str]:
     if listed is None:
         return [pattern]
     tell_strange(pattern, listed)
-    return [glob.escape(f"{CATALOGUE}/{name}") for name in listed.names]
+    return [glob.escape(label(RECORDS, name)) for name in listed.names]
 
 
 @contextmanager

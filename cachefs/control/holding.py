@@ -20,8 +20,8 @@ import trio
 from cachefs.content import ContentId
 from cachefs.control import socket as control
 from cachefs.errors import ControlError, StoreFull
+from cachefs.layout import RECORDS
 from cachefs.store.claims import Hold
-from cachefs.store.eviction import RECORDS
 from cachefs.store.room import Room
 
 

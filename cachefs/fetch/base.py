@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cachefs.content import Bitmap, ContentId, Manifest
+from cachefs.layout import SNAPSHOTS
 from cachefs.metainfo import Metainfo
 
 
@@ -30,7 +31,7 @@ class Item:
     """Its torrent, if it has one."""
     urls: tuple[str, ...] = ()
     """Where these very bytes lie, if the catalogue says so: best first."""
-    catalogue: str = "snapshots"
+    catalogue: str = SNAPSHOTS
     fails_early: bool = False
     """Whether opening it waits for its first block: some readers take a failed open better than a failed read."""
     frugal: bool = False

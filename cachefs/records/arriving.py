@@ -16,8 +16,8 @@ from typing import Protocol
 
 import trio
 
-from cachefs.catalog.records import CATALOGUE
 from cachefs.content import ContentId
+from cachefs.layout import RECORDS
 from cachefs.records.incoming import Incoming
 from cachefs.store.claims import Hold
 
@@ -67,7 +67,7 @@ async def arriving(incoming: Incoming, room: Room) -> AsyncIterator[Arriving]:
             nonlocal covered
             async with one_at_a_time:
                 if size > covered:
-                    holds.append(await held.enter_async_context(room.holding(size - covered, CATALOGUE)))
+                    holds.append(await held.enter_async_context(room.holding(size - covered, RECORDS)))
                     covered = size
 
         def came(content: ContentId) -> None:

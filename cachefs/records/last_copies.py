@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
 
-from cachefs.catalog.records import CATALOGUE, Record
+from cachefs import layout
+from cachefs.catalog.records import Record
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, UrlFailed
 from cachefs.fetch.http.busy import Busy
@@ -74,7 +75,7 @@ class LastCopies:
         now = trio.current_time()
         if now - self._told_at.get(name, float("-inf")) >= _TELL_EVERY:
             self._told_at[name] = now
-            label = f"{CATALOGUE}/{name}"
+            label = layout.label(layout.RECORDS, name)
             log.warning("%s may be evicted soon and can't be had again: %s; cachefs pin %r keeps it", label, why, label)
 
     async def _trouble(self, record: Record) -> str:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import trio
 
+from cachefs import layout
 from cachefs.catalog import records
 from cachefs.catalog.files import read_text
 from cachefs.catalog.names import BadName, check_names
@@ -225,5 +226,5 @@ def playlist(lock: RecordsLock, mountpoint: Path) -> str:
     """An m3u8 of the records that the mount shows."""
     shown = lock.ready().values()
     return playlists.dump_m3u(
-        playlists.Entry(str(mountpoint / "records" / record.name), Path(record.name).stem) for record in shown
+        playlists.Entry(str(mountpoint / layout.RECORDS / record.name), Path(record.name).stem) for record in shown
     )

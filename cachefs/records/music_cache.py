@@ -37,6 +37,7 @@ from cachefs.fetch.whole.providers import HttpProvider, LocalProvider, Provider
 from cachefs.fetch.whole.rclone_provider import RcloneProvider
 from cachefs.fetch.whole.receiver import Expected, Fetched, Progress
 from cachefs.fetch.whole.strategies import STRATEGIES, patient
+from cachefs.layout import STATE, STORE
 from cachefs.records.arriving import Arriving, Boundless, Room, arriving
 from cachefs.records.incoming import Flight, Incoming
 from cachefs.records.pieces import PieceLists, list_pieces, whole
@@ -79,7 +80,7 @@ class MusicCache:
         self.settings = settings
         self.web = web
         self.lock_path = data_dir / LOCK_NAME
-        self.vault = Vault(data_dir / "store", state)
+        self.vault = Vault(data_dir / STORE, state)
         self.pieces = PieceLists(data_dir / SIDECARS, self.vault)
         self.incoming = Incoming(data_dir / "incoming")
         self.room: Room = Boundless()
@@ -104,7 +105,7 @@ class MusicCache:
         """
         async with AsyncExitStack() as stack:
             if state is None:
-                state = State.open(data_dir / "state.db")
+                state = State.open(data_dir / STATE)
                 stack.callback(state.close)
             settings = settings or Settings()
             web = await stack.enter_async_context(WebClient(_rules(settings)))

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cachefs import layout
 from cachefs.catalog import records
 from cachefs.catalog.files import is_file
 from cachefs.catalog.records import Record, RecordsLock
@@ -75,7 +76,7 @@ class _Known:
 
     def __init__(self, lock: RecordsLock, mountpoint: Path | None, base: Path) -> None:
         self.lock = lock
-        self._shown = None if mountpoint is None else mountpoint / records.CATALOGUE
+        self._shown = None if mountpoint is None else mountpoint / layout.RECORDS
         self._base = base
         self._by_url = {url: record for record in lock for url in record.urls}
 
@@ -92,7 +93,7 @@ class _Known:
     def _names(self, word: str) -> Iterator[str]:
         """What a record may be called for `word` to mean it."""
         yield word
-        yield word.removeprefix(f"{records.CATALOGUE}/")
+        yield word.removeprefix(f"{layout.RECORDS}/")
         path = playlists.Entry(word).path(self._base)
         if path is None or self._shown is None:
             return

@@ -15,11 +15,12 @@ from contextlib import suppress
 import trio
 
 from cachefs import metainfo
-from cachefs.catalog.records import CATALOGUE, Record
+from cachefs.catalog.records import Record
 from cachefs.catalog.tree import File
 from cachefs.content import ContentId, Manifest
 from cachefs.errors import CachefsError, MetadataUnavailable, SourceSilent, SourceTooLarge
 from cachefs.fetch.base import Item
+from cachefs.layout import RECORDS
 from cachefs.metainfo import Metainfo
 from cachefs.records.music_cache import MusicCache, Play
 
@@ -101,7 +102,7 @@ class RecordShelf:
             raise SourceTooLarge(record.url, f"{record.size} bytes, more than {most} ([records] max_size)")
 
     def _item(self, record: Record, manifest: Manifest, info: Metainfo | None) -> Item:
-        return Item(record.name, manifest, info, _web(record), CATALOGUE, fails_early=True, frugal=True)
+        return Item(record.name, manifest, info, _web(record), RECORDS, fails_early=True, frugal=True)
 
     async def _torrent(self, record: Record, manifest: Manifest) -> Metainfo | None:
         """The record's torrent, from here or from peers, if it has one of the same pieces."""

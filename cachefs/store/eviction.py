@@ -15,14 +15,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cachefs.content import ContentId
+from cachefs.layout import RECORDS, SNAPSHOTS
 
 if TYPE_CHECKING:
     from cachefs.config import Limits as Settings
     from cachefs.config.sections import CatalogueLimits as CatalogueSettings
-
-
-SNAPSHOTS, RECORDS = "snapshots", "records"
-"""The catalogues, as they are bounded."""
 
 
 @dataclass(frozen=True, slots=True)

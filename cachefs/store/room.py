@@ -24,9 +24,10 @@ import trio
 
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError, StoreFull
+from cachefs.layout import RECORDS
 from cachefs.store import eviction
 from cachefs.store.claims import Asked, Claim, Claimant, Hold, Users
-from cachefs.store.eviction import RECORDS, Evicted, Held, Limits, in_words
+from cachefs.store.eviction import Evicted, Held, Limits, in_words
 from cachefs.store.evictor import Evictor
 from cachefs.store.objects import ObjectStore
 from cachefs.store.state import State

@@ -23,6 +23,7 @@ from pathlib import Path
 from cachefs.content import ContentId
 from cachefs.diskerrors import kind_of
 from cachefs.errors import StoreFailed, StoreFull
+from cachefs.layout import STATE
 from cachefs.store import database
 from cachefs.store.rows import Counts, Info, ObjectRow, Pin, Seal
 
@@ -231,7 +232,7 @@ class State:
 
 
 @contextlib.contextmanager
-def _translated(what: str = "state.db") -> Iterator[None]:
+def _translated(what: str = STATE) -> Iterator[None]:
     """Turn what SQLite and the disk say into StoreFull or StoreFailed; so it is with a value that is none of ours."""
     try:
         yield

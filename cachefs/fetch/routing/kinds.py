@@ -8,8 +8,7 @@ and by its URLs when there are none, by the same table. The cache sees a single 
 from __future__ import annotations
 
 from cachefs.fetch.base import Download, Fetcher, Job, Taker, Transfer
-
-SNAPSHOTS = "snapshots"
+from cachefs.layout import SNAPSHOTS
 
 
 class ByKind:
