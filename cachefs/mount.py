@@ -15,7 +15,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,36 +27,28 @@ from cachefs.adoption.memory import Memory
 from cachefs.adoption.online import adopting
 from cachefs.adoption.overrides import Overrides
 from cachefs.adoption.takeover import MEMORY_NAME, Takeover
-from cachefs.cache import Cache
 from cachefs.catalog.tree import File
 from cachefs.config import Config
 from cachefs.content import ContentId, Span
 from cachefs.control import holding, keeping
 from cachefs.control import socket as control
-from cachefs.control.status import StatusSource, without_room
+from cachefs.control.status import StatusSource
 from cachefs.drivers import driver, overlay, tuning
+from cachefs.engine import Engine
 from cachefs.errors import CachefsError, StoreFull
 from cachefs.fetch.base import Item
-from cachefs.fetch.outage import Outage
 from cachefs.filesystem import Filesystem
 from cachefs.keeper import Keeper
-from cachefs.layout import RECORDS, SNAPSHOTS, STATE, STORE
+from cachefs.layout import RECORDS, SNAPSHOTS, STATE
 from cachefs.locks import LockFile
-from cachefs.manifests import Manifests
 from cachefs.mountpoint import claimed, places, prepare
 from cachefs.pickup import PickUp
 from cachefs.playhead.service import PlayheadService
 from cachefs.prefetch import Prefetcher
 from cachefs.recheck import recheck
 from cachefs.records import MusicCache
-from cachefs.records.mounting import RecordParts
-from cachefs.reload import Parts, Progress, Reloader, Shown, mtimes
-from cachefs.shelf import Shelf, SnapshotShelf
-from cachefs.sourcing import Sourcing
-from cachefs.store.eviction import Limits, catalogue_of
+from cachefs.reload import Parts, Progress, Reloader, Shown
 from cachefs.store.lock import DataDirLock
-from cachefs.store.objects import ObjectStore
-from cachefs.store.room import Room
 from cachefs.store.state import State
 from cachefs.upkeep import Upkeep
 
@@ -122,74 +114,60 @@ class Assembly:
         state: State,
         music: MusicCache,
     ) -> None:
+        self._config = config
         self._mountpoint = mountpoint
         self._data_dir = data_dir
         state.sync_names(shown.lock.downloads, shown.created)
-        self._store = ObjectStore(data_dir / STORE, state)
-        self._room = Room(self._store, state, Limits.of_settings(config.limits), catalogue_of=catalogue_of)
-        self._manifests = Manifests(self._store, state, shown.names)
-        self._sources = sources = Sourcing(config, data_dir, self._store, self._room, self._manifests.found)
-        self._record_parts = RecordParts(config, music, sources.ledger, sources.router, self._room)
-        fetcher = self._record_parts.fetcher
-        self._cache = Cache(self._store, fetcher, config.read, sources.evidence, self._room)
-        self._records = self._record_parts.shelf(shown.records, self._cache)
-        shelf = SnapshotShelf(self._manifests, sources.metadata, mtimes(state))
-        shelves: dict[str, Shelf] = {SNAPSHOTS: shelf, RECORDS: self._records}
+        self._engine = engine = Engine(config, data_dir, state, music, shown.names, shown.records)
+        self._filesystem = Filesystem(shown.tree, engine.shelves, engine.cache, born=shown.created)
+        self._view = _writable_view(config, mountpoint, data_dir)
+        self._driver = self._make_driver()
         self._keeper = Keeper(
-            self._store, state, self._room, lambda: self._reloader.shown.contents(),
+            engine.store, state, engine.room, lambda: self._reloader.shown.contents(),
             recorded=lambda: self._reloader.shown.records.values(),
         )  # fmt: skip
-        self._prefetcher = Prefetcher(self._cache, self._room.evictor, shelves)
-        self._filesystem = filesystem = Filesystem(shown.tree, shelves, self._cache, born=shown.created)
-        self._view = view = _writable_view(config, mountpoint, data_dir)
-        allow_other = config.mount.allow_other or (view is not None and view.foreign)
-        owner = view.owner if view else None
-        self._driver = driver.driver_of(
-            config.mount, filesystem, mountpoint, data_dir, allow_other=allow_other, owner=owner
-        )
-        self._outage = Outage(self._waited_for, self._progress, sources.evidence)
-        followers = (self._keeper.refresh,)
-        parts = Parts(
-            state, self._manifests, sources.metadata, shelf, filesystem, self._forget, followers, records=self._records
-        )
-        takeover = Takeover(self._store, self._manifests.recall, self._manifests.found, Memory(data_dir / MEMORY_NAME))
+        found = engine.manifests.found
+        takeover = Takeover(engine.store, engine.manifests.recall, found, Memory(data_dir / MEMORY_NAME))
         overrides = Overrides(lock_file.path.parent, takeover, state.complete_hashes)
-        self._reloader = Reloader(config, lock_file, shown, parts, overrides.apply)
+        self._reloader = Reloader(config, lock_file, shown, self._reloaded(), overrides.apply)
         self._adopt = adopting(takeover, lambda: self._reloader.shown, state)
         with contextlib.suppress(StoreFull):
             self._keeper.refresh()
-
-        async def forget_pages(content: ContentId, spans: Sequence[Span]) -> None:
-            for inode in filesystem.inodes(content):
-                await self._driver.forget_pages(inode, spans)
-
         self._upkeep = Upkeep(
-            self._store, state, self._cache, config.scrub,
-            files=lambda: self._reloader.shown.tree.files(), shelves=shelves, forget_pages=forget_pages,
+            engine.store, state, engine.cache, config.scrub,
+            files=lambda: self._reloader.shown.tree.files(), shelves=engine.shelves, forget_pages=self._forget_pages,
         )  # fmt: skip
         self._status = StatusSource(
-            mountpoint, data_dir, config.snapshots.chain_toml, lambda: self._reloader.shown, state, self._manifests,
-            sources.metadata, self._cache, fetcher, sources.router, sources.remote, sources.ledger, self._upkeep,
-            time.time(), self._outage, view is not None, self._room, self._driver,
+            mountpoint, data_dir, config.snapshots.chain_toml, self._view is not None, time.time(),
+            lambda: self._reloader.shown, engine, self._upkeep, self._driver,
         )  # fmt: skip
         self._seeding = _complete(state, shown.names, config.torrent.active_torrents) if config.torrent.seed else {}
+        self._prefetcher = Prefetcher(engine.cache, engine.room.evictor, engine.shelves)
         pick_up = PickUp(RECORDS, self._prefetcher, lambda: self._reloader.shown.tree)
         self._playheads = PlayheadService(config.playhead, data_dir, pick_up.fetch)
         self._entry: mountinfo.MountEntry | None = None
         self._stop = trio.Event()
         self._served = trio.Event()
 
-    def _waited_for(self) -> list[str]:
-        without = without_room(self._cache, self._room)
-        reads = [wait.name for wait in self._cache.waiting() if wait not in without]
-        return [*reads, *self._sources.metadata.waiting()]
+    def _make_driver(self) -> driver.Driver:
+        settings, view = self._config.mount, self._view
+        allow_other = settings.allow_other or (view is not None and view.foreign)
+        owner = view.owner if view else None
+        return driver.driver_of(
+            settings, self._filesystem, self._mountpoint, self._data_dir, allow_other=allow_other, owner=owner
+        )
 
-    def _progress(self) -> int:
-        return sum(report.received for report in self._sources.ledger.report()) + self._manifests.known()
+    def _reloaded(self) -> Parts:
+        """What follows a reload."""
+        engine = self._engine
+        return Parts(
+            engine.state, engine.manifests, engine.metadata, engine.snapshots, self._filesystem, self._forget,
+            followers=(self._keeper.refresh,), records=engine.records,
+        )  # fmt: skip
 
     async def run(self, ready: Callable[[Mounted], None], hashing: Progress) -> None:
         """Bring everything up, wait for a reason to stop, take everything down."""
-        async with self._services():
+        async with self._engine.running():
             remarks = await self._reloader.prepare(self._reloader.shown.lock.downloads, hashing)
             with claimed(self._mountpoint):
                 self._driver.mount()
@@ -218,38 +196,20 @@ class Assembly:
                 "adopt": self._adopt,
                 "prefetch": control.Job(self._prefetch),
                 **keeping.commands(self._keeper),
-                **holding.commands(self._room),
+                **holding.commands(self._engine.room),
             }
             await nursery.start(control.serve, self._data_dir, commands)
             await nursery.start(self._playheads.run)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
-            nursery.start_soon(self._records.seed_complete)
-            nursery.start_soon(self._outage.run)
+            nursery.start_soon(self._engine.records.seed_complete)
+            nursery.start_soon(self._engine.outage.run)
             nursery.start_soon(self._upkeep.run)
-            nursery.start_soon(recheck, self._store, self._manifests.recall)
+            nursery.start_soon(recheck, self._engine.store, self._engine.manifests.recall)
             ready(self._told(remarks))
             await self._stop.wait()
             await self._let_go()
             nursery.cancel_scope.cancel()
-
-    @contextlib.asynccontextmanager
-    async def _services(self) -> AsyncIterator[None]:
-        async with trio.open_nursery() as nursery:
-            try:
-                await nursery.start(self._store.run)
-                await self._sources.start(nursery)
-                await nursery.start(self._record_parts.run)
-                await nursery.start(self._records.run)
-                await nursery.start(self._cache.run)
-                await nursery.start(self._room.run, self._cache)
-                await nursery.start(self._sources.metadata.run)
-                await nursery.start(self._manifests.run, self._sources.metadata)
-                yield
-            finally:
-                nursery.cancel_scope.cancel()
-        self._manifests.save()
-        await self._store.aclose()
 
     async def _serve(self) -> None:
         await self._driver.serve()
@@ -259,10 +219,10 @@ class Assembly:
     async def _seed_complete(self) -> None:
         """Offer what is complete, one after the other: readers come first."""
         for name, content in self._seeding.items():
-            info = self._manifests.recall(content)
+            info = self._engine.manifests.recall(content)
             if info is not None:
                 with contextlib.suppress(CachefsError):
-                    await self._cache.seed(Item(name, info.manifest, info))
+                    await self._engine.cache.seed(Item(name, info.manifest, info))
 
     def _settle(self) -> None:
         """Wait until the kernel has been answered once, then raise its limits."""
@@ -296,13 +256,17 @@ class Assembly:
         await view.wait_gone()
         self._stop.set()  # who expects to write must not go on with the read-only directory below
 
+    async def _forget_pages(self, content: ContentId, spans: Sequence[Span]) -> None:
+        for inode in self._filesystem.inodes(content):
+            await self._driver.forget_pages(inode, spans)
+
     def _forget(self, entries: Iterable[tuple[int, str]]) -> None:
         self._driver.forget(entries)
         if self._view is not None:
             self._view.refresh(self._filesystem.outdated())
 
     async def _tell(self) -> Mapping[str, Any]:
-        more = {"playhead": self._playheads.report(), "last_copies": self._record_parts.last_copies()}
+        more = {"playhead": self._playheads.report(), "last_copies": self._engine.last_copies()}
         return {**await self._status.collect(), **more}
 
     def _told(self, remarks: Iterable[str]) -> Mounted:
@@ -321,8 +285,7 @@ class Assembly:
     async def _let_go(self) -> None:
         """Answer everybody who waits, before the kernel's side goes."""
         with trio.move_on_after(_GRACE):
-            await self._sources.metadata.stop()
-            await self._cache.stop()
+            await self._engine.stop()
         if self._view is not None:  # it goes first, while what is below it still answers
             await trio.to_thread.run_sync(self._view.unmount)
         # The kernel asks once more for a page whose readahead failed, so the answers go on until the last user

@@ -28,7 +28,7 @@ from cachefs.catalog.difference import Difference
 from cachefs.catalog.files import is_there
 from cachefs.catalog.records import Record, RecordsLock
 from cachefs.catalog.snapshots import SnapshotLock
-from cachefs.catalog.tree import File, Tree, outdated
+from cachefs.catalog.tree import Tree, outdated
 from cachefs.config import Config
 from cachefs.content import ContentId
 from cachefs.errors import CachefsError
@@ -38,7 +38,7 @@ from cachefs.layout import RECORDS, SNAPSHOTS, label
 from cachefs.locks import LockFile
 from cachefs.manifests import Manifests
 from cachefs.records.shelf import RecordShelf
-from cachefs.shelf import SnapshotShelf
+from cachefs.shelf import SnapshotShelf, mtimes
 from cachefs.store.state import State
 
 log = logging.getLogger(__name__)
@@ -196,12 +196,6 @@ class Reloader:
         await trio.to_thread.run_sync(parts.forget, wrong, abandon_on_cancel=True)
         with _logged():
             await parts.manifests.seek(parts.metadata)
-
-
-def mtimes(state: State) -> Callable[[File], float]:
-    """When each name's content came into the lock, which is what its file's mtime shows."""
-    created = {name: info.created for name, info in state.infos().items()}
-    return lambda file: created[file.path]
 
 
 @contextlib.contextmanager

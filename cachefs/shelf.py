@@ -13,6 +13,7 @@ from typing import Protocol
 from cachefs.catalog.tree import File
 from cachefs.fetch.base import Item
 from cachefs.manifests import Finder, Manifests
+from cachefs.store.state import State
 
 
 class Shelf(Protocol):
@@ -60,3 +61,9 @@ class SnapshotShelf:
 
     def total(self) -> int:
         return self._manifests.total()
+
+
+def mtimes(state: State) -> Callable[[File], float]:
+    """When each name's content came into the lock, which is what its file's mtime shows."""
+    created = {name: info.created for name, info in state.infos().items()}
+    return lambda file: created[file.path]

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from cachefs.control.status import without_room
+from cachefs.engine import without_room
 from cachefs.fetch.outage import PATIENCE, Outage
 from tests import room_kit
 from tests.room_kit import FILES, RoomBench

@@ -20,8 +20,8 @@ from cachefs.filesystem import Filesystem
 from cachefs.layout import SNAPSHOTS
 from cachefs.locks import LockFile
 from cachefs.manifests import Manifests
-from cachefs.reload import Parts, Progress, Reloader, Shown, mtimes
-from cachefs.shelf import SnapshotShelf
+from cachefs.reload import Parts, Progress, Reloader, Shown
+from cachefs.shelf import SnapshotShelf, mtimes
 from cachefs.store import ObjectStore, State
 from cachefs.store.state import Info
 from tests.fakes import FakeFetcher, FakePeers
