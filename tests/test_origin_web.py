@@ -23,6 +23,7 @@ import trio
 import trio.testing
 
 from cachefs.content import Span
+from cachefs.httpserver import IDLE_TIMEOUT, MAX_HEADERS
 from cachefs.origin import web
 from tests.counterparts import (
     LOOPBACK,
@@ -147,7 +148,7 @@ def test_a_client_that_has_the_file_is_told_so(origin: Origin) -> None:
         ("DELETE /erigondb.toml HTTP/1.1\r\nHost: x\r\n\r\n", 405),
         ("GET /erigondb.toml HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", 400),
         ("GET /erigondb.toml HTTP/1.1\r\n\r\n", 400),
-        ("GET /" + "a" * 4 * web.MAX_HEADERS + " HTTP/1.1\r\nHost: x\r\n\r\n", 431),
+        ("GET /" + "a" * 4 * MAX_HEADERS + " HTTP/1.1\r\nHost: x\r\n\r\n", 431),
         ("nonsense\r\n\r\n", 400),
     ],
 )
@@ -239,7 +240,7 @@ def test_a_connection_without_a_whole_request_is_closed_in_time(said: bytes) -> 
         return waited
 
     waited = trio.run(dawdle, clock=trio.testing.MockClock(autojump_threshold=0.2))
-    assert waited <= web.IDLE_TIMEOUT + 1
+    assert waited <= IDLE_TIMEOUT + 1
 
 
 def test_a_file_that_is_cut_short_breaks_the_connection_rather_than_ending_the_answer(tmp_path: Path) -> None:

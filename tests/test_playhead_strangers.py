@@ -80,11 +80,11 @@ class FaultyBoard(Board):
         raise RuntimeError("a mistake")
 
 
-def test_a_fault_of_ours_costs_one_conversation() -> None:
+def test_a_fault_of_ours_costs_one_request() -> None:
     async def test() -> None:
         async with served(FaultyBoard(lambda: 100.0)) as client:
-            with pytest.raises(httpx.RemoteProtocolError):
-                await client.get("/playheads")
+            answer = await client.get("/playheads")
+            assert (answer.status_code, answer.json()) == (500, {"error": "a fault of the daemon, told in its log"})
 
     run(test)
 

@@ -6,9 +6,9 @@
     POST /playheads/NAME        a change {"action": …, "position_ms": …, "rate": …, "if_revision": …}; what it became
     GET  /events[?record=NAME]  the present playheads as events, then each change
 
-How it works: h11 speaks the protocol, and a request is routed to one function that gives a status and an object. A
-change whose `if_revision` is not the present one is answered 409 with the present playhead, so the caller need not
-ask. An event stream begins with what is, so a client that lost its connection has only to open it again.
+How it works: `httpserver` speaks the protocol, and a request is routed to one function that gives an object. A change
+whose `if_revision` is not the present one is answered 409 with the present playhead, so the caller need not ask. An
+event stream begins with what is, so a client that lost its connection has only to open it again.
 
 Who may: on the Unix socket the kernel tells who is at the other end, and only root and the daemon's own user are
 answered. On an address a shared secret (`Authorization: Bearer …`) is needed unless it is a loopback one. A web page in
@@ -22,7 +22,6 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
-import logging
 import os
 import socket
 import struct
@@ -35,7 +34,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import h11
 import trio
 
-from cachefs.errors import CachefsError, ConfigError, PlayheadConflict, PlayheadInvalid, PlayheadUnreachable
+from cachefs.errors import CachefsError, PlayheadConflict, PlayheadInvalid, PlayheadUnreachable
+from cachefs.httpserver import MAX_BODY, Connection, Response, Server, listen
 from cachefs.playhead import events
 from cachefs.playhead.board import Heads
 from cachefs.playhead.model import Change, record_name
@@ -44,18 +44,11 @@ from cachefs.sockets import listening
 SOCKET = "playhead.sock"
 
 MAX_CONNECTIONS = 500
-MAX_HEADERS = 16 * 2**10
-MAX_BODY = 4 * 2**10
-IDLE_TIMEOUT = 60.0
-"""Seconds in which the next request must have arrived."""
 
 KEEP_ALIVE = 10.0
 """Seconds without a change after which an event stream says that it is still there."""
 
-STALL_TIMEOUT = 20.0
-"""Seconds for which a client may take nothing of what it is sent."""
-
-log = logging.getLogger(__name__)
+_REFUSALS = {413: f"a body of more than {MAX_BODY} bytes", 500: "a fault of the daemon, told in its log"}
 
 
 class Refused(CachefsError):
@@ -90,20 +83,16 @@ async def serve_socket(
         task_status.started()
         if not listeners:
             await trio.sleep_forever()
-        await trio.serve_listeners(Api(heads, _same_user).converse, listeners)
+        await Server(Api(heads, _same_user), MAX_CONNECTIONS).run(listeners)
 
 
 async def serve_address(
     heads: Heads, host: str, port: int, token: str, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Answer on a TCP address for ever; started with the URL. ConfigError if it can't be listened on."""
-    try:
-        listeners = await trio.open_tcp_listeners(port, host=host)
-    except OSError as error:
-        raise ConfigError(f"{host}:{port}", f"can't serve playheads there: {error.strerror or error}") from error
-    bound: tuple[str, int] = listeners[0].socket.getsockname()
-    task_status.started(f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}")
-    await trio.serve_listeners(Api(heads, partial(_knows_secret, token)).converse, listeners)
+    listeners, url = await listen(host, port, "playheads")
+    task_status.started(url)
+    await Server(Api(heads, partial(_knows_secret, token)), MAX_CONNECTIONS).run(listeners)
 
 
 def _same_user(stream: trio.SocketStream, request: Request) -> None:
@@ -130,47 +119,24 @@ def _is_address(host: str) -> bool:
 
 
 class Api:
-    """Conversations with clients. `gate` decides on each request whether it may be answered."""
+    """Answers requests about `heads`. `gate` decides on each of them whether it may be answered."""
 
     def __init__(self, heads: Heads, gate: Gate) -> None:
         self._heads = heads
         self._gate = gate
-        self._open = 0
 
-    async def converse(self, stream: trio.SocketStream) -> None:
-        """Answer one client's requests until either side ends it; what the network does is no error of ours."""
-        if self._open >= MAX_CONNECTIONS:
-            log.warning("%d clients listen to playheads; one more was refused", self._open)
-            await stream.aclose()
-            return
-        self._open += 1
-        connection = Connection(stream)
+    async def answer(self, stream: trio.SocketStream, request: h11.Request, body: bytes) -> Response:
         try:
-            async with stream:
-                while await self._exchange(connection):
-                    pass
-        except (trio.BrokenResourceError, trio.TooSlowError, h11.RemoteProtocolError, OSError) as error:
-            log.debug("playhead client gone: %r", error)
-        except Exception:  # a fault of ours costs a conversation, not the mount
-            log.exception("answering a playhead client")
-        finally:
-            self._open -= 1
-
-    async def _exchange(self, connection: Connection) -> bool:
-        try:
-            request = await connection.request()
-            if request is None:
-                return False
-            self._gate(connection.stream, request)
-            if request.path == "/events":
-                await self._stream(connection, request)
-                return False
-            await connection.send(200, await self._answer(request))
+            asked = _request(request, body)
+            self._gate(stream, asked)
+            if asked.path == "/events":
+                return self._events(asked)
+            return _json(200, await self._answer(asked))
         except Refused as refused:
-            await connection.send(refused.status, refused.answer)
-        except h11.RemoteProtocolError as error:
-            await connection.send(error.error_status_hint, {"error": "not HTTP that can be understood"})
-        return connection.next_cycle()
+            return _json(refused.status, refused.answer)
+
+    def refusal(self, status: int) -> Response:
+        return _json(status, {"error": _REFUSALS.get(status, "not HTTP that can be understood")})
 
     async def _answer(self, request: Request) -> object:
         record = request.path.removeprefix("/playheads/")
@@ -210,78 +176,39 @@ class Api:
             raise PlayheadInvalid("the body is not JSON") from None
         return (await self._heads.change(record_name(record), change)).as_json()
 
-    async def _stream(self, connection: Connection, request: Request) -> None:
-        """Send what is and then each change; ends when the client goes."""
+    def _events(self, request: Request) -> Response:
         if request.method != "GET":
             raise Refused(405, {"error": "GET only"})
         asked = request.query.get("record")
         try:
-            record = record_name(asked[0]) if asked else None
+            return Events(self._heads, record_name(asked[0]) if asked else None)
         except PlayheadInvalid as error:
             raise Refused(400, {"error": str(error)}) from None
-        await connection.begin_events()
-        async with self._heads.watch(record) as watch:
+
+
+class Events(Response):
+    """What is and then each change, of one record or of all; ends when the client goes."""
+
+    def __init__(self, heads: Heads, record: str | None) -> None:
+        super().__init__(200, [("Content-Type", events.MEDIA_TYPE), ("Cache-Control", "no-store")])
+        self._heads = heads
+        self._record = record
+
+    @property
+    def length(self) -> None:
+        return None
+
+    async def send_rest(self, connection: Connection) -> None:
+        async with self._heads.watch(self._record) as watch:
             while True:
                 chunk = events.KEEP_ALIVE
                 with trio.move_on_after(KEEP_ALIVE):
                     chunk = events.encode(await watch.next())
-                await connection.send_event(chunk)
+                await connection.send_part(chunk)
 
 
-class Connection:
-    """One client's connection, in HTTP's terms."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self.stream = stream
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADERS)
-        self._only_head = False
-
-    async def request(self) -> Request | None:
-        """The next request with its body; None if the client has nothing more to ask."""
-        with trio.move_on_after(IDLE_TIMEOUT):
-            event = await self._event()
-            if not isinstance(event, h11.Request):
-                return None
-            self._only_head = event.method == b"HEAD"
-            body = bytearray()
-            while isinstance(part := await self._event(), h11.Data):
-                body += part.data
-                if len(body) > MAX_BODY:
-                    raise Refused(413, {"error": f"more than {MAX_BODY} bytes"})
-            return _request(event, bytes(body))
-        return None
-
-    async def _event(self) -> object:
-        while (event := self._http.next_event()) is h11.NEED_DATA:
-            self._http.receive_data(await self.stream.receive_some(MAX_HEADERS))
-        return event
-
-    async def send(self, status: int, answer: object) -> None:
-        body = json.dumps(answer).encode() + b"\n"
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        if self._http.their_state is not h11.DONE:
-            headers.append(("Connection", "close"))
-        content = [] if self._only_head else [h11.Data(body)]
-        await self._write(h11.Response(status_code=status, headers=headers), *content, h11.EndOfMessage())
-
-    async def begin_events(self) -> None:
-        headers = [("Content-Type", events.MEDIA_TYPE), ("Cache-Control", "no-store")]
-        await self._write(h11.Response(status_code=200, headers=headers))
-
-    async def send_event(self, chunk: bytes) -> None:
-        await self._write(h11.Data(chunk))
-
-    async def _write(self, *parts: h11.Response | h11.Data | h11.EndOfMessage) -> None:
-        raw = b"".join(self._http.send(part) or b"" for part in parts)
-        with trio.fail_after(STALL_TIMEOUT):
-            await self.stream.send_all(raw)
-
-    def next_cycle(self) -> bool:
-        """Whether the connection can take another request; it is ready for it then."""
-        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
-            self._http.start_next_cycle()
-            return True
-        return False
+def _json(status: int, answer: object) -> Response:
+    return Response(status, [("Content-Type", "application/json")], json.dumps(answer).encode() + b"\n")
 
 
 def _request(event: h11.Request, body: bytes) -> Request:
