@@ -71,6 +71,7 @@ class Cache:
         self._accounts = Accounts(settings.speculation)
         self._reasons = Reasons()
         self.last_error = ""
+        self.failed_reads = 0
 
     def waiting(self) -> list[Waiting]:
         """The reads that wait now, longest first."""
@@ -276,6 +277,7 @@ class Cache:
         except CachefsError as error:
             if not isinstance(error, Abandoned):
                 self.last_error = str(error)
+                self.failed_reads += 1
                 self._reasons.note(flow.item.content, error)
             raise
 

@@ -14,11 +14,13 @@ file descriptors, new clients wait in the kernel's queue until there are some. F
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Protocol, cast
+from urllib.parse import urlsplit
 
 import h11
 import trio
@@ -262,3 +264,12 @@ def peer(stream: trio.SocketStream) -> str:
     except OSError:
         return "?"
     return str(name[0]) if isinstance(name, tuple) else "?"
+
+
+def asked_by_address(host: str) -> bool:
+    """Whether a request's Host is an address or `localhost`, and not a name that somebody points at this machine."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False

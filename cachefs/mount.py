@@ -145,6 +145,7 @@ class Assembly:
         self._prefetcher = Prefetcher(engine.cache, engine.room.evictor, engine.shelves)
         pick_up = PickUp(RECORDS, self._prefetcher, lambda: self._reloader.shown.tree)
         self._playheads = PlayheadService(config.playhead, data_dir, pick_up.fetch)
+        self._url: str | None = None
         self._entry: mountinfo.MountEntry | None = None
         self._stop = trio.Event()
         self._served = trio.Event()
@@ -200,6 +201,7 @@ class Assembly:
             }
             await nursery.start(control.serve, self._data_dir, commands)
             await nursery.start(self._playheads.run)
+            await self._serve_status(nursery)
             nursery.start_soon(self._watch_mount)
             nursery.start_soon(self._seed_complete)
             nursery.start_soon(self._engine.records.seed_complete)
@@ -266,8 +268,15 @@ class Assembly:
             self._view.refresh(self._filesystem.outdated())
 
     async def _tell(self) -> Mapping[str, Any]:
-        more = {"playhead": self._playheads.report(), "last_copies": self._engine.last_copies()}
+        more = {"playhead": self._playheads.report(), "last_copies": self._engine.last_copies(), "http": self._url}
         return {**await self._status.collect(), **more}
+
+    async def _serve_status(self, nursery: trio.Nursery) -> None:
+        address = self._config.status.http
+        if address is not None:
+            from cachefs.control import http  # the library of metrics takes a while, and most mounts don't need it
+
+            self._url = await nursery.start(http.serve, self._tell, address)
 
     def _told(self, remarks: Iterable[str]) -> Mounted:
         shown = self._reloader.shown

@@ -185,6 +185,7 @@ def test_status_shows_who_waits_for_which_block_and_the_last_error(library: Libr
     told = json.loads(raw.stdout)
     assert [(w["name"], w["blocks"], w["no_room"]) for w in told["waiting"]] == [(HISTORY, [2], False)]
     assert HISTORY in told["last_error"]
+    assert told["failed_reads"] >= 1
     assert "127.0.0.1:9" in told["last_error"]
     assert re.search(rf"^  {re.escape(HISTORY)}  for blocks 2, \d", text.stdout, re.MULTILINE)
     assert f"last error {told['last_error']}" in text.stdout

@@ -19,7 +19,7 @@ import tomli
 
 from cachefs.config.playhead import Playheads
 from cachefs.config.records import Records
-from cachefs.config.sections import Fetch, Limits, Mount, Rclone, Read, Scrub, Snapshots, Sources, Torrent
+from cachefs.config.sections import Fetch, Limits, Mount, Rclone, Read, Scrub, Snapshots, Sources, Status, Torrent
 from cachefs.config.values import Peer, Reader, Version, Wrong, as_text, show, web_seed
 from cachefs.errors import ConfigError
 
@@ -35,6 +35,7 @@ __all__ = [
     "Scrub",
     "Snapshots",
     "Sources",
+    "Status",
     "Torrent",
     "Version",
     "load_config",
@@ -59,6 +60,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     records: Records = field(default_factory=Records)
     scrub: Scrub = field(default_factory=Scrub)
+    status: Status = field(default_factory=Status)
 
     def override(self, **given: object) -> Config:
         """These settings with those that were given on the command line, by key, whatever their section.

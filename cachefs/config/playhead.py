@@ -6,14 +6,10 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cachefs.config.values import Peer, Wrong, as_listen, as_text, checked_url
+from cachefs.config.values import Peer, Wrong, as_maybe_listen, as_text, checked_url
 from cachefs.errors import ConfigError
 
 _SHORTEST_TOKEN = 16
-
-
-def _as_serve(value: object, base: Path) -> object:
-    return None if value in ("", None) else as_listen(value, base)
 
 
 def _as_follow(value: object, base: Path) -> str:
@@ -37,7 +33,7 @@ class Playheads:
     them share, needed to serve on an address that isn't a loopback one.
     """
 
-    serve: Peer | None = field(default=None, metadata={"read": _as_serve})
+    serve: Peer | None = field(default=None, metadata={"read": as_maybe_listen})
     follow: str = field(default="", metadata={"read": _as_follow})
     token: str = field(default="", metadata={"read": _as_token})
 

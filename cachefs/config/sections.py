@@ -18,6 +18,7 @@ from cachefs.config.values import (
     as_flag,
     as_list,
     as_listen,
+    as_maybe_listen,
     as_number,
     as_owner,
     as_path,
@@ -256,3 +257,13 @@ class Scrub:
 
     interval: float = field(default=30 * _DAY, metadata={"read": as_seconds(0, 3650 * _DAY)})
     rate: int = field(default=20_000_000, metadata={"read": as_size})
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """[status]: who may look at a mount without a command.
+
+    http: the address at which the status is a web page, JSON and metrics, None for no address, port 0 for any free one.
+    """
+
+    http: Peer | None = field(default=None, metadata={"read": as_maybe_listen})

@@ -234,6 +234,10 @@ def as_listen(value: object, base: Path) -> Peer:
     return value if isinstance(value, Peer) else Peer.parse(as_text(value), any_port=True)
 
 
+def as_maybe_listen(value: object, base: Path) -> Peer | None:
+    return None if value in ("", None) else as_listen(value, base)
+
+
 def as_list(read_one: Callable[[str], object], what: str) -> Reader:
     def read(value: object, base: Path) -> tuple[object, ...]:
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):

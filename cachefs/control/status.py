@@ -71,6 +71,7 @@ class StatusSource:
             "hedging": self._hedging(),
             "rclone": await sources.remote.report(),
             "waiting": self._waiting(),
+            "failed_reads": engine.cache.failed_reads,
             "last_error": engine.cache.last_error,
         }
 

@@ -75,6 +75,8 @@ class SourceReport:
     rate: float
     failures: int
     last_error: str
+    configured: bool
+    """Whether the settings name it."""
 
 
 class Ledger:
@@ -125,7 +127,7 @@ class Ledger:
     def report(self) -> list[SourceReport]:
         """The accounts of what is configured and of what gave or lied, sorted by name: not of every address tried."""
         return [
-            SourceReport(source, account.received, account.rate, account.failures, account.last_error)
-            for source, account in sorted(self._accounts.items())
-            if source in self._configured or account.received or account.lied
+            SourceReport(source, each.received, each.rate, each.failures, each.last_error, source in self._configured)
+            for source, each in sorted(self._accounts.items())
+            if source in self._configured or each.received or each.lied
         ]

@@ -20,7 +20,6 @@ points at 127.0.0.1 doesn't get in.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import json
 import os
 import socket
@@ -35,7 +34,7 @@ import h11
 import trio
 
 from cachefs.errors import CachefsError, PlayheadConflict, PlayheadInvalid, PlayheadUnreachable
-from cachefs.httpserver import MAX_BODY, Connection, Response, Server, listen
+from cachefs.httpserver import MAX_BODY, Connection, Response, Server, asked_by_address, listen
 from cachefs.playhead import events
 from cachefs.playhead.board import Heads
 from cachefs.playhead.model import Change, record_name
@@ -106,16 +105,8 @@ def _knows_secret(token: str, stream: trio.SocketStream, request: Request) -> No
         given = request.headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         if not hmac.compare_digest(given, token.encode()):
             raise Refused(401, {"error": "the shared secret is needed: Authorization: Bearer …"})
-    elif not _is_address(request.headers.get(b"host", b"").decode("latin-1")):
+    elif not asked_by_address(request.headers.get(b"host", b"").decode("latin-1")):
         raise Refused(403, {"error": "without a shared secret, ask by address"})
-
-
-def _is_address(host: str) -> bool:
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or bool(ipaddress.ip_address(name))
-    except ValueError:
-        return False
 
 
 class Api:
