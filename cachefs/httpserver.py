@@ -13,7 +13,6 @@ file descriptors, new clients wait in the kernel's queue until there are some. F
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import logging
 from collections.abc import Iterable
@@ -26,6 +25,7 @@ import h11
 import trio
 
 from cachefs.errors import ConfigError
+from cachefs.sockets import serve_clients
 
 MAX_HEADERS = 16 * 2**10
 """The most bytes of request line and headers that are kept while the rest of them is waited for."""
@@ -41,9 +41,6 @@ STALL_TIMEOUT = 30.0
 
 LINGER_TIMEOUT = 3.0
 """Seconds for which a client may go on sending after the last answer."""
-
-_SHORTAGE_PAUSE = 0.1
-_SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 
 log = logging.getLogger(__name__)
 
@@ -105,14 +102,7 @@ class Server:
 
     async def run(self, listeners: Iterable[trio.SocketListener]) -> None:
         """Serve until cancelled; the listeners are closed then."""
-        async with trio.open_nursery() as nursery:
-            for listener in listeners:
-                nursery.start_soon(self._accept, listener, nursery)
-
-    async def _accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
-        async with listener:
-            while True:
-                nursery.start_soon(self._converse, await _next_client(listener))
+        await serve_clients(listeners, self._converse)
 
     async def _converse(self, stream: trio.SocketStream) -> None:
         self._open += 1
@@ -124,21 +114,6 @@ class Server:
         finally:
             self._open -= 1
             await trio.aclose_forcefully(stream)
-
-
-async def _next_client(listener: trio.SocketListener) -> trio.SocketStream:
-    """Waits in a shortage as trio's `serve_listeners` does, but tells of it once, and not ten times a second."""
-    told = False
-    while True:
-        try:
-            return await listener.accept()
-        except OSError as error:
-            if error.errno not in _SHORTAGE:
-                raise
-            if not told:
-                log.warning("new clients have to wait: %s", error.strerror)
-            told = True
-            await trio.sleep(_SHORTAGE_PAUSE)
 
 
 class Connection:

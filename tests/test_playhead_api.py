@@ -14,6 +14,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from cachefs.catalog.files import replace_text
 from cachefs.config import load_config
 from cachefs.config.playhead import Playheads
 from cachefs.config.values import Peer
@@ -166,6 +167,50 @@ def test_playheads_and_revisions_outlive_a_restart(tmp_path: Path) -> None:
             assert (await client.change("third.ogg", Change("play"))).revision == before.revision + 1
 
     run(test)
+
+
+def test_a_board_that_could_not_be_written_is_written_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def counted(path: Path, text: str) -> None:
+        tries.append(text)
+        replace_text(path, text)
+
+    monkeypatch.setattr("cachefs.playhead.board._SAVE_AGAIN", 0.01)
+    monkeypatch.setattr("cachefs.playhead.board.replace_text", counted)
+    path = tmp_path / "not there yet" / "playheads.json"
+    board = Board(lambda: 100.0, path)
+
+    async def test() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(board.run)
+            await board.change(SONG, Change("play"))
+            await settled(lambda: len(tries) > 3)
+            path.parent.mkdir()
+            await settled(path.exists)
+            nursery.cancel_scope.cancel()
+
+    run(test)
+    assert Board(lambda: 100.0, path).get(SONG) == board.get(SONG)
+    assert len(caplog.records) == 1
+
+
+def test_a_board_that_could_not_be_written_is_written_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "not there yet" / "playheads.json"
+    board = Board(lambda: 100.0, path)
+
+    async def test() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(board.run)
+            await board.change(SONG, Change("play"))
+            await settled(lambda: bool(board.trouble))
+            path.parent.mkdir()
+            nursery.cancel_scope.cancel()
+
+    run(test)
+    assert Board(lambda: 100.0, path).get(SONG) == board.get(SONG)
 
 
 @pytest.mark.parametrize("broken", ["", "{", "{}", '[{"record": 5}]', "[" * 100_000, "\x00"])

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import trio
 
 from cachefs.errors import CachefsError, ControlError, Fault, NoDaemon
-from cachefs.sockets import address, listening
+from cachefs.sockets import address, listening, serve_clients
 from cachefs.store.lock import holder
 
 log = logging.getLogger(__name__)
@@ -63,8 +63,7 @@ async def serve(
         task_status.started()
         if not listeners:
             await trio.sleep_forever()
-        # Out of file descriptors it pauses, where a bare accept would end the daemon.
-        await trio.serve_listeners(partial(_converse, commands), listeners)
+        await serve_clients(listeners, partial(_converse, commands))
 
 
 async def _converse(commands: Mapping[str, Command | Job], stream: trio.SocketStream) -> None:

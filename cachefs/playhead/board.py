@@ -6,7 +6,8 @@ than before. A watcher holds the latest value of each record that it hasn't take
 what is past, and needs no more memory than there are records.
 
 The board is written behind: a change is told at once and is in `playheads.json` a moment later. What a crash loses is
-the last moment's changes, and followers take what they are told when they connect again.
+the last moment's changes, and followers take what they are told when they connect again. On a disk that is full, say,
+it is tried again and again, and at the end.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from cachefs.playhead.model import Change, Playhead, changed, record_name
 
 MAX_RECORDS = 10_000
 """The most playheads that are kept; the one that has been unchanged for longest is forgotten first."""
+
+_SAVE_AGAIN = 10.0
+"""Seconds after which what could not be written is tried again."""
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +112,8 @@ class Board:
         self._revision = max((head.revision for head in self._heads.values()), default=0)
         self._watchers = Watchers()
         self._unsaved = trio.Event()
+        self.trouble = ""
+        """What keeps changes from being written down; empty if nothing does."""
 
     def get(self, record: str) -> Playhead:
         return self._heads.get(record_name(record)) or Playhead(record)
@@ -142,18 +148,26 @@ class Board:
             while True:
                 await self._unsaved.wait()
                 self._unsaved = trio.Event()
-                await trio.to_thread.run_sync(self._save, list(self._heads.values()))
+                if not await trio.to_thread.run_sync(self._save, list(self._heads.values())):
+                    self._unsaved.set()
+                    await trio.sleep(_SAVE_AGAIN)
         finally:
             if self._unsaved.is_set():
                 self._save(list(self._heads.values()))
 
-    def _save(self, heads: list[Playhead]) -> None:
+    def _save(self, heads: list[Playhead]) -> bool:
+        """Whether it could be done; what keeps it from being done is told once."""
         if self._path is None:
-            return
+            return True
+        trouble = ""
         try:
             replace_text(self._path, json.dumps([head.as_json() for head in heads], indent=1) + "\n")
         except CatalogError as error:
-            log.warning("playheads are not kept: %s", error)
+            trouble = str(error)
+        if trouble and trouble != self.trouble:
+            log.warning("playheads are not kept as long as this is so: %s", trouble)
+        self.trouble = trouble
+        return not trouble
 
 
 def _load(path: Path | None) -> dict[str, Playhead]:
