@@ -263,11 +263,12 @@ class Cache:
     async def _arrival(self, reader: Reader, missing: list[int], thread: int = 0) -> None:
         flow = reader.flow
         self._waits.require_running()
-        refusal = flow.stored.condemned or flow.refusal(missing)
-        if refusal is not None:
-            raise refusal
-        with self._waits.place(flow.item.name, missing) as since, self._noted(flow):
-            await self._fetch(reader, missing, since, thread)
+        with self._noted(flow):
+            refusal = flow.stored.condemned or flow.refusal(missing)
+            if refusal is not None:
+                raise refusal
+            with self._waits.place(flow.item.name, missing) as since:
+                await self._fetch(reader, missing, since, thread)
 
     @contextlib.contextmanager
     def _noted(self, flow: Flow) -> Iterator[None]:

@@ -285,7 +285,9 @@ class Filesystem:
         """Wait for metadata inside. TooManyWaiting; Stale if the tree has the node no more then, whatever came."""
         unknown = self._listed(node).size is None
         if unknown and self._waiting >= MOST_WAITING:
-            raise TooManyWaiting(f"{node.name}: {self._waiting} requests wait for sizes already")
+            error = TooManyWaiting(f"{node.name}: {self._waiting} requests wait for sizes already")
+            self._cache.last_error = str(error)  # a file without a size has no attributes to tell it
+            raise error
         self._waiting += unknown
         try:
             with self._unless_switched(node):

@@ -11,7 +11,7 @@ import trio.testing
 
 from cachefs import window
 from cachefs.config import Read
-from cachefs.errors import Stopping, StoreFailed, StoreFull, TooManyWaiting, Unavailable
+from cachefs.errors import RecordInconsistent, Stopping, StoreFailed, StoreFull, TooManyWaiting, Unavailable
 from cachefs.filesystem import errno_of
 from tests.cache_kit import DEADLINE, FILE, OTHER, Bench, run
 from tests.fakes import BLOCK, content
@@ -296,6 +296,8 @@ def test_more_readers_than_may_wait_are_refused_at_once_while_cached_reads_go_on
         began = trio.current_time()
         await bench.read(reader, BLOCK, 10)
         assert isinstance(bench.error, TooManyWaiting)
+        assert "4 reads wait already ([read] max_waiting)" in str(bench.error)
+        assert bench.cache.last_error == bench.cache.known(FILE.info.content).error == str(bench.error)
         await bench.read(reader, 9 * BLOCK, 10)
         assert bench.outcomes[1] == FILE.data[9 * BLOCK :][:10]
         assert trio.current_time() == began
@@ -305,6 +307,16 @@ def test_more_readers_than_may_wait_are_refused_at_once_while_cached_reads_go_on
         assert bench.fetcher.last.urgent == {1}
 
     run(tmp_path, scenario, Read(deadline=DEADLINE, max_waiting=4))
+
+
+def test_a_read_of_what_was_thrown_away_says_why_also_where_nobody_waited_for_it(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        reader = await bench.open()
+        reader.flow.stored.condemned = RecordInconsistent("its record contradicts itself")
+        await bench.read(reader, 0, 10)
+        assert bench.cache.known(FILE.info.content).error == "its record contradicts itself" == str(bench.error)
+
+    run(tmp_path, scenario)
 
 
 def test_stop_lets_every_reader_go_and_refuses_new_waits_but_not_cached_reads(tmp_path: Path) -> None:

@@ -128,7 +128,10 @@ def test_more_readers_than_may_wait_are_refused_at_once(library: Library, tmp_pa
             start = time.monotonic()
             assert read_error(mount.snapshots / HEADERS) == "EIO"
             assert time.monotonic() - start < 2
-            assert not any(name == HEADERS for name in (wait["name"] for wait in mount.waiting(3)["waiting"]))
+            told = mount.waiting(3)
+            assert not any(name == HEADERS for name in (wait["name"] for wait in told["waiting"]))
+            assert told["last_error"] == f"{HEADERS}: 3 reads wait already ([read] max_waiting)"
+            assert attribute(mount.snapshots / HEADERS, ERROR) == told["last_error"]
     assert {read.result(20) for read in reads} == {"EIO"}
 
 
