@@ -18,6 +18,7 @@ from cachefs.content import ContentId
 from cachefs.errors import MetadataUnavailable, NoMetadata, Stopping
 from cachefs.fetch.metadata.search import LastResort
 from cachefs.fetch.metadata.service import MetadataReport, MetadataService
+from cachefs.fetch.outage import Outage
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.metainfo import Metainfo, build
 from tests.counterparts import refusing_port, silent_server
@@ -47,11 +48,16 @@ class Bench:
         return caught.value.reason
 
 
-class Rebuilder:
-    """A last resort that has every file of `known`, and no .torrent."""
+NOBODY = FakePeers()
+NOBODY.has_peers = False
 
-    def __init__(self, *known: Metainfo) -> None:
+
+class Rebuilder:
+    """A last resort that has every file of `known`, gives it after `delay` seconds, and has no .torrent."""
+
+    def __init__(self, *known: Metainfo, delay: float = 0.0) -> None:
         self.rebuilt: list[str] = []
+        self._delay = delay
         self._known = {info.content: info for info in known}
 
     async def torrent(self, name: str, content: ContentId) -> Metainfo:
@@ -59,6 +65,7 @@ class Rebuilder:
 
     async def rebuild(self, name: str, content: ContentId) -> Metainfo:
         self.rebuilt.append(name)
+        await trio.sleep(self._delay)
         return self._known[content]
 
 
@@ -338,6 +345,34 @@ def test_stop_lets_every_lookup_go_and_refuses_new_ones() -> None:
     play(FakePeers(), scenario)
 
 
+def test_a_name_is_waited_for_as_long_as_somebody_waits_and_no_outage_is_told_while_nobody_does() -> None:
+    (info,) = infos(1)
+    limits = Read(metadata_timeout=2.0, failure_memory=1.0)
+
+    async def main() -> None:
+        async with serving(NOBODY, limits=limits, last_resort=Rebuilder(info, delay=60.0)) as bench:
+            outage = Outage(bench.service.waiting, lambda: len(bench.found), lambda: "")
+            bench.service.want(wanted([info]))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(outage.run)
+                for _ in range(2):
+                    nursery.start_soon(bench.fails, info.name)
+                    await trio.sleep(1)
+                assert bench.service.waiting() == [info.name]
+                await trio.sleep(2)
+                assert not bench.service.waiting()
+                await trio.sleep(30)
+                assert outage.seconds() is None
+                nursery.start_soon(bench.fails, info.name)
+                await trio.sleep(1)
+                assert bench.service.waiting() == [info.name]
+                await trio.sleep(30)
+                nursery.cancel_scope.cancel()
+            assert bench.found == [info], "it was looked for on"
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
 def test_a_fault_in_a_source_fails_one_name_and_no_other() -> None:
     class Faulty(FakePeers):
         async def metainfo(self, content: ContentId, name: str) -> bytes:
@@ -407,10 +442,6 @@ def test_a_web_seed_that_connects_and_is_silent_costs_one_time_out_for_all_who_a
                     await until(lambda: len(bench.found) == len(known))
 
     trio.run(main)
-
-
-NOBODY = FakePeers()
-NOBODY.has_peers = False
 
 
 def test_a_file_is_fetched_for_its_metadata_when_every_web_seed_has_said_that_it_has_none() -> None:

@@ -16,7 +16,7 @@ import heapq
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,15 @@ class _Failure:
     """Whether everything was tried: in the background the last resort isn't."""
 
 
+@dataclass(slots=True)
+class _Wanted:
+    """A name that was looked up and isn't settled yet: it is looked for on when the last one ran out of time."""
+
+    settled: trio.Event = field(default_factory=trio.Event)
+    lookups: int = 0
+    """How many wait for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class MetadataReport:
     """For the status: how many names' metadata are waited for, and why names failed last."""
@@ -89,7 +98,7 @@ class MetadataService:
         self._background: deque[str] = deque()
         self._retries: list[tuple[float, str]] = []
         self._failures: dict[str, _Failure] = {}
-        self._waits: dict[str, trio.Event] = {}
+        self._waits: dict[str, _Wanted] = {}
         self._active: set[str] = set()
         self._lookups = 0
         self._stopping = False
@@ -125,8 +134,7 @@ class MetadataService:
         for name in names:
             self._contents.pop(name, None)
             self._failures.pop(name, None)
-            if (wait := self._waits.pop(name, None)) is not None:
-                wait.set()
+            self._let_go(name)
 
     def report(self) -> MetadataReport:
         last = "" if self.has_sources or not self._contents else _NO_SOURCE
@@ -157,16 +165,18 @@ class MetadataService:
 
     async def _settled(self, name: str) -> bool:
         """Wait until a worker is done with `name`; False if that takes too long."""
-        wait = self._waits.setdefault(name, trio.Event())
+        wanted = self._waits.setdefault(name, _Wanted())
         since = trio.current_time()
         self._lookups += 1
+        wanted.lookups += 1
         try:
             with trio.move_on_after(self._settings.metadata_timeout):
-                await wait.wait()
+                await wanted.settled.wait()
                 return True
             return False
         finally:
             self._lookups -= 1
+            wanted.lookups -= 1
             self._despair(since)
             if self._stopping and not self._lookups:
                 self._drained.set()
@@ -191,16 +201,21 @@ class MetadataService:
         return "; ".join(self._ledger.recent(60.0)[:3]) or "the sources do not answer"
 
     def waiting(self) -> list[str]:
-        """The names that are being looked up now."""
-        return list(self._waits)
+        """The names that somebody waits for now; those of which everybody ran out of time are looked for, too."""
+        return [name for name, wanted in self._waits.items() if wanted.lookups]
 
     async def stop(self) -> None:
         """Let every lookup go, and return when nobody waits."""
         self._stopping = True
         for name in list(self._waits):
-            self._waits.pop(name).set()
+            self._let_go(name)
         if self._lookups:
             await self._drained.wait()
+
+    def _let_go(self, name: str) -> None:
+        """Wake who waits for a name."""
+        if (wanted := self._waits.pop(name, None)) is not None:
+            wanted.settled.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Work for ever."""
@@ -266,9 +281,7 @@ class MetadataService:
             self._urgent.append(name)
             self._work.unpark_all()
             return
-        wait = self._waits.pop(name, None)
-        if wait is not None:
-            wait.set()
+        self._let_go(name)
 
     def _accept(self, name: str, metainfo: Metainfo) -> None:
         self._found(metainfo)
