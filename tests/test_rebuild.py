@@ -22,7 +22,7 @@ from cachefs.fetch.remote.fetcher import RemoteFetcher
 from cachefs.fetch.remote.remotes import Remotes
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.metainfo import Metainfo
-from tests.counterparts import nginx, small_disk
+from tests.counterparts import nginx, silent_server, small_disk
 
 SMALL, LARGE = PIECE_LENGTHS
 NAME = "history/v1-accounts.0-64.v"
@@ -153,6 +153,18 @@ def test_of_two_sources_the_one_with_the_lock_s_bytes_decides(tmp_path: Path) ->
     empty.mkdir()
     with nginx(empty) as a, nginx(wrong) as b, nginx(right) as c:
         play(tmp_path, [a, b, c], scenario)
+
+
+def test_a_source_that_is_silent_is_given_up_and_the_next_one_asked(tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(100_000)
+    wanted = plainly(NAME, data, SMALL)
+
+    async def scenario(metadata: RemoteMetadata, keeper: Keeper, remotes: Remotes) -> None:
+        assert await metadata.rebuild(NAME, wanted.content) == wanted
+        assert "silent for 6 s" in remotes.sources[0].health.objection(wanted.content)
+
+    with silent_server() as port, nginx(served(tmp_path / "web", data)) as url:
+        play(tmp_path, [f"http://127.0.0.1:{port}/", url], scenario)
 
 
 def test_no_more_is_fetched_in_an_hour_than_the_limit_allows(tmp_path: Path) -> None:

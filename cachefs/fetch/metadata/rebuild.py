@@ -30,8 +30,10 @@ from cachefs.errors import (
     ContentMismatch,
     MetadataUnavailable,
     MetainfoError,
+    NoAnswer,
     NoMetadata,
     NotAtSource,
+    NotReached,
     SourceFailed,
     StoreFailed,
     StoreFull,
@@ -146,9 +148,11 @@ class RemoteMetadata:
                 except (StoreFull, StoreFailed):  # ours, not the source's: another one wouldn't help
                     raise
                 except CachefsError as error:
+                    if isinstance(error, NoAnswer | NotReached):
+                        source.health.breaker.failed(str(error))
                     self._fetcher.ledger.failed(source.name, str(error))
                     said.append(f"{source}: {error}")
-        raise MetadataUnavailable(name, "; ".join(said))
+        raise MetadataUnavailable(name, "; ".join(said) or "nobody may be asked for the whole file just now")
 
     async def _sources(self, content: ContentId, name: str) -> list[RemoteSource]:
         with trio.move_on_after(_START_WITHIN):
@@ -162,13 +166,19 @@ class RemoteMetadata:
         failure: CachefsError = NotAtSource(name)
         for path in source.paths(name):
             try:
-                async with self._fetcher.open(source, path, None) as body:
-                    self._pay(body.total)
-                    async with self._hold(body.total):
-                        return await self._fetch(source, body, name, content)
+                return await self._rebuild_from(source, path, name, content)
             except NotAtSource as error:
                 failure = error
         raise failure
+
+    async def _rebuild_from(self, source: RemoteSource, path: str, name: str, content: ContentId) -> Metainfo:
+        with self._patience() as patience:
+            async with self._fetcher.open(source, path, None) as body:
+                patience.deadline = float("inf")  # it answers: from here on there is a time for each part
+                self._pay(body.total)
+                async with self._hold(body.total):
+                    return await self._fetch(source, body, name, content)
+        raise NoAnswer(f"silent for {self._fetcher.settings.stall * 2:g} s")
 
     def _pay(self, size: int) -> None:
         """Take `size` bytes from what may be fetched this hour."""
