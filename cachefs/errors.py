@@ -83,7 +83,7 @@ class MetadataUnavailable(CachefsError):
 
 
 class NoMetadata(MetadataUnavailable):
-    """A source answered that it has no metadata of this name: what others may still say in a while, it has said."""
+    """A source has no metadata of this name: it has said so, or has been silent for so long that it counts as gone."""
 
 
 class Unavailable(CachefsError):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachefs.content import ContentId
-from cachefs.fetch.health import Breaker, SourceHealth
+from cachefs.fetch.health import Breaker, Silence, SourceHealth
 
 
 def play(scenario: Callable[[Breaker], Awaitable[None]]) -> None:
@@ -225,3 +225,47 @@ def test_what_is_remembered_of_contents_is_bounded_and_the_latest_stays() -> Non
         assert health.objection(ContentId("btih", number.to_bytes(20, "big")))
 
     with_health(scenario)
+
+
+def tries(*spans: float, answers: bool = True) -> bool:
+    """Whether a source counts as gone after tries in vain, these seconds after each other; others answer in between."""
+
+    async def main() -> bool:
+        silence = Silence()
+        for number, span in enumerate(spans):
+            await trio.sleep(span)
+            silence.failed(number if answers else 1)
+        return silence.is_long
+
+    return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_source_that_was_asked_in_vain_for_ten_minutes_counts_as_gone() -> None:
+    assert tries(0, 150, 150, 150, 150)
+    assert tries(0, *[60] * 10)
+    assert not tries(0, *[60] * 9)
+    assert not tries(0, 150, 150, 150, 149)
+
+
+def test_a_few_tries_or_many_in_a_moment_say_nothing() -> None:
+    assert not tries(0, 200, 200, 200)
+    assert not tries(*[1] * 100, 600, *[1] * 59)
+    assert tries(*[1] * 100, 600, *[1] * 181)
+
+
+def test_while_nobody_answers_it_may_be_our_own_network() -> None:
+    assert not tries(0, *[60] * 100, answers=False)
+
+
+def test_a_source_that_answers_is_there_again() -> None:
+    async def main() -> None:
+        silence = Silence()
+        for number in range(12):
+            silence.failed(number)
+            await trio.sleep(60)
+        assert silence.is_long
+        silence.answered()
+        silence.failed(100)
+        assert not silence.is_long
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -6,7 +6,7 @@ What happens among the workers is played in virtual time against peers that are 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -480,6 +480,65 @@ def test_a_web_seed_that_is_busy_for_a_moment_is_asked_again_and_no_file_is_fetc
                 clock.jump(3.1)
                 await bench.service.lookup(info.name)
                 assert bench.found == [info]
+                assert not rebuilder.rebuilt
+
+    trio.run(main, clock=clock)
+
+
+async def _found_after(bench: Bench, name: str, clock: trio.testing.MockClock) -> float:
+    """Look `name` up once a minute until it is found, for an hour; the seconds that took."""
+    began = trio.current_time()
+    for _ in range(60):
+        with suppress(MetadataUnavailable):
+            await bench.service.lookup(name)
+            break
+        assert "may have a .torrent" in bench.service.failure(name)
+        clock.jump(61)
+    return trio.current_time() - began
+
+
+@pytest.mark.parametrize("answer", [None, Answer(503), Answer(429, headers=(("Retry-After", "3600"),))])
+def test_a_web_seed_that_is_gone_is_not_waited_for_for_ever(answer: Answer | None) -> None:
+    first, second = infos(2)
+    rebuilder = Rebuilder(first, second)
+    clock = trio.testing.MockClock()
+
+    async def main() -> None:
+        with refusing_port() as refused:
+            async with web_host() as empty, web_host() as busy:
+                busy.answers["/manifest.txt"] = answer or Answer()
+                gone = busy.url if answer else f"http://127.0.0.1:{refused}/"
+                async with serving(NOBODY, seeds=[gone, empty.url], last_resort=rebuilder) as bench:
+                    bench.service.want(wanted([first, second]))
+                    assert 600 <= await _found_after(bench, first.name, clock) < 720
+                    await bench.service.lookup(second.name)
+                    assert rebuilder.rebuilt == [first.name, second.name]
+
+    trio.run(main, clock=clock)
+
+
+def test_when_our_own_network_is_back_no_web_seed_counts_as_gone_because_of_it() -> None:
+    before, after = infos(2)
+    rebuilder = Rebuilder()
+    clock = trio.testing.MockClock()
+
+    async def main() -> None:
+        async with web_host() as empty, web_host() as full:
+            for host in (empty, full):
+                host.answers["/manifest.txt"] = Answer(503)
+            async with serving(NOBODY, seeds=[full.url, empty.url], last_resort=rebuilder) as bench:
+                bench.service.want(wanted([before]))
+                for _ in range(30):
+                    assert "may have a .torrent" in await bench.fails(before.name)
+                    clock.jump(61)
+                empty.answers.clear()
+                bench.service.want(wanted([after]))
+                assert "may have a .torrent" in await bench.fails(after.name)
+                assert empty.asked[-1] == f"/{after.name}.torrent", "this one has answered"
+                full.answers = {f"/{info.name}.torrent": Answer(body=info.raw) for info in (before, after)}
+                clock.jump(61)
+                await bench.service.lookup(after.name)
+                assert after in bench.found
                 assert not rebuilder.rebuilt
 
     trio.run(main, clock=clock)

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from cachefs import metainfo
 from cachefs.config import Fetch, Rclone
 from cachefs.content import ContentId
-from cachefs.errors import MetadataUnavailable, StoreFull
+from cachefs.errors import MetadataUnavailable, NoMetadata, StoreFull
+from cachefs.fetch.health import Silence
 from cachefs.fetch.metadata.rebuild import PIECE_LENGTHS, Hasher, RemoteMetadata
 from cachefs.fetch.remote.fetcher import RemoteFetcher
 from cachefs.fetch.remote.remotes import Remotes
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.metainfo import Metainfo
-from tests.counterparts import nginx, silent_server, small_disk
+from tests.counterparts import nginx, refusing_port, silent_server, small_disk
 
 SMALL, LARGE = PIECE_LENGTHS
 NAME = "history/v1-accounts.0-64.v"
@@ -203,6 +204,35 @@ def test_a_full_disk_is_told_as_that_and_blamed_on_no_source(tmp_path: Path) -> 
     (tmp_path / "rclone").mkdir()
     with nginx(served(tmp_path / "web", data)) as url, small_disk(tmp_path / "rclone", 2**20):
         play(tmp_path, [url], scenario)
+
+
+def test_a_remote_that_is_gone_counts_as_having_no_torrent_once_it_was_silent_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Silence, "APART", 0.0)
+    monkeypatch.setattr(Silence, "LONG", 1.0)
+    content = ContentId("btih", bytes(20))
+
+    async def main(port: int) -> None:
+        (tmp_path / "rclone.conf").write_text(f"[gone]\ntype = webdav\nurl = http://127.0.0.1:{port}\n")
+        remotes, ledger = Remotes([], ["gone:"], "none"), Ledger()
+        rclone = Rclone(config=tmp_path / "rclone.conf")
+        fetcher = RemoteFetcher(Fetch(stall=3.0), rclone, ledger, remotes, tmp_path / "rclone", memory=30.0)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(fetcher.run)
+            metadata = RemoteMetadata(fetcher, tmp_path / "rclone", Keeper(), room)
+            said: list[MetadataUnavailable] = []
+            while not said or type(said[-1]) is MetadataUnavailable:
+                with pytest.raises(MetadataUnavailable) as caught:
+                    await metadata.torrent(NAME, content)
+                said.append(caught.value)
+                ledger.answered()
+            assert len(said) >= Silence.TRIES
+            assert isinstance(said[-1], NoMetadata)
+            nursery.cancel_scope.cancel()
+
+    with refusing_port() as port:
+        trio.run(main, port)
 
 
 def test_without_rclone_it_is_said_why_there_is_no_metadata(tmp_path: Path) -> None:

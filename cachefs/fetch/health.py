@@ -4,7 +4,8 @@ How it works: a `Breaker` is a circuit breaker: a source that fails `tolerance` 
 pause that doubles with each further failure, up to `longest`; one success closes the breaker and forgets all
 that. Many requests fail together when a host goes away, so those that were under way when the breaker opened
 don't count: a hiccup costs one short pause, however many it hit. `SourceHealth` adds what is known for single
-contents, and speed. All of it is a function of the clock and of what it was told: no task, no I/O.
+contents, and speed. `Silence` tells a source that is away for a while from one that is gone. All of it is a function
+of the clock and of what it was told: no task, no I/O.
 """
 
 from __future__ import annotations
@@ -46,6 +47,41 @@ class Breaker:
     def _backoff(self) -> float:
         doublings = self._failures - self._tolerance
         return min(self._first * 2.0 ** min(doublings, 16), self._longest) if doublings >= 0 else 0.0
+
+
+class Silence:
+    """Whether a source has given no answer for so long that none is expected of it.
+
+    That is so after ten minutes, in five tries, a minute or more apart. Tries between which nobody else answered
+    either are one: they say more of our own network than of the source.
+    """
+
+    TRIES = 5
+    APART = 60.0
+    LONG = 600.0
+
+    def __init__(self) -> None:
+        self._tries = 0
+        self._since = self._tried_at = float("-inf")
+        self._answers = 0
+
+    def answered(self) -> None:
+        """It said something of use, be it that it doesn't have what it was asked for."""
+        self._tries = 0
+
+    def failed(self, answers: int) -> None:
+        """It was asked in vain; `answers` is how many all sources together have given so far."""
+        now = trio.current_time()
+        if not self._tries:
+            self._since = now
+        elif answers == self._answers or now < self._tried_at + self.APART:
+            return
+        self._tries, self._tried_at, self._answers = self._tries + 1, now, answers
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it counts as gone, until it answers again."""
+        return self._tries >= self.TRIES and trio.current_time() >= self._since + self.LONG
 
 
 class SourceHealth:

@@ -83,6 +83,8 @@ class Ledger:
     """What each source gave, and how it failed."""
 
     def __init__(self, sources: Iterable[str] = ()) -> None:
+        self.answers = 0
+        """How often anything came from anybody, be it only that there is nothing: the network isn't cut then."""
         self._accounts = {source: _Account() for source in sources}
         self._configured = frozenset(self._accounts)
 
@@ -99,6 +101,11 @@ class Ledger:
     def received(self, source: str, size: int) -> None:
         """Count `size` bytes of payload."""
         self._account(source).received += size
+        self.answered()
+
+    def answered(self) -> None:
+        """Count an answer, whatever was in it."""
+        self.answers += 1
 
     def set_rates(self, by: str, rates: Mapping[str, float]) -> None:
         """Take over the current rates as `by` measured them; what it measured before and doesn't name moves nothing."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -38,6 +38,7 @@ from cachefs.errors import (
     StoreFailed,
     StoreFull,
 )
+from cachefs.fetch.health import Silence
 from cachefs.fetch.http.wire import Body
 from cachefs.fetch.policy import rank
 from cachefs.fetch.remote.fetcher import RemoteFetcher
@@ -54,7 +55,7 @@ _AT_ONCE = 2
 _START_WITHIN = 5.0
 
 _HAS_NONE = (NotAtSource, ContentMismatch, MetainfoError)
-"""What says that a source has no right .torrent; all else, that it may have one."""
+"""What says that a source has no right .torrent; after all else it may have one."""
 
 Keep = Callable[[Metainfo, Path], Awaitable[None]]
 Hold = Callable[[int], AbstractAsyncContextManager[object]]
@@ -103,6 +104,7 @@ class RemoteMetadata:
         self._hold = hold
         self._places = trio.Semaphore(_AT_ONCE)
         self._spent: deque[tuple[float, int]] = deque()
+        self._silences: defaultdict[str, Silence] = defaultdict(Silence)
 
     def clear(self) -> None:
         """Remove what an earlier run left unfinished. Blocking, short."""
@@ -115,10 +117,12 @@ class RemoteMetadata:
         for source in await self._sources(content, name):
             if source.seed is None:
                 try:
-                    return await self._torrent(source, f"{name}.torrent", content)
+                    info = await self._torrent(source, f"{name}.torrent", content)
+                    self._answered(source)
+                    return info
                 except CachefsError as error:
                     said.append(f"{source}: {error}")
-                    sure = sure and isinstance(error, _HAS_NONE)
+                    sure = self._has_none(source, error) and sure
         raise (NoMetadata if sure else MetadataUnavailable)(name, "; ".join(said) or "no remote of the operator's")
 
     async def _torrent(self, source: RemoteSource, path: str, content: ContentId) -> Metainfo:
@@ -135,6 +139,18 @@ class RemoteMetadata:
         if info.content != content:
             raise ContentMismatch(content, info.content, path)
         return info
+
+    def _answered(self, source: RemoteSource) -> None:
+        self._silences[source.name].answered()
+        self._fetcher.ledger.answered()
+
+    def _has_none(self, source: RemoteSource, error: CachefsError) -> bool:
+        """Whether a remote has no right .torrent: it has said so, or been silent for so long that it counts as gone."""
+        if isinstance(error, _HAS_NONE):
+            self._answered(source)
+            return True
+        self._silences[source.name].failed(self._fetcher.ledger.answers)
+        return self._silences[source.name].is_long
 
     async def rebuild(self, name: str, content: ContentId) -> Metainfo:
         """Metadata made from the bytes that a web seed or remote has under `name`; MetadataUnavailable."""

@@ -4,6 +4,7 @@ How it works: a name is asked of the directory of .torrent files, of each web se
 peers. What one of them gives is taken if its info-hash is the lock's. The last resort, to make metadata of a whole
 file, costs that file: it is for names that somebody looks up, and only when each web seed and remote has said that it
 has no .torrent. One that was busy or away for a moment may well have it, and should not be asked for all the bytes.
+One that has been silent for ten minutes, while others answered, counts as gone (`Silence`), and has none.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class MetadataSearch:
         self, last_resort: LastResort, name: str, content: ContentId, said: list[str], unsure: list[float]
     ) -> Metainfo:
         if unsure:
-            said.append("it isn't made of the whole file, because who gave no answer may have a .torrent")
+            said.append("it isn't made of the whole file yet, because who gave no answer may have a .torrent")
             raise MetadataUnavailable(name, "; ".join(said), min(unsure))
         try:
             return await last_resort.rebuild(name, content)

@@ -3,7 +3,8 @@
 How it works: the manifest is asked for once an hour, by one worker for all, and again when it doesn't list a name
 that may be new; a host without one is asked by name. 404 and 403 say something about a name and mean the next source;
 anything on the way to an answer (refused, silent, dribbling, 5xx, 429) says something about the host and feeds its
-breaker. What comes is believed only by its info-hash.
+breaker. It may have what it is asked for, until it has been silent for so long that it counts as gone. What comes is
+believed only by its info-hash.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import trio
 
 from cachefs.content import ContentId
 from cachefs.errors import ContentMismatch, MetadataUnavailable, MetainfoError, NoMetadata
-from cachefs.fetch.health import Breaker
+from cachefs.fetch.health import Breaker, Silence
 from cachefs.fetch.http.body import read_body
 from cachefs.fetch.rclone.diagnosis import retry_after
 from cachefs.fetch.sources import Ledger, WebSeed
@@ -44,6 +45,7 @@ class WebMetadata:
     def __init__(self, seed: WebSeed, client: httpx.AsyncClient, ledger: Ledger) -> None:
         self.seed = seed
         self.breaker = Breaker()
+        self._silence = Silence()
         self._client = client
         self._ledger = ledger
         self._names: frozenset[str] | None = None
@@ -55,20 +57,24 @@ class WebMetadata:
     async def fetch(self, name: str, content: ContentId, *, urgent: bool = False) -> Metainfo:
         """The .torrent of `name`; MetadataUnavailable, if the host has none NoMetadata, or ContentMismatch if not."""
         if self.breaker.pause():
-            reason = f"{self.seed}: left alone for now: {self.breaker.reason}"
-            raise MetadataUnavailable(name, reason, self.breaker.pause())
+            raise self._no_answer(name, f"left alone for now: {self.breaker.reason}")
         try:
             metainfo = await self._fetch(name, content, _RETOLD_AFTER if urgent else self._retold_after)
         except HostFailed as error:
             self.breaker.failed(str(error), retry_after=error.retry_after)
             self._ledger.failed(str(self.seed), str(error))
-            raise MetadataUnavailable(name, f"{self.seed}: {error}", self.breaker.pause()) from error
+            raise self._no_answer(name, str(error)) from error
         except (MetainfoError, ContentMismatch) as error:
             self._ledger.failed(str(self.seed), str(error))
             raise
         self.breaker.succeeded()
         self._ledger.received(str(self.seed), len(metainfo.raw))
         return metainfo
+
+    def _no_answer(self, name: str, why: str) -> MetadataUnavailable:
+        if self._silence.is_long:
+            return NoMetadata(name, f"{self.seed}: counts as gone: {why}")
+        return MetadataUnavailable(name, f"{self.seed}: {why}", self.breaker.pause())
 
     async def _fetch(self, name: str, content: ContentId, retold_after: float) -> Metainfo:
         wanted = f"{name}.torrent"
@@ -100,7 +106,7 @@ class WebMetadata:
             if self._tells(wanted, retold_after):
                 return
             if self._manifest_failures != failures:  # whoever held the lock failed for all who waited
-                raise MetadataUnavailable(name, f"{self.seed}: {self.breaker.reason or 'no manifest.txt came'}")
+                raise self._no_answer(name, self.breaker.reason or "no manifest.txt came")
             try:
                 raw = await self._get(self.seed.base + "manifest.txt", _MAX_MANIFEST)
             except HostFailed:
@@ -113,7 +119,17 @@ class WebMetadata:
             self._manifest_read_at = trio.current_time()
 
     async def _get(self, url: str, most: int) -> bytes | None:
-        """The body; None when the host says that it has no such file (or won't give it)."""
+        """The body; None when the host says that it has no such file (or won't give it). HostFailed."""
+        try:
+            body = await self._asked(url, most)
+        except HostFailed:
+            self._silence.failed(self._ledger.answers)
+            raise
+        self._silence.answered()
+        self._ledger.answered()
+        return body
+
+    async def _asked(self, url: str, most: int) -> bytes | None:
         try:
             with trio.fail_after(_LONGEST_ANSWER):
                 async with self._client.stream("GET", url) as response:
