@@ -75,12 +75,18 @@ class Admission(Protocol):
     def admit(self, flow: Flow, must: Collection[int], may: Sequence[int]) -> set[int]:
         """Which of these may be fetched now; for `must` that isn't granted, `grow` or `refused` is called later."""
 
+    def spare(self, flow: Flow, index: int) -> bool:
+        """Whether a block that comes without having been asked for may be kept."""
+
 
 class Unlimited:
     """Room for everything."""
 
     def admit(self, flow: Flow, must: Collection[int], may: Sequence[int]) -> set[int]:
         return {*must, *may}
+
+    def spare(self, flow: Flow, index: int) -> bool:
+        return True
 
 
 class Flow:
@@ -120,6 +126,9 @@ class Flow:
 
     def claim(self, blocks: range) -> Claim:
         return Claim(blocks)  # whoever fetches alone is in nobody's way
+
+    def has_room(self, index: int) -> bool:
+        return self._room.spare(self, index)
 
     def write(self, index: int, data: memoryview) -> None:
         self.stored.put(index, data)

@@ -41,6 +41,9 @@ class Kept:
     def claim(self, blocks: range) -> Claim | None:
         return Claim(blocks) if self.claims else None
 
+    def has_room(self, index: int) -> bool:
+        return True
+
     def release(self, claim: Claim) -> None: ...
 
     def landed(self, index: int) -> None:

@@ -46,6 +46,9 @@ class Collected:
     def write(self, index: int, data: memoryview) -> None:
         self._manifest.verify(index, data)
 
+    def has_room(self, index: int) -> bool:
+        return True
+
     def release(self, claim: Claim) -> None: ...
 
     def landed(self, index: int) -> None:
@@ -69,6 +72,13 @@ class Reading:
         """Return when all blocks are here: the first is waited for, the others come as readahead, by one request."""
         self._download.demand(frozenset({0}), ALL - {0})
         await self._settled(ALL)
+        assert self.sink.errors == []
+
+    async def want(self, *blocks: int) -> None:
+        """Return when these are here: each is waited for."""
+        wanted = frozenset(blocks)
+        self._download.demand(wanted, frozenset())
+        await self._settled(wanted)
         assert self.sink.errors == []
 
     async def failure(self, *blocks: int) -> CachefsError:

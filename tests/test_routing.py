@@ -13,6 +13,7 @@ from cachefs.config import Fetch
 from cachefs.content import Bitmap
 from cachefs.fetch.base import Claim, Job
 from cachefs.fetch.policy import Hedging
+from cachefs.fetch.routing.download import RoutedDownload
 from cachefs.fetch.routing.router import Router
 from cachefs.metainfo import Bencodable, bdecode, bencode, parse
 from tests.fakes import BLOCK, WITHIN, Content, FakeDownload, content, until
@@ -73,6 +74,7 @@ class Web:
         self.told: list[int] = []
 
     def download(self, job: Job, sink: Any) -> Web:
+        self.sink = sink
         return self
 
     def landed(self, index: int) -> None:
@@ -95,6 +97,9 @@ class Taken:
     def claim(self, blocks: range) -> Claim | None:
         raise AssertionError("the router says who may write")
 
+    def has_room(self, index: int) -> bool:
+        return index == 2
+
     def release(self, claim: Claim) -> None: ...
 
     def landed(self, index: int) -> None:
@@ -105,14 +110,27 @@ class Taken:
     def ended(self) -> None: ...
 
 
+def routed(torrents: Torrents, web: Web, taken: Taken) -> RoutedDownload:
+    settings = Fetch()
+    router = Router(settings, cast(Any, torrents), cast(Any, web), Hedging(settings), lambda _: False)
+    return router.download(Job(FILE.item, lambda: Path("nowhere"), Bitmap(FILE.blocks)), taken)
+
+
+def test_who_keeps_the_blocks_says_of_what_the_web_sends_unasked_whether_there_is_room() -> None:
+    web = Web()
+
+    async def main() -> None:
+        routed(Torrents(), web, Taken())
+        assert [index for index in range(3) if web.sink.has_room(index)] == [2]
+
+    trio.run(main)
+
+
 def test_a_block_that_libtorrent_does_not_take_is_written_and_told_to_it_later() -> None:
     torrents, web, taken = Torrents(), Web(), Taken()
 
     async def main() -> None:
-        settings = Fetch()
-        router = Router(settings, cast(Any, torrents), cast(Any, web), Hedging(settings), lambda _: False)
-        download = router.download(Job(FILE.item, lambda: Path("nowhere"), Bitmap(FILE.blocks)), taken)
-        await download.deliver(1, memoryview(FILE.piece(1)))
+        await routed(torrents, web, taken).deliver(1, memoryview(FILE.piece(1)))
 
     trio.run(main)
     assert taken.written == {1: FILE.piece(1)}

@@ -87,6 +87,9 @@ class Taker(Sink, Protocol):
     def claim(self, blocks: range) -> Claim | None:
         """The right to `write` these; None if somebody else may be writing to them: `deliver` knows what to do then."""
 
+    def has_room(self, index: int) -> bool:
+        """Whether a block that comes without being wanted may be given here: if so, room is kept for it."""
+
     def write(self, index: int, data: memoryview) -> None:
         """Verify a claimed block and write it to the file, in a thread; `landed` follows. Raises as `deliver` does."""
 

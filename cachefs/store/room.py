@@ -7,7 +7,8 @@ store takes on disk never exceeds the limit: a block that was not granted is not
 What was not granted wakes `run`. It measures what is really taken, has as much evicted as is needed (`evictor.py`)
 and tells the claimants to ask again. If nothing can go, because the rest is open or pinned, those who wait are
 refused, with the reason, and readahead stays as short as it is. Readahead makes room for itself only up to a
-`HEADROOM`-th of the limit at a time: it may take the place of what is old, but not sweep the store.
+`HEADROOM`-th of the limit at a time: it may take the place of what is old, but not sweep the store. What comes
+without having been demanded (`spare`) is treated like it.
 
 Everything the store holds counts: data, manifests and directories. Manifests are never evicted and are not asked
 room for; they push data out. A limit on free space counts what was granted as taken, for it isn't on disk yet.
@@ -92,8 +93,7 @@ class Room:
         more, cut = self._grant(claim, may if not claim.short else [i for i in may if claim.granted(i)])
         claim.spare = min(sum(map(claim.cost, cut)), self._headroom(claim))
         claim.since = min(claim.since, now) if claim.short else float("inf")
-        if claim.short or (claim.spare and now >= self._futile_until):
-            self._pressed.set()
+        self._press(claim)
         return granted | more
 
     def _grant(self, claim: Claim, blocks: Iterable[int]) -> tuple[set[int], list[int]]:
@@ -116,10 +116,36 @@ class Room:
             free -= cost
         return granted, left
 
+    def spare(self, claimant: Claimant, index: int) -> bool:
+        """Whether a block that comes without having been asked for may be kept: it is granted then, as readahead is.
+
+        Not while anybody who waits lacks room, and not of an object that the limits can't hold whole: what is wanted of
+        it would lack the room.
+        """
+        if not self.limits:
+            return True
+        claim = self._tally.claim(claimant)
+        length = claim.stored.manifest.length
+        if self._short() or length > self._size(claim, length):
+            return claim.granted(index)
+        granted, _ = self._grant(claim, [index])
+        if not granted:
+            claim.spare = max(claim.spare, min(length - claim.stored.held, self._headroom(claim)))
+            self._press(claim)
+        return bool(granted)
+
+    def _size(self, claim: Claim, unlimited: int) -> int:
+        """The most bytes that an object's limits let it have, beside nothing else."""
+        bounds = self.limits.whole, self.limits.of(self._tally.catalogue_of(claim.content))
+        return min((bound.size for bound in bounds if bound.size), default=unlimited)
+
     def _headroom(self, claim: Claim) -> int:
-        catalogue = self._tally.catalogue_of(claim.content)
-        sizes = [bounds.size for bounds in (self.limits.whole, self.limits.of(catalogue)) if bounds.size]
-        return min(sizes, default=self.limits.free_space) // HEADROOM
+        return self._size(claim, self.limits.free_space) // HEADROOM
+
+    def _press(self, claim: Claim) -> None:
+        """Have room made for a claim that lacks some; for readahead not if that was in vain a moment ago."""
+        if claim.short or (claim.spare and trio.current_time() >= self._futile_until):
+            self._pressed.set()
 
     @contextlib.asynccontextmanager
     async def holding(self, size: int, catalogue: str = "") -> AsyncIterator[Hold]:

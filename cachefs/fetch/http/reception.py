@@ -12,7 +12,7 @@ and before it hears that the thread has returned.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
@@ -36,15 +36,21 @@ Heard = TypeVar("Heard", bound="Stretch", contravariant=True)
 
 
 class Stretch:
-    """Neighbouring blocks that come in order; `at` is the one that is coming."""
+    """Neighbouring blocks that come in order; `at` is the one that is coming.
 
-    def __init__(self, manifest: Manifest, blocks: range) -> None:
+    `wants` says whether a block that has come is to be written; where a thread stays, it is asked in the thread.
+    """
+
+    def __init__(self, manifest: Manifest, blocks: range, wants: Callable[[int], bool]) -> None:
         self.manifest = manifest
         self.blocks = blocks
         self.at = blocks.start
         self.began = trio.current_time()
         self.came = 0
         """The bytes that came, in all."""
+        self.passed: set[int] = set()
+        """The blocks that came and weren't written."""
+        self._wants = wants
 
     @property
     def received(self) -> int:
@@ -72,7 +78,10 @@ class Stretch:
 
     def takes(self, index: int) -> bool:
         """Whether block `index`, which has come, is to be written; it is asked once, maybe in a thread."""
-        return True
+        if self._wants(index):
+            return True
+        self.passed.add(index)
+        return False
 
     def next(self) -> None:
         self.at += 1

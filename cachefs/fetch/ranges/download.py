@@ -4,7 +4,8 @@ How it works: a stretch of neighbouring blocks that are wanted is one request wi
 verified as it comes, written and landed. At each block it is decided anew whether to go on: a block that nobody
 wants any more, after a seek say, ends the request at once, and what is waited for elsewhere goes before what is
 only read ahead. So a scanner that reads a head and a tail fetches two blocks, and a player one long stretch.
-A server that knows no ranges sends the whole, of which every block is taken as it passes by.
+A server that knows no ranges sends the whole, of which every block that there is room for is taken as it passes by:
+else each jump would fetch it anew.
 
 A request that breaks off after some blocks simply leaves the rest wanted, and they are asked for again.
 """
@@ -176,6 +177,10 @@ class RangeDownload:
         if stream.at in self._urgent:
             return True
         return stream.at in self._ahead and not self._waits_beside()
+
+    def wants(self, index: int) -> bool:
+        """Whether a block is asked for, by a reader or as readahead; in any thread."""
+        return index in self._urgent or index in self._ahead
 
     def received(self, url: str, size: int) -> None:
         """Take note of bytes that came."""

@@ -5,11 +5,13 @@ declares of it, must be the record's, if they are told. Then blocks are received
 they come quickly, a thread stays with the request (`reception.py`); where each takes a while, the event loop receives
 what comes, so that a reader's jump ends the request at once, and not after the moment that a thread may take to notice.
 A server may give less than it was asked for, and the rest is asked for anew. One that ignores the range sends all from
-the beginning: then blocks that are here pass by.
+the beginning: then blocks pass by that are here already, or that nobody wants. Of the latter those are kept that there
+is room for, which the sink is asked for one by one as they come: only what is wanted has been granted room before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -54,6 +56,9 @@ class Download(Protocol):
     def goes_on(self, stream: Stream) -> bool:
         """Whether the rest of the stretch is still wanted from here."""
 
+    def wants(self, index: int) -> bool:
+        """Whether a block is wanted now; in any thread."""
+
     def received(self, url: str, size: int) -> None:
         """Bytes came."""
 
@@ -85,7 +90,7 @@ class RangeRequest:
         try:
             async with self._client.get(self._url, WANTED | {"Range": f"bytes={start}-{end - 1}"}) as answer:
                 first = self._judged(answer, start, end)
-                await self._take(answer, Stretch(manifest, range(first, stream.blocks.stop)))
+                await self._take(answer, Stretch(manifest, range(first, stream.blocks.stop), self._takes_in_thread))
         except RangeRefused as error:
             self._require_length(error.url, error.total)
             raise
@@ -153,10 +158,19 @@ class RangeRequest:
                 raise answer.cut_short()
             run.came += count
             self._download.received(self._url, count)
-        if run.at not in self._download.job.have:
+        if self._takes(run.at, self._download.sink.has_room):
             await self._download.sink.deliver(run.at, view)
             self.landed += 1
+        else:
+            await trio.to_thread.run_sync(self._manifest.verify, run.at, view)
         self._next(run)
+
+    def _takes(self, index: int, has_room: Callable[[int], bool]) -> bool:
+        """Whether a block that has come is to be written."""
+        return index not in self._download.job.have and (self._download.wants(index) or has_room(index))
+
+    def _takes_in_thread(self, index: int) -> bool:
+        return self._takes(index, lambda index: trio.from_thread.run_sync(self._download.sink.has_room, index))
 
     def received(self, run: Stretch, size: int) -> None:
         """A thread has received bytes."""
@@ -164,8 +178,8 @@ class RangeRequest:
         self._patience.deadline = trio.current_time() + self._client.rules.stall
 
     def wrote(self, run: Stretch) -> bool:
-        """A thread has written the next block; whether the rest is still wanted."""
-        if run.at not in self._download.job.have:
+        """A thread has written the next block, or passed it over; whether the rest is still wanted."""
+        if run.at not in self._download.job.have and run.at not in run.passed:
             self._download.sink.landed(run.at)
             self.landed += 1
         self._next(run)

@@ -17,14 +17,11 @@ class Run(Stretch):
     def __init__(
         self, source: RemoteSource, manifest: Manifest, blocks: range, wants: Callable[[Run, int], bool]
     ) -> None:
-        super().__init__(manifest, blocks)
+        super().__init__(manifest, blocks, lambda index: wants(self, index))
         self.source = source
         self.whole = not source.health.ranges
         """Whether all of the file is asked for, because the source can't begin elsewhere than at its start."""
-        self.passed: set[int] = set()
-        """The blocks that came and weren't written."""
         self.dropped = False
-        self._wants = wants
         self.jump = False
         """Whether it is for one block alone, which somebody waits for."""
         self.scope = trio.CancelScope()
@@ -33,12 +30,6 @@ class Run(Stretch):
     def gives_way(self) -> bool:
         """Whether a reader's jump goes before it."""
         return self.source.jumps > 0 and not self.jump
-
-    def takes(self, index: int) -> bool:
-        if self._wants(self, index):
-            return True
-        self.passed.add(index)
-        return False
 
     def drop(self) -> None:
         self.dropped = True

@@ -46,6 +46,9 @@ class _WebSide:
     def claim(self, blocks: range) -> Claim | None:
         return self._whole.claim(blocks)
 
+    def has_room(self, index: int) -> bool:
+        return self._whole.has_room(index)
+
     def release(self, claim: Claim) -> None:
         self._whole.claims.remove(claim)
 
@@ -177,6 +180,10 @@ class RoutedDownload:
     def write(self, index: int, data: memoryview) -> None:
         """Verify a block that is the web's to write, and write it: in a thread."""
         self._sink.write(index, data)
+
+    def has_room(self, index: int) -> bool:
+        """Whether what the web's half was sent unasked may be kept."""
+        return self._sink.has_room(index)
 
     def wrote(self, index: int) -> None:
         """The web's half has written a block."""
