@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from cachefs.control import holding, keeping
 from cachefs.control import socket as control
 from cachefs.control.status import StatusSource
 from cachefs.drivers import driver, overlay, tuning
+from cachefs.ending import Ending
 from cachefs.engine import Engine
 from cachefs.errors import CachefsError, StoreFull
 from cachefs.fetch.base import Item
@@ -41,7 +41,7 @@ from cachefs.filesystem import Filesystem
 from cachefs.keeper import Keeper
 from cachefs.layout import RECORDS, SNAPSHOTS, STATE
 from cachefs.locks import LockFile
-from cachefs.mountpoint import claimed, places, prepare
+from cachefs.mountpoint import OwnMount, claimed, places, prepare
 from cachefs.pickup import PickUp
 from cachefs.playhead.service import PlayheadService
 from cachefs.prefetch import Prefetcher
@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 
 _GRACE = 2.0
 _LINGER = 0.5
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TAKEN_AWAY = "the mount was taken away"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +146,8 @@ class Assembly:
         pick_up = PickUp(RECORDS, self._prefetcher, lambda: self._reloader.shown.tree)
         self._playheads = PlayheadService(config.playhead, data_dir, pick_up.fetch)
         self._url: str | None = None
-        self._entry: mountinfo.MountEntry | None = None
-        self._stop = trio.Event()
+        self._own = OwnMount(mountpoint)
+        self._ending = Ending()
         self._served = trio.Event()
 
     def _make_driver(self) -> driver.Driver:
@@ -170,17 +170,20 @@ class Assembly:
         """Bring everything up, wait for a reason to stop, take everything down."""
         async with self._engine.running():
             remarks = await self._reloader.prepare(self._reloader.shown.lock.downloads, hashing)
-            with claimed(self._mountpoint):
-                self._driver.mount()
-            try:
-                await self._mounted(ready, remarks)
-            finally:
-                # Not before the last handler has ended: it would answer through a session that is gone.
-                self._driver.close()
+            with contextlib.closing(self._own):
+                with claimed(self._mountpoint):
+                    self._driver.mount()
+                    self._own.begin()
+                try:
+                    await self._mounted(ready, remarks)
+                finally:
+                    self._own.leave()
+                    # Not before the last handler has ended: it would answer through a session that is gone.
+                    self._driver.close()
 
     async def _mounted(self, ready: Callable[[Mounted], None], remarks: list[str]) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_signals, nursery)
+            nursery.start_soon(self._ending.watch_signals, lambda: nursery.start_soon(self._reloader.hang_up))
             nursery.start_soon(self._serve)
             await trio.to_thread.run_sync(self._settle)
             if self._view is not None:
@@ -209,14 +212,14 @@ class Assembly:
             nursery.start_soon(self._upkeep.run)
             nursery.start_soon(recheck, self._engine.store, self._engine.manifests.recall)
             ready(self._told(remarks))
-            await self._stop.wait()
+            await self._ending.wait()
             await self._let_go()
             nursery.cancel_scope.cancel()
 
     async def _serve(self) -> None:
         await self._driver.serve()
         self._served.set()
-        self._stop.set()
+        self._ending.begin("the connection to the kernel was aborted" if self._own.now() else _TAKEN_AWAY)
 
     async def _seed_complete(self) -> None:
         """Offer what is complete, one after the other: readers come first."""
@@ -229,34 +232,19 @@ class Assembly:
     def _settle(self) -> None:
         """Wait until the kernel has been answered once, then raise its limits."""
         self._mountpoint.stat()
-        self._entry = mountinfo.mount_at(self._mountpoint)
-        if self._entry is not None:
+        if self._own.entry is not None:
             snapshots = self._reloader.shown.names
-            tuning.tune(self._entry, tuning.READ_AHEAD_KIB if snapshots else tuning.RECORDS_READ_AHEAD_KIB)
-
-    async def _watch_signals(self, nursery: trio.Nursery) -> None:
-        for each in _SIGNALS:
-            # As it is again when this ends: then nothing may break off what is being taken down.
-            signal.signal(each, signal.SIG_IGN)
-        with trio.open_signal_receiver(*_SIGNALS) as signals:
-            async for number in signals:
-                name = signal.Signals(number).name
-                if self._stop.is_set():
-                    log.info("%s: already stopping", name)
-                elif number == signal.SIGHUP:
-                    nursery.start_soon(self._reloader.hang_up)
-                else:
-                    log.info("stopping at %s", name)
-                    self._stop.set()
+            tuning.tune(self._own.entry, tuning.READ_AHEAD_KIB if snapshots else tuning.RECORDS_READ_AHEAD_KIB)
 
     async def _watch_mount(self) -> None:
-        if self._entry is not None:
-            await mountinfo.wait_gone(self._entry)
-        self._stop.set()
+        if self._own.entry is not None:
+            await mountinfo.wait_gone(self._own.entry)
+        self._ending.begin(_TAKEN_AWAY)
 
     async def _watch_view(self, view: overlay.WritableView) -> None:
         await view.wait_gone()
-        self._stop.set()  # who expects to write must not go on with the read-only directory below
+        # Who expects to write must not go on with the read-only directory below.
+        self._ending.begin("the writable view was taken away")
 
     async def _forget_pages(self, content: ContentId, spans: Sequence[Span]) -> None:
         for inode in self._filesystem.inodes(content):
@@ -289,25 +277,19 @@ class Assembly:
         return await self._prefetcher.fetch([node for node in found if isinstance(node, File)], tell)
 
     async def _stopping(self) -> None:
-        self._stop.set()
+        self._ending.begin("cachefs umount")
 
     async def _let_go(self) -> None:
         """Answer everybody who waits, before the kernel's side goes."""
         with trio.move_on_after(_GRACE):
             await self._engine.stop()
-        if self._view is not None:  # it goes first, while what is below it still answers
+        if self._view is not None and not self._own.cover():  # it goes first, while what is below it still answers
             await trio.to_thread.run_sync(self._view.unmount)
         # The kernel asks once more for a page whose readahead failed, so the answers go on until the last user
         # is gone: that ends a mount which was taken out of the tree.
         with trio.move_on_after(_LINGER):
-            await trio.to_thread.run_sync(self._detach)
+            await trio.to_thread.run_sync(self._own.leave)
             await self._served.wait()
-
-    def _detach(self) -> None:
-        with contextlib.suppress(CachefsError, OSError):  # somebody was quicker, or no descriptor is left
-            entry = mountinfo.again(self._entry) if self._entry is not None else None
-            if entry is not None:
-                mountinfo.unmount_lazily(entry.mountpoint)
 
 
 def _complete(state: State, names: Mapping[str, ContentId], most: int) -> dict[str, ContentId]:

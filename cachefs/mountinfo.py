@@ -11,6 +11,7 @@ Format: proc_pid_mountinfo(5).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -28,6 +29,7 @@ from cachefs.errors import CachefsError
 
 TYPE = "fuse.cachefs"
 _TABLE = Path("/proc/self/mountinfo")
+_PART = 65_536
 _MOST_LINKS = 40  # the kernel's own limit
 
 
@@ -69,13 +71,48 @@ class _Row(NamedTuple):
         return self.number, self.device, self.kind, self.source
 
 
+class Table:
+    """The kernel's table, held open: it can be read also when the process is out of descriptors. Close it."""
+
+    def __init__(self) -> None:
+        self._fd = os.open(_TABLE, os.O_RDONLY | os.O_CLOEXEC)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def mounts(self) -> list[MountEntry]:
+        """Every cachefs mount that this process can see, oldest first."""
+        return [_entry(row) for row in self.rows() if row.kind == TYPE]
+
+    def again(self, entry: MountEntry) -> MountEntry | None:
+        """The same mount as it is now, for a directory above it may have been renamed; None when it is gone."""
+        return next((one for one in self.mounts() if one.identity == entry.identity), None)
+
+    def cover(self, entry: MountEntry) -> str:
+        """The type of the file system that lies over a mount, at the same place; "" if none does."""
+        over = (row.kind for row in self.rows() if row.parent == entry.number and row.mountpoint == entry.mountpoint)
+        return next(over, "")
+
+    def rows(self) -> list[_Row]:
+        """Every mount, oldest first. From any thread."""
+        parts: list[bytes] = []
+        while part := os.pread(self._fd, _PART, sum(map(len, parts))):
+            parts.append(part)
+        return list(_rows(b"".join(parts)))
+
+
+def _entry(row: _Row) -> MountEntry:
+    data_dir = os.fsdecode(unquote_to_bytes(os.fsencode(row.source)))
+    return MountEntry(row.mountpoint, Path(data_dir), row.device, row.number)
+
+
 def mounts() -> list[MountEntry]:
     """Every cachefs mount that this process can see, oldest first."""
-    return [
-        MountEntry(row.mountpoint, Path(os.fsdecode(unquote_to_bytes(os.fsencode(row.source)))), row.device, row.number)
-        for row in _rows(_TABLE.read_bytes())
-        if row.kind == TYPE
-    ]
+    with contextlib.closing(Table()) as table:
+        return table.mounts()
 
 
 def _rows(table: bytes) -> Iterator[_Row]:
@@ -100,15 +137,15 @@ def mount_at(mountpoint: Path) -> MountEntry | None:
 
 
 def again(entry: MountEntry) -> MountEntry | None:
-    """The same mount as it is now, for a directory above it may have been renamed; None when it is gone."""
-    return next((one for one in mounts() if one.identity == entry.identity), None)
+    """`Table.again`, of the table as it is now."""
+    with contextlib.closing(Table()) as table:
+        return table.again(entry)
 
 
 def cover(entry: MountEntry) -> str:
-    """The type of the file system that lies over a mount, at the same place; "" if none does."""
-    rows = _rows(_TABLE.read_bytes())
-    over = (row.kind for row in rows if row.parent == entry.number and row.mountpoint == entry.mountpoint)
-    return next(over, "")
+    """`Table.cover`, of the table as it is now."""
+    with contextlib.closing(Table()) as table:
+        return table.cover(entry)
 
 
 def showing(path: Path) -> MountEntry | None:
@@ -120,8 +157,8 @@ def showing(path: Path) -> MountEntry | None:
 def overlays_in(mountpoint: Path) -> list[Path]:
     """The directories right below this path over which an overlayfs is mounted, oldest first."""
     wanted = located(mountpoint)
-    rows = _rows(_TABLE.read_bytes())
-    return [row.mountpoint for row in rows if row.kind == "overlay" and row.mountpoint.parent == wanted]
+    with contextlib.closing(Table()) as table:
+        return [row.mountpoint for row in table.rows() if row.kind == "overlay" and row.mountpoint.parent == wanted]
 
 
 def located(path: Path) -> Path:
@@ -165,21 +202,16 @@ async def wait_gone(what: MountEntry | Path, find: Callable[[Path], Iterable[Pat
 
     They may be moved meanwhile, and the process may be out of descriptors: the table is read through the one it has.
     """
-    with await trio.to_thread.run_sync(lambda: _TABLE.open("rb", buffering=0)) as table, select.epoll() as changes:
-
-        def rows() -> list[_Row]:
-            table.seek(0)
-            return list(_rows(table.read()))
-
+    with contextlib.closing(await trio.to_thread.run_sync(Table)) as table, select.epoll() as changes:
         # The file is always readable; only the exceptional condition means a change. A poll of a poll sees just that.
         changes.register(table, select.EPOLLPRI)
         if isinstance(what, MountEntry):
             watched = {what.identity}
         else:
             places = frozenset(await trio.to_thread.run_sync(find, what))
-            topmost = {row.mountpoint: row.identity for row in await trio.to_thread.run_sync(rows)}
+            topmost = {row.mountpoint: row.identity for row in await trio.to_thread.run_sync(table.rows)}
             watched = {identity for place, identity in topmost.items() if place in places}
-        while any(row.identity in watched for row in await trio.to_thread.run_sync(rows)):
+        while any(row.identity in watched for row in await trio.to_thread.run_sync(table.rows)):
             await trio.lowlevel.wait_readable(changes.fileno())
             changes.poll(0)
 

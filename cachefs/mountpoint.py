@@ -4,6 +4,10 @@ How it works: a mount whose daemon is gone must be told from one whose daemon ha
 wait for the daemon that hangs. But a daemon holds its data directory's lock to its last moment, so a mount is asked
 only if nobody holds that, or somebody who has mounted elsewhere. What is unmounted goes by path, and what lies on top
 there is what goes; so a mount that another file system covers is left alone.
+
+A daemon knows its own mount by its numbers from the moment it is there. At its end it looks for these, for its place
+may have been renamed, another's mount may be there by now, or lie over it; then what is ours stays below, dead. It
+holds all that it needs for that from the beginning, because in the end there may be no descriptor left.
 """
 
 from __future__ import annotations
@@ -18,9 +22,9 @@ from pathlib import Path
 from cachefs import mountinfo
 from cachefs.config import Config
 from cachefs.config.values import show
-from cachefs.drivers import overlay
+from cachefs.drivers import overlay, syscalls
 from cachefs.errors import CachefsError, ConfigError
-from cachefs.mountinfo import MountEntry
+from cachefs.mountinfo import MountEntry, Table
 from cachefs.store.lock import holder
 
 log = logging.getLogger(__name__)
@@ -107,3 +111,57 @@ def claimed(mountpoint: Path) -> Iterator[None]:
         if mountinfo.mount_at(mountpoint) is not None:
             raise _used(mountpoint)
         yield
+
+
+class OwnMount:
+    """The mount that this process makes at a place, and takes away in the end. Close it."""
+
+    def __init__(self, mountpoint: Path) -> None:
+        """Before it is mounted. OSError if no descriptor is left."""
+        self._mountpoint = mountpoint
+        self._table = Table()
+        self._left = False
+        self.entry: MountEntry | None = None
+        """As it was when it was mounted."""
+
+    def begin(self) -> None:
+        """Know it from now on: it is the one that is mounted there."""
+        self.entry = next((one for one in reversed(self._table.mounts()) if one.mountpoint == self._mountpoint), None)
+
+    def now(self) -> MountEntry | None:
+        """Where it is now; None when it isn't mounted any more."""
+        return self._table.again(self.entry) if self.entry is not None else None
+
+    def cover(self) -> str:
+        """The type of the file system that lies over it, "" if none does."""
+        now = self.now()
+        return self._table.cover(now) if now is not None else ""
+
+    def leave(self) -> None:
+        """Take it out of the tree, whoever still uses it. What keeps it there is logged, once."""
+        now = self.now()
+        if now is None or self._left:
+            return
+        self._left = True
+        kind, place = self._table.cover(now), now.mountpoint
+        if kind:
+            log.warning(
+                "%s: another file system (%s) lies over the mount, which stays below it, dead; to clear it away: "
+                "umount %s; cachefs umount %s", place, kind, place, place,
+            )  # fmt: skip
+            return
+        with contextlib.suppress(OSError):  # somebody was quicker
+            _detach(place)
+        if self.now() is not None:
+            log.warning("%s: can't be unmounted; `cachefs umount %s` may clear it away", place, place)
+
+    def close(self) -> None:
+        self._table.close()
+
+
+def _detach(place: Path) -> None:
+    """Take what is mounted there out of the tree; needs no descriptor, which subprocess does."""
+    try:
+        syscalls.umount(place, syscalls.MNT_DETACH)
+    except PermissionError:
+        os.waitpid(os.posix_spawnp("fusermount3", ["fusermount3", "-u", "-z", "--", str(place)], os.environ), 0)

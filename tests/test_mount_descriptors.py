@@ -14,6 +14,7 @@ from cachefs import mountinfo
 from tests.counterparts import running
 from tests.descriptor_kit import none_left_to
 from tests.mount_kit import (
+    BOTH_DRIVERS,
     Library,
     cachefs,
     command_of,
@@ -40,10 +41,11 @@ def test_a_mount_and_a_seed_box_may_open_as_many_files_as_the_hard_limit_lets_th
             assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (1000, 1000)
 
 
+@BOTH_DRIVERS
 def test_a_daemon_without_a_descriptor_left_outlives_a_change_of_the_mount_table_and_ends_cleanly(
-    library: Library, tmp_path: Path
+    library: Library, tmp_path: Path, driver: tuple[str, ...]
 ) -> None:
-    with seeding(library) as box, mounted(tmp_path, library.chain, peers=[str(box.peer)]) as mount:
+    with seeding(library) as box, mounted(tmp_path, library.chain, *driver, peers=[str(box.peer)]) as mount:
         assert same(mount, library)
         with none_left_to(mount.child.process.pid):
             with mounted(tmp_path / "other", library.chain) as other:

@@ -6,10 +6,12 @@ fusermount3 mounts and hands over /dev/fuse; nobody answers the kernel's request
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,9 @@ import trio
 import trio.testing
 
 from cachefs import mountinfo
+from cachefs.drivers import syscalls
 from cachefs.errors import CachefsError
+from cachefs.mountpoint import OwnMount
 from tests.descriptor_kit import no_descriptor_left
 
 
@@ -201,3 +205,31 @@ def test_waiting_for_a_mount_to_go_ends_when_it_goes_and_not_when_another_does(t
                 await mountinfo.wait_gone(entry)
 
     trio.run(main)
+
+
+def test_a_process_without_rights_and_descriptors_takes_its_own_mount_away(
+    tmp_path: Path, mounts: Mounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(directory: Path, flags: int = 0) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(syscalls, "umount", refused)
+    with closing(OwnMount(tmp_path / "mnt")) as own:
+        mounts.mount(tmp_path / "mnt", "/data")
+        own.begin()
+        with no_descriptor_left():
+            own.leave()
+    assert mountinfo.mount_at(tmp_path / "mnt") is None
+
+
+def test_a_process_leaves_what_another_one_mounted_in_the_place_of_its_own(tmp_path: Path, mounts: Mounts) -> None:
+    with closing(OwnMount(tmp_path / "mnt")) as own:
+        mounts.mount(tmp_path / "mnt", "/first")
+        own.begin()
+        mounts.die(tmp_path / "mnt")
+        mountinfo.unmount_lazily(tmp_path / "mnt")
+        mounts.mount(tmp_path / "mnt", "/second")  # which has the first one's number now
+        own.leave()
+        found = mountinfo.mount_at(tmp_path / "mnt")
+        assert found is not None
+        assert found.data_dir == Path("/second")

@@ -7,18 +7,28 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 import pyfuse3
 import pytest
 import trio
 
+from cachefs import mountinfo
 from cachefs.drivers.pyfuse3 import Pyfuse3Driver
-from cachefs.filesystem import Filesystem
 from tests.test_devfuse import NOTHING
 
 
-def served(monkeypatch: pytest.MonkeyPatch, ends_with: OSError) -> None:
+@contextmanager
+def mounted(place: Path) -> Iterator[Pyfuse3Driver]:
+    driver = Pyfuse3Driver(NOTHING, place, place / "data", allow_other=False)
+    driver.mount()
+    try:
+        yield driver
+    finally:
+        mountinfo.unmount_lazily(place)
+        driver.close()
+
+
+def served(place: Path, monkeypatch: pytest.MonkeyPatch, ends_with: OSError) -> None:
     """Serve a mount whose device can't be read any more: `ends_with` is what libfuse makes of that."""
 
     async def main(max_tasks: int) -> None:
@@ -26,17 +36,20 @@ def served(monkeypatch: pytest.MonkeyPatch, ends_with: OSError) -> None:
             raise ends_with
 
     monkeypatch.setattr(pyfuse3, "main", main)
-    filesystem = cast(Filesystem, None)  # never asked
-    trio.run(Pyfuse3Driver(filesystem, Path("mnt"), Path("data"), allow_other=False).serve)
+    with mounted(place) as driver:
+        trio.run(driver.serve)
 
 
-def test_a_mount_that_goes_while_a_request_is_being_read_ends_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    served(monkeypatch, ConnectionAbortedError(errno.ECONNABORTED, "reading device"))
+def test_a_mount_that_goes_while_a_request_is_being_read_ends_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served(tmp_path, monkeypatch, ConnectionAbortedError(errno.ECONNABORTED, "reading device"))
 
 
-def test_another_error_of_the_device_is_not_taken_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.RaisesGroup(pytest.RaisesExc(OSError, check=lambda error: error.errno == errno.EIO)):
-        served(monkeypatch, OSError(errno.EIO, "reading device"))
+def test_another_error_of_the_device_is_not_taken_for_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    not_taken = pytest.RaisesExc(OSError, check=lambda error: error.errno == errno.EIO)
+    with pytest.RaisesGroup(not_taken, flatten_subgroups=True):
+        served(tmp_path, monkeypatch, OSError(errno.EIO, "reading device"))
 
 
 @contextmanager
@@ -52,13 +65,9 @@ def no_descriptor_left() -> Iterator[None]:
 def test_the_kernel_is_told_what_to_forget_also_where_no_descriptor_is_left(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    driver = Pyfuse3Driver(NOTHING, tmp_path, tmp_path / "data", allow_other=False)
-    driver.mount()
-    try:
+    with mounted(tmp_path) as driver:
         with no_descriptor_left():
             driver.forget([(1, "snapshots")])
         assert caplog.messages == []
-    finally:
-        driver.close()
     driver.forget([(1, "snapshots")])
     assert caplog.messages == []

@@ -11,7 +11,6 @@ share one buffer.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -112,6 +111,7 @@ class DevFuseDriver:
             asked = Request.parse(os.read(self._device, protocol.LONGEST_REQUEST))
             self._reply(asked, protocol.negotiate(asked))
         except BaseException:
+            syscalls.umount(self._mountpoint, syscalls.MNT_DETACH)
             self.close()
             raise
 
@@ -127,12 +127,7 @@ class DevFuseDriver:
             nursery.cancel_scope.cancel()
 
     def close(self) -> None:
-        """Unmount, even while files are open: they get errors from now on, but for those that are passed through."""
-        entry = mountinfo.mount_at(self._mountpoint)
-        # Not by its device number: the next mount gets the one of a mount that is gone.
-        if entry is not None and entry.data_dir == self._data_dir:
-            with contextlib.suppress(OSError):  # somebody was quicker
-                syscalls.umount(self._mountpoint, syscalls.MNT_DETACH)
+        """Cut the connection: open files get errors from now on, but for those that are passed through."""
         # A thread may be about to tell the kernel more: not what has this number next.
         device, self._device = self._device, -1
         os.close(device)

@@ -40,7 +40,7 @@ class Driver(Protocol):
         """Have the kernel look these names (directory inode, name) up anew. Blocking."""
 
     def close(self) -> None:
-        """Unmount, even while files are open."""
+        """Cut the connection to the kernel. The mount itself is for others to take away, before or after."""
 
 
 def require_rights(settings: Mount) -> None:

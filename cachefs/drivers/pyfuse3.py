@@ -6,6 +6,9 @@ becomes EIO, because an exception that leaves a handler would end the mount for 
 
 Between a read's getting its bytes out of the page cache and its reply nothing is awaited, also when it had to wait for
 them to be fetched before: that is what lets all reads share one buffer.
+
+When the kernel has cut the connection, pyfuse3 ends, but not before the last handler has; and a read may wait for ever,
+though nobody can be told its bytes any more. So that is watched for as well.
 """
 
 from __future__ import annotations
@@ -14,12 +17,14 @@ import contextlib
 import errno
 import logging
 import os
+import select
 from collections.abc import Callable, Coroutine, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 
 from cachefs import mountinfo
 from cachefs.content import Span
@@ -191,16 +196,26 @@ class Pyfuse3Driver:
         try:
             self._device = _descriptor()  # now: later there may be no descriptor left to look with
         except OSError as error:
-            self.close()
+            pyfuse3.close()
             raise CachefsError(f"{self._mountpoint}: can't be mounted: {error.strerror}") from error
 
     async def serve(self) -> None:
         """Answer the kernel until the mount is gone or this is cancelled."""
         try:
-            await pyfuse3.main(max_tasks=MAX_TASKS)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_when_cut, nursery.cancel_scope)
+                await pyfuse3.main(max_tasks=MAX_TASKS)
+                nursery.cancel_scope.cancel()
         except* ConnectionAbortedError:
             # What the kernel answers instead of ENODEV if a request was about to be read when the mount went.
             log.debug("the mount went while a request was being read")
+
+    async def _end_when_cut(self, serving: trio.CancelScope) -> None:
+        """Cancel when the kernel has cut the connection: the mount is gone, or was aborted under /sys/fs/fuse."""
+        with select.epoll() as device:
+            device.register(self._device, 0)  # an error is told unasked
+            await trio.lowlevel.wait_readable(device.fileno())
+        serving.cancel()
 
     async def forget_pages(self, inode: int, spans: Iterable[Span]) -> None:
         """Have the kernel drop what it has read of an inode in `spans`, mapped pages too.
@@ -217,9 +232,9 @@ class Pyfuse3Driver:
         notices.forget_entries(lambda: self._device, entries)
 
     def close(self) -> None:
-        """Unmount, even while files are open: they get errors from now on."""
+        """Cut the connection: open files get errors from now on."""
         self._device = -1
-        pyfuse3.close()
+        pyfuse3.close(unmount=False)  # it would go by path, whatever is there now
 
 
 def _descriptor() -> int:
