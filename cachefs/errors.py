@@ -242,6 +242,13 @@ class RecordInconsistent(CachefsError):
     """A record whose pieces are all right and whose whole is not: its lock contradicts itself."""
 
 
+class Terminated(CachefsError):
+    """SIGTERM came before a mount was usable."""
+
+    def __init__(self) -> None:
+        super().__init__("ended by SIGTERM before the mount was usable")
+
+
 class ControlError(CachefsError):
     """The daemon could not be reached, or answered that it could not do what was asked."""
 

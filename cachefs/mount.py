@@ -91,14 +91,14 @@ def _writable_view(config: Config, mountpoint: Path, data_dir: Path) -> overlay.
 async def _run(
     config: Config, mountpoint: Path, data_dir: Path, ready: Callable[[Mounted], None], hashing: Progress
 ) -> None:
-    lock_file = LockFile(data_dir)
-    shown = await Shown.load(config, lock_file, config.snapshots.chain_name)
-    state = State.open(data_dir / STATE)
-    try:
-        async with MusicCache.open(data_dir, config.records, rclone=config.rclone, state=state) as music:
-            await Assembly(config, mountpoint, data_dir, lock_file, shown, state, music).run(ready, hashing)
-    finally:
-        state.close()
+    ending = Ending()
+    async with ending.at_signals():
+        lock_file = LockFile(data_dir)
+        shown = await Shown.load(config, lock_file, config.snapshots.chain_name)
+        with contextlib.closing(State.open(data_dir / STATE)) as state:
+            async with MusicCache.open(data_dir, config.records, rclone=config.rclone, state=state) as music:
+                assembly = Assembly(config, mountpoint, data_dir, lock_file, shown, state, music, ending)
+                await assembly.run(ready, hashing)
 
 
 class Assembly:
@@ -113,6 +113,7 @@ class Assembly:
         shown: Shown,
         state: State,
         music: MusicCache,
+        ending: Ending,
     ) -> None:
         self._config = config
         self._mountpoint = mountpoint
@@ -147,7 +148,7 @@ class Assembly:
         self._playheads = PlayheadService(config.playhead, data_dir, pick_up.fetch)
         self._url: str | None = None
         self._own = OwnMount(mountpoint)
-        self._ending = Ending()
+        self._ending = ending
         self._served = trio.Event()
 
     def _make_driver(self) -> driver.Driver:
@@ -170,6 +171,7 @@ class Assembly:
         """Bring everything up, wait for a reason to stop, take everything down."""
         async with self._engine.running():
             remarks = await self._reloader.prepare(self._reloader.shown.lock.downloads, hashing)
+            await self._ending.mounting()
             with contextlib.closing(self._own):
                 with claimed(self._mountpoint):
                     self._driver.mount()
@@ -183,7 +185,6 @@ class Assembly:
 
     async def _mounted(self, ready: Callable[[Mounted], None], remarks: list[str]) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._ending.watch_signals, lambda: nursery.start_soon(self._reloader.hang_up))
             nursery.start_soon(self._serve)
             await trio.to_thread.run_sync(self._settle)
             if self._view is not None:
@@ -211,7 +212,9 @@ class Assembly:
             nursery.start_soon(self._engine.outage.run)
             nursery.start_soon(self._upkeep.run)
             nursery.start_soon(recheck, self._engine.store, self._engine.manifests.recall)
-            ready(self._told(remarks))
+            nursery.start_soon(self._hang_up)
+            if self._ending.usable():
+                ready(self._told(remarks))
             await self._ending.wait()
             await self._let_go()
             nursery.cancel_scope.cancel()
@@ -235,6 +238,10 @@ class Assembly:
         if self._own.entry is not None:
             snapshots = self._reloader.shown.names
             tuning.tune(self._own.entry, tuning.READ_AHEAD_KIB if snapshots else tuning.RECORDS_READ_AHEAD_KIB)
+
+    async def _hang_up(self) -> None:
+        async for _ in self._ending.hang_ups:
+            await self._reloader.hang_up()
 
     async def _watch_mount(self) -> None:
         if self._own.entry is not None:

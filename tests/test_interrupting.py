@@ -16,6 +16,7 @@ import pytest
 
 from cachefs import mountinfo
 from cachefs.catalog.chain import format_chain
+from cachefs.cli import TERMINATED
 from cachefs.content import ContentId
 from tests.counterparts import running
 from tests.mount_kit import cachefs, command_of, mount_command, mounted
@@ -80,6 +81,58 @@ def test_whoever_interrupts_a_daemons_start_ends_the_daemon(large: Path, tmp_pat
         assert child.printed() == "cachefs: interrupted\n"
         assert at_work_on(large / LARGE) == []
         assert mountinfo.mount_at(tmp_path / "mnt") is None
+    assert "Traceback" not in (tmp_path / "data" / "cachefs.log").read_text()
+
+
+def test_a_mount_that_is_terminated_while_it_starts_says_so_and_leaves_nothing(large: Path, tmp_path: Path) -> None:
+    local_file(large, tmp_path)
+    with running("mount", command_of(mount_command(tmp_path, tmp_path / "chain.toml"))) as child:
+        child.wait_until("hashing", lambda: child.process.pid in at_work_on(large / LARGE))
+        child.process.send_signal(signal.SIGTERM)
+        assert child.process.wait(20) == TERMINATED
+        assert child.printed().splitlines()[-1] == "cachefs: ended by SIGTERM before the mount was usable"
+        assert "Traceback" not in child.printed()
+    assert mountinfo.mount_at(tmp_path / "mnt") is None
+    (tmp_path / "data" / "snapshots" / LARGE).unlink()
+    with mounted(tmp_path) as mount:
+        mount.unmount()
+
+
+def test_a_mount_that_is_hung_up_while_it_starts_goes_on(large: Path, tmp_path: Path) -> None:
+    local_file(large, tmp_path)
+    with running("mount", command_of(mount_command(tmp_path, tmp_path / "chain.toml"))) as child:
+        child.wait_until("hashing", lambda: child.process.pid in at_work_on(large / LARGE))
+        child.process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.process.wait(0.5)
+        child.process.send_signal(signal.SIGTERM)
+        assert child.process.wait(20) == TERMINATED
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_who_starts_a_daemon_is_told_by_which_signal_it_ended(
+    large: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    local_file(large, tmp_path)
+    arguments = mount_command(tmp_path, tmp_path / "chain.toml", "--daemon")
+    with running("mount --daemon", command_of(arguments)) as child:
+        child.wait_until("hashing", lambda: bool(at_work_on(large / LARGE)))
+        (daemon,) = at_work_on(large / LARGE)
+        os.kill(daemon, number)
+        assert child.process.wait(20) == 1
+        assert f"cachefs: the daemon was ended by {number.name} before the mount was usable" in child.printed()
+    assert mountinfo.mount_at(tmp_path / "mnt") is None
+
+
+def test_whoever_terminates_a_daemons_start_ends_the_daemon(large: Path, tmp_path: Path) -> None:
+    local_file(large, tmp_path)
+    arguments = mount_command(tmp_path, tmp_path / "chain.toml", "--daemon")
+    with running("mount --daemon", command_of(arguments)) as child:
+        child.wait_until("hashing", lambda: bool(at_work_on(large / LARGE)))
+        child.process.send_signal(signal.SIGTERM)
+        assert child.process.wait(20) == TERMINATED
+        assert child.printed() == "cachefs: ended by SIGTERM before the mount was usable\n"
+        assert at_work_on(large / LARGE) == []
     assert "Traceback" not in (tmp_path / "data" / "cachefs.log").read_text()
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from cachefs import mountinfo
+from cachefs.cli import INTERRUPTED, TERMINATED
+from cachefs.store.lock import holder
+from tests.counterparts import LOOPBACK, running, silent_server
 from tests.mount_kit import BOTH_DRIVERS, cachefs, command_of, dead_chain, mount_command, mounted
 
 CACHEFS = Path(sys.executable).with_name("cachefs")
@@ -57,6 +60,43 @@ def test_signals_while_a_daemon_ends_do_not_break_off_what_it_writes_down(
             assert time.monotonic() < end
         assert "already stopping" in mount.child.printed()
         assert "Traceback" not in mount.child.printed()
+
+
+@BOTH_DRIVERS
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_at_the_moment_of_the_mount_leaves_no_dead_one(
+    chain: Path, tmp_path: Path, driver: tuple[str, ...], number: signal.Signals
+) -> None:
+    command = command_of(mount_command(tmp_path, chain, *driver))
+    claim = f":{(tmp_path / 'mnt').stat().st_ino} "
+    with running("cachefs mount", command, signal.SIGTERM) as child:
+        while claim not in Path("/proc/locks").read_text() and mountinfo.mount_at(tmp_path / "mnt") is None:
+            assert child.process.poll() is None, child.printed()
+        child.process.send_signal(number)
+        if number == signal.SIGHUP:
+            child.wait_until("reloaded", lambda: "reload: " in child.printed())
+        child.process.send_signal(number if number != signal.SIGHUP else signal.SIGTERM)
+        assert child.process.wait(20) in (0, INTERRUPTED, TERMINATED)
+        assert "Traceback" not in child.printed()
+    assert mountinfo.mount_at(tmp_path / "mnt") is None
+
+
+def test_a_mount_is_terminated_also_while_it_waits_for_the_lock_to_come(tmp_path: Path) -> None:
+    with silent_server() as port:
+        url = f"http://{LOOPBACK}:{port}/chain.toml"
+        command = mount_command(tmp_path, None, "--chain-toml", url, "--chain", "one")
+        with running("cachefs mount", command_of(command)) as child:
+            child.wait_until("asking", lambda: connected(port))
+            child.process.send_signal(signal.SIGTERM)
+            assert child.process.wait(5) == TERMINATED
+    assert not (tmp_path / "data" / "snapshots").exists()
+    assert holder(tmp_path / "data") == ""
+
+
+def connected(port: int) -> bool:
+    """Whether anybody has a connection to this loopback port."""
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return any(row[2] == f"0100007F:{port:04X}" for row in rows)
 
 
 def test_of_two_that_are_started_at_once_on_one_mount_point_one_is_refused(chain: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import click
 from cachefs import __version__
 from cachefs.cli.process import leave_lost_directory, open_standard
 from cachefs.diskerrors import NO_ROOM
-from cachefs.errors import CachefsError
+from cachefs.errors import CachefsError, Terminated
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,8 @@ COMMANDS = {
 _NO_ROOM = NO_ROOM | {errno.EFBIG}  # EFBIG: what stdout is may not grow (`ulimit -f`)
 
 INTERRUPTED = 130
-"""The exit code of a program that SIGINT ended, as shells tell it: 128 and the signal's number."""
+TERMINATED = 143
+"""The exit codes of a program that SIGINT or SIGTERM ended, as shells tell it: 128 and the signal's number."""
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
@@ -149,9 +150,11 @@ class LazyGroup(click.Group):
             found = list(leaves(error))
             if not all(isinstance(one, CachefsError | KeyboardInterrupt) for one in found):
                 raise
-            interrupted = any(isinstance(one, KeyboardInterrupt) for one in found)
-            click.echo(f"cachefs: {'interrupted' if interrupted else found[0]}", err=True)
-            ctx.exit(INTERRUPTED if interrupted else 1)
+            if any(isinstance(one, KeyboardInterrupt) for one in found):
+                click.echo("cachefs: interrupted", err=True)
+                ctx.exit(INTERRUPTED)
+            click.echo(f"cachefs: {found[0]}", err=True)
+            ctx.exit(TERMINATED if isinstance(found[0], Terminated) else 1)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -30,7 +31,7 @@ from cachefs.cli.process import allow_many_files
 from cachefs.cli.progress import bytes_bar
 from cachefs.config import Config, load_config, settings_file
 from cachefs.control import systemd
-from cachefs.errors import CachefsError, StoreFailed
+from cachefs.errors import CachefsError, StoreFailed, Terminated
 from cachefs.mountpoint import places
 
 if TYPE_CHECKING:
@@ -138,6 +139,9 @@ class _Starter:
     def failed(self, error: BaseException) -> None:
         """Tell why the mount doesn't become usable, if that is not a fault of ours."""
         expected = [str(one) for one in leaves(error) if isinstance(one, CachefsError)]
+        if isinstance(error, KeyboardInterrupt | Terminated):
+            name = "SIGINT" if isinstance(error, KeyboardInterrupt) else "SIGTERM"
+            expected = [f"the daemon was ended by {name} before the mount was usable"]
         if self._pipe is not None and expected:
             self._end({"error": expected[0]})
 
@@ -171,9 +175,10 @@ def _start_daemon(config: Config) -> None:
         os.close(writing)
         answer = _answer(process, reading)
         if "ready" not in answer:
-            process.wait()
+            code = process.wait()
             _show_fusermount(log_file, start)
-            nothing = f"the daemon ended before the mount was usable; see {data_dir / LOG_NAME}"
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "ended"
+            nothing = f"the daemon {how} before the mount was usable; see {data_dir / LOG_NAME}"
             raise CachefsError(answer.get("error", nothing))
     click.echo(answer["ready"])
 
@@ -196,6 +201,7 @@ def _log_file(data_dir: Path) -> Iterator[IO[bytes]]:
 
 def _answer(process: subprocess.Popen[bytes], reading: int) -> dict[str, str]:
     """What the daemon says at last: that it is `ready`, or its `error`; nothing at all if it ends without a word."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         with os.fdopen(reading, "rb") as answers, bytes_bar("hashing local files") as bar:
             for said in map(json.loads, answers):
@@ -203,11 +209,15 @@ def _answer(process: subprocess.Popen[bytes], reading: int) -> dict[str, str]:
                     return dict(said)
                 if bar is not None:
                     bar(*said["hashing"])
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
+    except (KeyboardInterrupt, Terminated) as told:
+        process.send_signal(signal.SIGTERM if isinstance(told, Terminated) else signal.SIGINT)
         process.wait()
         raise
     return {}
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def _show_fusermount(log_file: IO[bytes], start: int) -> None:
