@@ -306,7 +306,7 @@ def test_a_daemon_that_dies_in_the_middle_of_its_answer_is_an_error(tmp_path: Pa
         server.listen()
         daemon = threading.Thread(target=die)
         daemon.start()
-        with pytest.raises(ControlError, match="hung up"):
+        with pytest.raises(ControlError, match="ended before it had answered"):
             ask(tmp_path, "status")
         daemon.join()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +14,31 @@ from pathlib import Path
 import pytest
 
 from cachefs import mountinfo
-from tests.mount_kit import BOTH_DRIVERS, HEADERS, Library, Mount, cachefs, make_library, mounted, read_error
+from tests.held_kit import rot, stocked
+from tests.mount_kit import (
+    BODIES,
+    BOTH_DRIVERS,
+    DOMAIN,
+    HEADERS,
+    TRANSACTIONS,
+    Library,
+    Mount,
+    cachefs,
+    command_of,
+    make_library,
+    mounted,
+    read_error,
+)
+from tests.test_interrupting import at_work_on
 
 FOR_EVER = '[read]\non_unavailable = "wait"\n'
+READERS = 200
 CUT = {"EIO", "ENOTCONN", "ECONNABORTED"}
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    return make_library(tmp_path_factory.mktemp("library"), 100_000, 2**20, 2**20, 2**20)
+    return make_library(tmp_path_factory.mktemp("library"), 100_000, 2**20, READERS * 2**17, 2**20)
 
 
 @contextmanager
@@ -40,6 +58,14 @@ def covered(place: Path) -> Iterator[Path]:
         yield place / "mine"
     finally:
         subprocess.run(["umount", place], check=True)
+
+
+def large_local_file(folder: Path, name: str) -> Path:
+    """A file that takes longer to be hashed than a test takes: it is a hole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).touch()
+    os.truncate(folder / name, 2**39)
+    return folder / name
 
 
 @BOTH_DRIVERS
@@ -93,3 +119,84 @@ def test_the_writable_view_of_a_mount_that_is_covered_is_left_below_with_it(libr
             assert (again.snapshots / "written").exists()
             again.unmount()
         assert list(mount.mountpoint.iterdir()) == []
+
+
+@contextmanager
+def commands(*commands: Sequence[str | Path]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Commands of `cachefs` that run meanwhile."""
+    running = [
+        subprocess.Popen(command_of(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for command in commands
+    ]
+    try:
+        yield running
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+
+
+@BOTH_DRIVERS
+def test_the_end_in_the_midst_of_everything_takes_seconds_and_whoever_waits_is_told(
+    library: Library, tmp_path: Path, driver: tuple[str, ...]
+) -> None:
+    rot(stocked(library, tmp_path)[HEADERS], 5)
+    local = large_local_file(tmp_path / "adopted", BODIES)
+    with ThreadPoolExecutor(READERS) as pool, unavailable(tmp_path, library, *driver) as mount:
+        assert cachefs("evict", TRANSACTIONS, DOMAIN, "--data-dir", mount.data_dir).returncode == 0
+        places = [number * 2**17 for number in range(READERS)]
+        reading = [pool.submit(read_error, mount.snapshots / TRANSACTIONS, place) for place in places]
+        at = ("--data-dir", mount.data_dir)
+        with commands(
+            ["verify", "--repair", HEADERS, *at], ["prefetch", DOMAIN, *at], ["adopt", local.parent, *at]
+        ) as clients:  # fmt: skip
+            mount.wait_for("repairing", lambda now: HEADERS in {each["name"] for each in now["transfers"]})
+            mount.child.wait_until("adopting", lambda: mount.child.process.pid in at_work_on(local))
+            mount.waiting(READERS)
+            start = time.monotonic()
+            mount.child.process.send_signal(signal.SIGTERM)
+            assert mount.ended() == 0
+            took = time.monotonic() - start
+            said = [client.communicate(timeout=10)[0] for client in clients]
+        assert {read.result(5) for read in reading} <= CUT
+        assert "Traceback" not in mount.child.printed()
+    assert [client.returncode for client in clients] == [1, 1, 1]
+    assert [each.splitlines()[0] for each in said] == [
+        f"{HEADERS}: 1 of 1 blocks wrong (0); the mount is being stopped",
+        "0 of 1 files here, 0 bytes fetched",
+        "cachefs: the mount is being stopped",
+    ]
+    assert said[1].splitlines()[1] == f"{DOMAIN}: the mount is being stopped"
+    assert took < 10
+
+
+def test_a_command_is_told_when_its_daemon_is_killed(library: Library, tmp_path: Path) -> None:
+    prefetch: list[str | Path] = ["prefetch", DOMAIN, "--data-dir", tmp_path / "data"]
+    with unavailable(tmp_path, library) as mount, commands(prefetch) as clients:
+        mount.wait_for("fetching", lambda now: now["transfers"])
+        mount.kill9()
+        said = clients[0].communicate(timeout=10)[0]
+        assert said == f"cachefs: the daemon of {mount.data_dir} ended before it had answered\n"
+        assert clients[0].returncode == 1
+
+
+def test_a_mount_ends_at_once_also_while_a_reload_hashes_local_files(library: Library, tmp_path: Path) -> None:
+    with unavailable(tmp_path, library) as mount:
+        before = mount.lock.read_text()
+        mount.lock.write_text(before.replace(f"{BODIES}", f"new-{BODIES}"))
+        local = large_local_file(mount.lock.parent, f"new-{BODIES}")
+        with commands(["reload", mount.mountpoint]) as clients:
+            mount.child.wait_until("hashing", lambda: mount.child.process.pid in at_work_on(local))
+            mount.child.process.send_signal(signal.SIGHUP)  # and another one that waits for it
+            start = time.monotonic()
+            mount.child.process.send_signal(signal.SIGTERM)
+            assert mount.ended() == 0
+            assert time.monotonic() - start < 10
+            assert clients[0].communicate(timeout=10)[0] == "cachefs: the mount is being stopped\n"
+            assert clients[0].returncode == 1
+        assert "Traceback" not in mount.child.printed()
+        assert mountinfo.mount_at(mount.mountpoint) is None
+        local.unlink()
+        with unavailable(tmp_path, library) as again:
+            assert (again.snapshots / f"new-{BODIES}").exists()
+            again.unmount()

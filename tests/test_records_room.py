@@ -162,6 +162,17 @@ def test_an_etch_that_is_killed_gives_its_room_back(host: Host, mount: Mount) ->
     mount.wait_for("given back", lambda now: now["limits"]["taken"] < METADATA)
 
 
+def test_an_etch_goes_on_when_the_mount_beside_it_ends(host: Host, mount: Mount) -> None:
+    gate = threading.Event()
+    url = host.put("second.mp3", song(2, LENGTH), gate=gate, hold=3 * 2**20)
+    with running("cachefs etch", command_of(["etch", url, "--data-dir", mount.data_dir]), signal.SIGKILL) as child:
+        child.wait_until("it comes", lambda: bytes_on_disk(mount.data_dir) >= 2**20 and not held(mount))
+        mount.unmount()
+        gate.set()
+        assert child.process.wait(20) == 0, child.printed()
+    assert held(mount) == [LENGTH]
+
+
 def test_without_a_mount_nobody_keeps_to_limits_but_gc(host: Host, tmp_path: Path) -> None:
     data = data_dir(tmp_path)
     (data / "cachefs.toml").write_text(f"{OPEN_TOML}[limits]\nsize = {LENGTH // 2}\n")

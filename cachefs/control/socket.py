@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 import trio
 
-from cachefs.errors import CachefsError, ControlError, Fault, NoDaemon
+from cachefs.errors import CachefsError, ControlError, Fault, NoDaemon, Stopping
 from cachefs.sockets import address, listening, serve_clients
 from cachefs.store.lock import holder
 
@@ -35,6 +35,8 @@ _LONGEST_REQUEST = 16 * 2**20
 """Bytes; a command may name every file of a catalogue."""
 
 _TOO_LONG = f"a command of more than {_LONGEST_REQUEST} bytes"
+
+_LAST_WORD_WITHIN = 1.0
 
 _PART = 65_536
 _ANSWER_WITHIN = 10.0
@@ -76,10 +78,15 @@ async def _converse(commands: Mapping[str, Command | Job], stream: trio.SocketSt
                 line = await _line(stream)
             progress = _Progress(stream)
             # A command may take its time: who asked says for how long they wait.
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(progress.tell, nursery.cancel_scope)
-                answer = await _answer(line, commands, progress)
-                progress.end()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(progress.tell, nursery.cancel_scope)
+                    answer = await _answer(line, commands, progress)
+                    progress.end()
+            except BaseException:  # the mount ends
+                with trio.CancelScope(shield=True), trio.move_on_after(_LAST_WORD_WITHIN):
+                    await stream.send_all(_refusal(str(Stopping())) + b"\n")
+                raise
             with trio.move_on_after(_ANSWER_WITHIN):
                 await stream.send_all(answer + b"\n" if answer else b"")
 
@@ -215,7 +222,7 @@ def _about(data_dir: Path, timeout: float) -> Iterator[None]:
 
 def _result(data_dir: Path, line: bytes) -> Any:
     if not line.endswith(b"\n"):
-        raise ControlError(f"the daemon of {data_dir} hung up in the middle of its answer")
+        raise ControlError(f"the daemon of {data_dir} ended before it had answered")
     answer = json.loads(line)
     if not answer["ok"]:
         raise ControlError(answer["error"])
