@@ -65,10 +65,18 @@ def is_dead(entry: MountEntry) -> bool:
 
 
 def take_away(entry: MountEntry) -> None:
-    """Take a mount, and what lies over its directories, out of the tree, whoever still uses it; CachefsError."""
+    """Take a mount, and what lies over its directories, out of the tree, whoever still uses it; CachefsError.
+
+    Somebody may be quicker, and his mount be there by now.
+    """
     refuse_covered(entry)
-    overlay.uncover(entry.mountpoint)
-    mountinfo.unmount_lazily(entry.mountpoint)
+    try:
+        if mountinfo.again(entry) is not None:
+            overlay.uncover(entry.mountpoint)
+            mountinfo.unmount_lazily(entry.mountpoint)
+    except CachefsError:
+        if mountinfo.again(entry) is not None:
+            raise
 
 
 def refuse_covered(entry: MountEntry) -> None:
@@ -83,6 +91,7 @@ def prepare(mountpoint: Path) -> None:
     """Clear away a mount whose daemon is gone; CachefsError if nothing can be mounted there."""
     entry = mountinfo.mount_at(mountpoint)
     if entry is not None:
+        refuse_covered(entry)
         if not is_dead(entry):
             raise _used(mountpoint)
         log.warning("%s: clearing away a mount whose daemon is gone", mountpoint)

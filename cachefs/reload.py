@@ -193,7 +193,8 @@ class Reloader:
                 follow()
         wrong = list(outdated(old.tree, new.tree))
         # A look-up under way holds its directory in the kernel until we have answered: not on the event loop.
-        await trio.to_thread.run_sync(parts.forget, wrong, abandon_on_cancel=True)
+        with _logged():
+            await trio.to_thread.run_sync(parts.forget, wrong, abandon_on_cancel=True)
         with _logged():
             await parts.manifests.seek(parts.metadata)
 

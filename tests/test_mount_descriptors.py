@@ -57,6 +57,16 @@ def test_a_daemon_without_a_descriptor_left_outlives_a_change_of_the_mount_table
     assert mountinfo.mount_at(tmp_path / "mnt") is None
 
 
+def test_a_daemon_without_a_descriptor_left_takes_its_writable_view_away(library: Library, tmp_path: Path) -> None:
+    with mounted(tmp_path, library.chain, "--writable") as mount:
+        (mount.snapshots / "written").touch()
+        with none_left_to(mount.child.process.pid):
+            mount.child.process.send_signal(signal.SIGTERM)
+            assert mount.ended() == 0, mount.child.printed()
+        assert "Traceback" not in mount.child.printed()
+    assert list((tmp_path / "mnt").iterdir()) == []
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
 def test_a_daemon_starts_whichever_standard_descriptors_are_closed(
     library: Library, tmp_path: Path, closed: str

@@ -104,7 +104,7 @@ def test_a_dead_mount_is_taken_away_through_a_link_and_by_a_name_like_an_option(
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_umount_leaves_what_another_lays_over_a_mount(chain: Path, tmp_path: Path) -> None:
+def test_umount_and_the_next_mount_leave_what_another_lays_over_a_mount(chain: Path, tmp_path: Path) -> None:
     """For root alone, who may mount a tmpfs."""
     with mounted(tmp_path, chain) as mount:
         subprocess.run(["mount", "-t", "tmpfs", "none", mount.mountpoint], check=True)
@@ -116,9 +116,14 @@ def test_umount_leaves_what_another_lays_over_a_mount(chain: Path, tmp_path: Pat
             assert f"take that away first: umount {mount.mountpoint}\n" in done.stderr
             assert (mount.mountpoint / "mine").exists()
             assert mount.status()["mount"]["mountpoint"] == str(mount.mountpoint)
+            mount.kill9()
+            done = cachefs("mount", mount.mountpoint, "--data-dir", tmp_path / "other", "--chain-toml", chain)
+            assert done.returncode == 1
+            assert f"take that away first: umount {mount.mountpoint}\n" in done.stderr
         finally:
             subprocess.run(["umount", mount.mountpoint], check=True)
-        mount.unmount()
+        with mounted(tmp_path, chain) as mount:
+            mount.unmount()
 
 
 def test_a_mount_whose_place_is_renamed_goes_on_and_ends_where_it_is(chain: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -308,3 +309,18 @@ def test_a_writable_view_shows_the_new_names_at_once_and_that_of_an_open_file_wh
         mount.child.wait_until("fresh", lambda: errno_of_open(mount.snapshots / DOMAIN) == "")
         assert same(mount, new, [DOMAIN])
         assert (mount.snapshots / mount.lock.name).read_bytes() == mount.lock.read_bytes()
+
+
+def test_a_reload_leaves_what_another_lays_over_a_writable_view(
+    old: Library, new: Library, peers: list[Peer | str], tmp_path: Path
+) -> None:
+    with mounted(tmp_path, old.chain, "--writable", peers=peers) as mount:
+        subprocess.run(["mount", "-t", "tmpfs", "none", mount.snapshots], check=True)
+        try:
+            before = os.statvfs(mount.snapshots).f_flag
+            edit(mount, lambda table: table.update({"domain/new.kv": table.pop(HEADERS)}))
+            assert "domain/new.kv" in reload(mount)
+            assert os.statvfs(mount.snapshots).f_flag == before
+            assert "can't be refreshed: another file system lies over it" in mount.child.printed()
+        finally:
+            subprocess.run(["umount", mount.snapshots], check=True)

@@ -99,23 +99,30 @@ def connected(port: int) -> bool:
     return any(row[2] == f"0100007F:{port:04X}" for row in rows)
 
 
-def test_of_two_that_are_started_at_once_on_one_mount_point_one_is_refused(chain: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", ["mnt", "data"])
+def test_of_two_that_are_started_at_once_on_one_mount_point_or_data_directory_one_is_refused(
+    chain: Path, tmp_path: Path, shared: str
+) -> None:
     both = [
         subprocess.Popen(
-            command_of(mount_command(tmp_path, chain, "--data-dir", tmp_path / name)),
+            command_of(mount_command(tmp_path / name, chain, *options)),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for name in ("one", "two")
+        for name, options in {
+            "mnt": [("one", ("--data-dir", tmp_path / "1")), ("one", ("--data-dir", tmp_path / "2"))],
+            "data": [("one", ("--data-dir", tmp_path / "1")), ("two", ("--data-dir", tmp_path / "1"))],
+        }[shared]
     ]  # fmt: skip
     end = time.monotonic() + 30
     try:
         while (refused := [process for process in both if process.poll() is not None]) == []:
             assert time.monotonic() < end
             time.sleep(0.02)
-        said = refused[0].communicate()[0]
+        said = refused[0].communicate()[0].splitlines()[-1]
         assert refused[0].returncode == 1, said
-        assert said.splitlines()[-1].startswith(f"cachefs: {tmp_path}/mnt is mounted already") or "is mounting" in said
-        assert len([entry for entry in mountinfo.mounts() if entry.mountpoint == tmp_path / "mnt"]) <= 1
+        in_the_way = {"mnt": ("is mounted already", "is mounting"), "data": ("is in use by pid",)}
+        assert any(words in said for words in in_the_way[shared])
+        assert len([entry for entry in mountinfo.mounts() if entry.mountpoint.is_relative_to(tmp_path)]) <= 1
     finally:
         for process in both:
             process.terminate()

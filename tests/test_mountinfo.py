@@ -19,9 +19,9 @@ import trio
 import trio.testing
 
 from cachefs import mountinfo
-from cachefs.drivers import syscalls
+from cachefs.drivers import overlay, syscalls
 from cachefs.errors import CachefsError
-from cachefs.mountpoint import OwnMount
+from cachefs.mountpoint import OwnMount, take_away
 from tests.descriptor_kit import no_descriptor_left
 
 
@@ -233,3 +233,17 @@ def test_a_process_leaves_what_another_one_mounted_in_the_place_of_its_own(tmp_p
         found = mountinfo.mount_at(tmp_path / "mnt")
         assert found is not None
         assert found.data_dir == Path("/second")
+
+
+def test_a_dead_mount_that_somebody_else_takes_away_meanwhile_is_taken_away(
+    tmp_path: Path, mounts: Mounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts.mount(tmp_path / "mnt", "/data")
+    mounts.die(tmp_path / "mnt")
+    entry = mountinfo.mount_at(tmp_path / "mnt")
+    assert entry is not None
+    monkeypatch.setattr(overlay, "uncover", mountinfo.unmount_lazily)
+    take_away(entry)
+    mounts.mount(tmp_path / "mnt", "/other")
+    take_away(entry)
+    assert mountinfo.mount_at(tmp_path / "mnt") is not None

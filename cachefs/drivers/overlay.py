@@ -94,6 +94,7 @@ class WritableView:
         self.owner = owner
         self._work = upper.parent / WORK
         self._outdated = 0
+        self._device = 0
 
     @property
     def foreign(self) -> bool:
@@ -116,6 +117,7 @@ class WritableView:
             # What overlayfs does instead of failing when it can't set up its work directory.
             uncover(self.directory.parent)
             raise CachefsError(f"{self.directory}: the kernel would mount it read-only; `dmesg` says why")
+        self._device = self.directory.stat().st_dev
 
     def _prepare(self) -> None:
         self.upper.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -137,7 +139,7 @@ class WritableView:
         """Take it away, whoever still uses it. What goes wrong is logged: it goes with the mount below, then."""
         try:
             uncover(self.directory.parent)
-        except CachefsError as error:
+        except (CachefsError, OSError) as error:  # OSError: there is no descriptor left to look with
             log.warning("%s", error)
 
     def refresh(self, outdated: int = 0) -> None:
@@ -150,6 +152,8 @@ class WritableView:
         """
         self._outdated = outdated
         try:
+            if self.directory.stat().st_dev != self._device:
+                raise CachefsError(f"{self.directory}: can't be refreshed: another file system lies over it")
             syscalls.mount("overlay", "cachefs", self.directory, "", syscalls.MS_REMOUNT)
         except OSError as error:
             raise CachefsError(f"{self.directory}: can't be refreshed: {error.strerror}") from error
