@@ -62,6 +62,16 @@ def test_signals_while_a_daemon_ends_do_not_break_off_what_it_writes_down(
         assert "Traceback" not in mount.child.printed()
 
 
+def test_a_mount_that_can_not_print_that_it_is_ready_comes_up_all_the_same(chain: Path, tmp_path: Path) -> None:
+    command = command_of(mount_command(tmp_path, chain))
+    with running("cachefs mount", ["sh", "-c", 'exec "$@" >/dev/full', "sh", *command], signal.SIGTERM) as child:
+        child.wait_until("up", lambda: "that it is ready can't be printed: No space left on device" in child.printed())
+        assert cachefs("status", tmp_path / "mnt").returncode == 0
+        assert cachefs("umount", tmp_path / "mnt").returncode == 0
+        assert child.process.wait(20) == 0
+        assert "Traceback" not in child.printed()
+
+
 @BOTH_DRIVERS
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_at_the_moment_of_the_mount_leaves_no_dead_one(

@@ -110,7 +110,7 @@ def _has_working_directory() -> bool:
     return True
 
 
-def _drop_output() -> None:
+def drop_output() -> None:
     """Have what is still in stdout's buffer go nowhere, so that the interpreter doesn't fail to write it at its end."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -140,7 +140,7 @@ class LazyGroup(click.Group):
             if not said:
                 raise
             click.echo(f"cachefs: {said}", err=True)
-            _drop_output()
+            drop_output()
             sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:

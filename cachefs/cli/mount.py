@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 from rich.filesize import decimal
 
-from cachefs.cli import leaves
+from cachefs.cli import drop_output, leaves
 from cachefs.cli.process import allow_many_files
 from cachefs.cli.progress import bytes_bar
 from cachefs.config import Config, load_config, settings_file
@@ -36,6 +36,8 @@ from cachefs.mountpoint import places
 
 if TYPE_CHECKING:
     from cachefs.mount import Mounted
+
+log = logging.getLogger(__name__)
 
 LOG_NAME = "cachefs.log"
 _TELL_EVERY = 0.25
@@ -131,7 +133,11 @@ class _Starter:
         told += [f"{mounted.records:,} records"] if mounted.records or not told else []
         text = "\n".join([*mounted.remarks, f"{mounted.mountpoint}: {'; '.join(told)}; ready"])
         if self._pipe is None:
-            click.echo(text)
+            try:
+                click.echo(text)
+            except OSError as error:  # a mount was asked for, not a line
+                log.warning("that it is ready can't be printed: %s", error.strerror)
+                drop_output()
             systemd.tell_ready(text)
         else:
             self._end({"ready": text})
