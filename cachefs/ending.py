@@ -46,7 +46,7 @@ class Ending:
         await self._begun.wait()
 
     async def mounting(self) -> None:
-        """There is a mount now: from here on nothing is broken off."""
+        """To be called before there is a mount: from here on nothing is broken off."""
         await trio.lowlevel.checkpoint_if_cancelled()
         self._may_break_off = False
 

@@ -234,7 +234,8 @@ class Assembly:
 
     def _settle(self) -> None:
         """Wait until the kernel has been answered once, then raise its limits."""
-        self._mountpoint.stat()
+        with contextlib.suppress(OSError):  # it is gone already, which is told elsewhere
+            self._mountpoint.stat()
         if self._own.entry is not None:
             snapshots = self._reloader.shown.names
             tuning.tune(self._own.entry, tuning.READ_AHEAD_KIB if snapshots else tuning.RECORDS_READ_AHEAD_KIB)

@@ -278,7 +278,7 @@ def mounted(
     """
     arguments = mount_command(place, chain, *options, peers=peers, webseeds=webseeds, settings=settings)
     command = [*within, *command_of(arguments)]
-    with _cleared(place / "mnt"), running("cachefs mount", command, signal.SIGTERM) as child:
+    with cleared(place / "mnt"), running("cachefs mount", command, signal.SIGTERM) as child:
         child.wait_until("ready", lambda: "; ready\n" in child.printed())
         yield Mount(place / "mnt", place / "data", child)
 
@@ -288,7 +288,8 @@ def command_of(arguments: Iterable[str | Path]) -> list[str | Path]:
 
 
 @contextmanager
-def _cleared(mountpoint: Path) -> Iterator[None]:
+def cleared(mountpoint: Path) -> Iterator[None]:
+    """Whatever happens meanwhile, no mount is left there."""
     try:
         yield
     finally:

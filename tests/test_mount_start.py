@@ -16,7 +16,7 @@ from cachefs import mountinfo
 from cachefs.cli import INTERRUPTED, TERMINATED
 from cachefs.store.lock import holder
 from tests.counterparts import LOOPBACK, running, silent_server
-from tests.mount_kit import BOTH_DRIVERS, cachefs, command_of, dead_chain, mount_command, mounted
+from tests.mount_kit import BOTH_DRIVERS, cachefs, cleared, command_of, dead_chain, mount_command, mounted
 
 CACHEFS = Path(sys.executable).with_name("cachefs")
 
@@ -79,7 +79,7 @@ def test_a_signal_at_the_moment_of_the_mount_leaves_no_dead_one(
 ) -> None:
     command = command_of(mount_command(tmp_path, chain, *driver))
     claim = f":{(tmp_path / 'mnt').stat().st_ino} "
-    with running("cachefs mount", command, signal.SIGTERM) as child:
+    with cleared(tmp_path / "mnt"), running("cachefs mount", command, signal.SIGTERM) as child:
         while claim not in Path("/proc/locks").read_text() and mountinfo.mount_at(tmp_path / "mnt") is None:
             assert child.process.poll() is None, child.printed()
         child.process.send_signal(number)
@@ -88,7 +88,24 @@ def test_a_signal_at_the_moment_of_the_mount_leaves_no_dead_one(
         child.process.send_signal(number if number != signal.SIGHUP else signal.SIGTERM)
         assert child.process.wait(20) in (0, INTERRUPTED, TERMINATED)
         assert "Traceback" not in child.printed()
-    assert mountinfo.mount_at(tmp_path / "mnt") is None
+        assert mountinfo.mount_at(tmp_path / "mnt") is None
+
+
+@BOTH_DRIVERS
+def test_a_mount_that_is_aborted_in_its_first_moment_ends_with_a_word(
+    chain: Path, tmp_path: Path, driver: tuple[str, ...]
+) -> None:
+    command = command_of(mount_command(tmp_path, chain, *driver))
+    with cleared(tmp_path / "mnt"), running("cachefs mount", command, signal.SIGTERM) as child:
+        while (entry := mountinfo.mount_at(tmp_path / "mnt")) is None:
+            assert child.process.poll() is None, child.printed()
+        Path(f"/sys/fs/fuse/connections/{entry.connection}/abort").write_text("1")
+        code = child.process.wait(20)
+        assert code == (0 if "; ready" in child.printed() else 1)
+        told = ("the connection to the kernel was aborted", f"{tmp_path}/mnt: can't be mounted (No such device)")
+        assert any(words in child.printed() for words in told), child.printed()
+        assert "Traceback" not in child.printed()
+        assert mountinfo.mount_at(tmp_path / "mnt") is None
 
 
 def test_a_mount_is_terminated_also_while_it_waits_for_the_lock_to_come(tmp_path: Path) -> None:

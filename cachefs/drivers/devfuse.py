@@ -101,13 +101,16 @@ class DevFuseDriver:
             self._device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
             source, options = mountinfo.source_of(self._data_dir), self._options()
             syscalls.mount(mountinfo.TYPE, source, self._mountpoint, options, syscalls.MS_RDONLY)
+            self._begin()
         except OSError as error:
             raise CachefsError(
                 f"{self._mountpoint}: can't be mounted ({error.strerror}). Is {_DEVICE} there and accessible?"
             ) from error
+
+    def _begin(self) -> None:
+        """Agree with the kernel, which asks as soon as it is mounted, before anybody can use it."""
         self._lending = Lending(self._device)
         try:
-            # The kernel asks as soon as it is mounted, before anybody can use it.
             asked = Request.parse(os.read(self._device, protocol.LONGEST_REQUEST))
             self._reply(asked, protocol.negotiate(asked))
         except BaseException:
