@@ -11,9 +11,13 @@ Format: BEP 3. The shape Erigon publishes is a single file whose `name` is the w
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import quote
 
@@ -138,6 +142,17 @@ def _decimal(digits: bytes, at: int) -> int:
     if b"%d" % value != digits:
         raise MetainfoError(f"a number not in its shortest form at byte {at}")
     return value
+
+
+def load(path: Path) -> Metainfo:
+    """The .torrent at `path`. OSError, MetainfoError.
+
+    It may lie among somebody else's files: to read a pipe would be to wait for a writer, and a device may never end.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a file")
+        return parse(file.read(MAX_METAINFO + 1))
 
 
 def parse(raw: bytes) -> Metainfo:

@@ -138,7 +138,7 @@ def _known(file: Local, recall: Recall) -> Metainfo | None:
     info = recall(file.expected)
     if info is None:
         try:
-            info = metainfo.parse(file.path.with_name(f"{file.path.name}.torrent").read_bytes())
+            info = metainfo.load(file.path.with_name(f"{file.path.name}.torrent"))
         except (OSError, MetainfoError):
             return None
     return info if info.content == file.expected else None

@@ -34,7 +34,7 @@ def torrent_cat(torrents: tuple[Path, ...]) -> None:
 def load(path: Path) -> Metainfo:
     """The .torrent at `path`; MetainfoError says which file it is about."""
     try:
-        return metainfo.parse(path.read_bytes())
+        return metainfo.load(path)
     except OSError as error:
         raise MetainfoError(f"{path}: can't be read: {error.strerror}") from error
     except MetainfoError as error:

@@ -256,7 +256,7 @@ def _read_torrent(path: Path) -> tuple[Metainfo, int]:
     state = path.stat()
     if not stat.S_ISREG(state.st_mode):  # to read a pipe would be to wait for a writer
         raise OSError(errno.EEXIST, "something else has its name")
-    return metainfo.parse(path.read_bytes()), state.st_mtime_ns
+    return metainfo.load(path), state.st_mtime_ns
 
 
 def _newest(state: os.stat_result | None) -> int:
@@ -300,7 +300,9 @@ def hash_pieces(path: Path, offset: int, end: int, piece_length: int = ERIGON_PI
     """
     digests: list[bytes] = []
     buffer = memoryview(bytearray(min(_CHUNK, piece_length)))
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:
+    # O_NONBLOCK: its owner may have put a pipe there since it was found.
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb", buffering=0) as file:
         file.seek(offset)
         while offset < end:
             sha1, piece_end = hashlib.sha1(usedforsecurity=False), min(offset + piece_length, end)

@@ -43,16 +43,20 @@ def make_directory(path: Path) -> None:
 
 
 def open_sealed(path: Path) -> int | None:
-    """A descriptor to read from, or None if there is no such file, also at the end of a link to one in place."""
+    """A descriptor to read from, or None if there is no such file, also at the end of a link to one in place.
+
+    Where the file is somebody else's, a pipe may have come in its place: to open that isn't waited for.
+    """
+    reading = os.O_RDONLY | os.O_NONBLOCK | _COMMON
     try:
-        return os.open(path, os.O_RDONLY | _COMMON)
+        return os.open(path, reading)
     except FileNotFoundError:
         return None
     except OSError as error:
         if error.errno != errno.ELOOP or path.name.startswith("manifest"):
             raise
     try:
-        return os.open(path.readlink(), os.O_RDONLY | _COMMON)
+        return os.open(path.readlink(), reading)
     except (FileNotFoundError, NotADirectoryError):
         return None
 

@@ -105,7 +105,7 @@ def _sealed(source: Path, made: Path, seal: Seal, how: How) -> Seal:
 
 
 def _clone(source: Path, made: Path) -> None:
-    original = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    original = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         between = os.fstat(original).st_dev, made.parent.stat().st_dev
         if between in _NEVER:

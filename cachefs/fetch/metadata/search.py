@@ -21,7 +21,7 @@ from cachefs.content import ContentId
 from cachefs.errors import ContentMismatch, MetadataUnavailable, MetainfoError, NoMetadata
 from cachefs.fetch.health import Breaker
 from cachefs.fetch.metadata.web import WebMetadata
-from cachefs.metainfo import Metainfo, parse
+from cachefs.metainfo import Metainfo, load, parse
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class MetadataSearch:
         assert self._directory is not None
         path = self._directory / f"{name}.torrent"
         try:
-            metainfo = parse(await trio.Path(path).read_bytes())
+            metainfo = await trio.to_thread.run_sync(load, path)
         except OSError as error:
             raise MetadataUnavailable(name, f"{path}: {error.strerror}") from error
         if metainfo.content != content:
