@@ -38,6 +38,8 @@ from cachefs.origin.torrents import publish
 from tests.counterparts import Child, CounterpartFailed, Peer, Seedbox, cachefs_seed, make_snapshots, running
 
 PIECE = metainfo.ERIGON_PIECE_LENGTH
+NOBODY = 65534
+"""A user who owns nothing."""
 
 
 def passes_through() -> bool:

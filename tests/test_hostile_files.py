@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mount_kit import BODIES, DOMAIN, PIECE, Library, Mount, cachefs, make_library, mounted, pread, typed
+from tests.mount_kit import (
+    BODIES,
+    DOMAIN,
+    HEADERS,
+    NOBODY,
+    PIECE,
+    Library,
+    Mount,
+    cachefs,
+    make_library,
+    mounted,
+    pread,
+    seeding,
+    typed,
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +99,102 @@ def test_a_pipe_in_the_place_of_a_file_that_was_taken_over_in_place_is_not_waite
         with pytest.raises(OSError, match="Input/output error"):
             pread(mount.snapshots / BODIES, 0, 1)
         assert mount.status()["store"]["complete"] == 0
+
+
+ANOTHER_USER = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+
+@pytest.fixture
+def his(library: Library, tmp_path: Path) -> Path:
+    """Another user's directory with all files of the library."""
+    root = Path(shutil.copytree(library.root, tmp_path / "his"))
+    for path in (root, *root.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    return root
+
+
+@pytest.fixture
+def adopted(library: Library, tmp_path: Path, his: Path) -> Path:
+    """The same, taken over by hard links."""
+    done = typed("adopt", his, "--data-dir", tmp_path / "data", "--chain-toml", library.chain)
+    assert f"({len(library.files)} hard link)" in done.stdout
+    return his
+
+
+def _spoil(path: Path) -> None:
+    """Change the first bytes of a file, and have it look as before."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"EVIL")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@ANOTHER_USER
+@pytest.mark.parametrize("while_mounted", [False, True])
+def test_nobody_reads_what_the_owner_of_a_linked_file_wrote_to_it_under_its_old_time(
+    library: Library, tmp_path: Path, adopted: Path, while_mounted: bool
+) -> None:
+    wanted = library.files[BODIES].read_bytes()[:4]
+    if not while_mounted:
+        _spoil(adopted / BODIES)
+    with seeding(library) as box, mounted(tmp_path, peers=[str(box.peer)]) as mount:
+        if while_mounted:
+            assert pread(mount.snapshots / BODIES, 0, 4) == wanted
+            _spoil(adopted / BODIES)
+            _forget(mount)
+            with pytest.raises(OSError, match="Input/output error"):
+                pread(mount.snapshots / BODIES, 0, 4)
+            assert typed("verify", "--repair", "--data-dir", mount.data_dir).returncode == 0
+        assert pread(mount.snapshots / BODIES, 0, 4) == wanted
+        assert (adopted / BODIES).read_bytes()[:4] == b"EVIL"
+
+
+def _forget(mount: Mount) -> None:
+    """Have the kernel forget the pages of what nobody has open."""
+    fd = os.open(mount.snapshots / BODIES, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
+@ANOTHER_USER
+def test_nobody_reads_what_is_written_to_a_linked_file_whose_owner_has_deleted_its_name_and_kept_it_open(
+    library: Library, tmp_path: Path, adopted: Path
+) -> None:
+    with (adopted / HEADERS).open("r+b", buffering=0) as kept:
+        (adopted / HEADERS).unlink()
+        with mounted(tmp_path) as mount:
+            fd = os.open(mount.snapshots / HEADERS, os.O_RDONLY)
+            kept.write(b"E")
+            try:
+                with pytest.raises(OSError, match="Input/output error"):
+                    os.pread(fd, 1, 0)
+            finally:
+                os.close(fd)
+
+
+@ANOTHER_USER
+def test_a_page_that_was_written_to_before_it_was_hashed_cant_be_written_to_unseen_afterwards(
+    library: Library, tmp_path: Path, his: Path
+) -> None:
+    wanted = library.files[BODIES].read_bytes()[:4]
+    with (his / BODIES).open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[:4] = wanted
+        done = typed("adopt", his, "--data-dir", tmp_path / "data", "--chain-toml", library.chain)
+        assert f"({len(library.files)} hard link)" in done.stdout
+        mapped[:4] = b"EVIL"
+        with mounted(tmp_path) as mount, pytest.raises(OSError, match="Input/output error"):
+            pread(mount.snapshots / BODIES, 0, 4)
+
+
+@ANOTHER_USER
+def test_what_was_known_of_another_users_file_is_not_believed_under_its_old_time(
+    library: Library, tmp_path: Path, his: Path
+) -> None:
+    first = typed("adopt", his, "--data-dir", tmp_path / "other", "--chain-toml", library.chain)
+    assert first.returncode == 0
+    shutil.copy(library.torrent(BODIES), his)
+    (tmp_path / "data").mkdir()
+    shutil.copy(tmp_path / "other" / "hashes.json", tmp_path / "data")
+    _spoil(his / BODIES)
+    done = typed("adopt", his, "--data-dir", tmp_path / "data", "--chain-toml", library.chain)
+    assert f"{BODIES}: the file has" in done.stdout

@@ -23,6 +23,7 @@ from tests.mount_kit import (
     DOMAIN,
     HEADERS,
     HISTORY,
+    NOBODY,
     PIECE,
     TRANSACTIONS,
     Library,
@@ -38,7 +39,6 @@ from tests.mount_kit import (
     seeding,
 )
 
-NOBODY = 65534
 NODE = Path(__file__).with_name("node.py").read_text()
 
 

@@ -26,6 +26,7 @@ from cachefs.content import ContentId
 from cachefs.errors import MetainfoError
 from cachefs.metainfo import ERIGON_PIECE_LENGTH, LARGE_PIECE_LENGTH, Metainfo
 from cachefs.origin.torrents import could_be_content, hash_pieces
+from cachefs.store import places
 from cachefs.store.state import Seal
 
 _SPAN = 64 * 2**20
@@ -76,8 +77,7 @@ def local_files(root: Path, entries: Mapping[str, ContentId]) -> tuple[list[Loca
 
 def seal_of(path: Path) -> Seal:
     """How a file looks now. OSError."""
-    status = path.stat()
-    return Seal(status.st_size, status.st_mtime_ns, status.st_ino)
+    return Seal.of(path.stat())
 
 
 def _walk(folder: Path, prefix: str, seen: set[Path], unreadable: dict[str, str]) -> Iterator[tuple[str, Path]]:
@@ -227,6 +227,7 @@ def _hash(job: _Job, offset: int, end: int, last: bool) -> Local | None:
         time.sleep(rest / 1e9)
     if not job.failure:
         try:
+            places.settle_file(job.file.path)
             job.digests[offset] = hash_pieces(job.file.path, offset, end, job.piece_length)
         except OSError as error:
             job.failure = error.strerror or str(error)

@@ -110,9 +110,8 @@ def forget_pages(fd: int, span: Span) -> None:
 
 
 def seal_of(fd: int) -> Seal:
-    """The file's size, mtime and inode number as they are now."""
-    status = os.fstat(fd)
-    return Seal(status.st_size, status.st_mtime_ns, status.st_ino)
+    """How the file looks now."""
+    return Seal.of(os.fstat(fd))
 
 
 def holes(fd: int, size: int) -> list[Span]:

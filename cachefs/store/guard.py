@@ -16,7 +16,7 @@ from pathlib import Path
 from cachefs.content import Bitmap, Manifest
 from cachefs.diskerrors import named
 from cachefs.errors import StoreFailed
-from cachefs.store import disk, recovery
+from cachefs.store import disk, places, recovery
 from cachefs.store.state import Seal
 
 
@@ -46,6 +46,9 @@ class Guard:
         now = disk.seal_of(fd)
         if now == seal:
             return now
+        if now != self._look:
+            places.settle(fd)
+            now = disk.seal_of(fd)
         with self._lock:
             if now != self._look:
                 self._look, self._right = now, Bitmap(self._manifest.blocks)

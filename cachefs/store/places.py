@@ -5,9 +5,13 @@ How it works: a file whose bytes were verified becomes an object's data by a ref
 in place, by a symbolic link in the store. The user's file is never moved, written to or given another mode.
 
 A reflink is ours alone. A hard link or a file in place is *shared*: its owner may change it at any time, in the
-very file that we serve. So it is served only while it looks as it did when it was verified (size, mtime, inode), and
+very file that we serve. So it is served only while it looks as it did when it was verified (`Seal`), and
 before anything is ever written to it, the object gets a file of its own. A data file that has another hard link,
-whoever made it, is treated like that as well.
+whoever made it, is treated like that as well; and so is one that belongs to somebody else than its directory, for he
+may have kept it open when he deleted its other name.
+
+A page that its owner has mapped and written to can be written to again with no new time on the file, until it is on the
+disk. So it is synced before what it looks like is taken for a sign (`settle`). In tmpfs there is no such sign.
 """
 
 from __future__ import annotations
@@ -61,11 +65,16 @@ def take(source: Path, data: Path, seal: Seal, ways: Iterable[Way] | None = None
         for how, make in ways or WAYS:
             made = data.with_name(f"{data.name}.{secrets.token_hex(4)}")
             try:
+                before = _unchanged(source, seal)
                 if not _made(make, source, made):
                     continue
-                now = _sealed(source, made, seal, how)
+                if how is How.REFLINK:
+                    _finish(made)
+                    _unchanged(source, seal)
+                    before = made.stat()
+                _require_same(made, before)
                 made.replace(data)
-                return how, now
+                return how, _require_same(data, before)
             finally:
                 made.unlink(missing_ok=True)  # a rename onto another link of the same file leaves it (rename(2))
     raise StoreFailed(f"{source}: can't be taken over")
@@ -81,27 +90,45 @@ def _made(make: Callable[[Path, Path], None], source: Path, made: Path) -> bool:
     return True
 
 
-def _sealed(source: Path, made: Path, seal: Seal, how: How) -> Seal:
-    """How the new file looks, once the source was found unchanged."""
-    original = disk.open_sealed(source)
-    try:
-        if original is None or disk.seal_of(original) != seal:
-            raise StoreFailed(f"{source}: was changed while it was being taken over")
-    finally:
-        if original is not None:
-            os.close(original)
-    fd = disk.open_sealed(made)
+def _status(path: Path) -> os.stat_result | None:
+    """That of the file, or of the one in place to which a link leads; None if there is none. OSError."""
+    fd = disk.open_sealed(path)
     if fd is None:
-        raise StoreFailed(f"{source}: was taken away while it was being taken over")
+        return None
     try:
-        if how is How.REFLINK:
-            os.fchmod(fd, 0o444)
-            os.fsync(fd)
-        elif disk.seal_of(fd) != seal:
-            raise StoreFailed(f"{source}: was changed while it was being taken over")
-        return disk.seal_of(fd)
+        return os.fstat(fd)
     finally:
         os.close(fd)
+
+
+def _unchanged(source: Path, seal: Seal) -> os.stat_result:
+    """The status of a file that looks as it did when it was verified; StoreFailed if it doesn't."""
+    status = _status(source)
+    if status is None or Seal.of(status) != seal:
+        raise StoreFailed(f"{source}: was changed while it was being taken over")
+    return status
+
+
+def _finish(made: Path) -> None:
+    """Make a reflink's file one that nobody writes to, durable."""
+    fd = os.open(made, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fchmod(fd, 0o444)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _require_same(path: Path, before: os.stat_result) -> Seal:
+    """How a new file looks, if it is the file that was verified: to link and to rename it give it another ctime."""
+    now = _status(path)
+    if now is None or _told(now) != _told(before):
+        raise StoreFailed(f"{path}: was changed while it was being taken over")
+    return Seal.of(now)
+
+
+def _told(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _clone(source: Path, made: Path) -> None:
@@ -144,7 +171,22 @@ def is_shared(data: Path) -> bool:
         status = data.stat(follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return stat.S_ISLNK(status.st_mode) or status.st_nlink > 1
+    return stat.S_ISLNK(status.st_mode) or status.st_nlink > 1 or status.st_uid != data.parent.stat().st_uid
+
+
+def settle(fd: int) -> None:
+    """Have every change of another user's file show on it from now on. Blocking. OSError."""
+    if os.fstat(fd).st_uid != os.geteuid():
+        os.fdatasync(fd)
+
+
+def settle_file(path: Path) -> None:
+    """The same, of the file `path`."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        settle(fd)
+    finally:
+        os.close(fd)
 
 
 def take_own(data: Path) -> bool:

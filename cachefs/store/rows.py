@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from cachefs.content import ContentId
@@ -20,11 +21,20 @@ class Info:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """How a data file looked when the store had last finished with it: size in bytes, mtime, inode number."""
+    """How a data file looked when the store had last finished with it: size in bytes, mtime, inode number.
+
+    Of another user's file the mtime is its ctime, for he can set the mtime back, and nobody the other.
+    """
 
     size: int
     mtime_ns: int
     inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Seal:
+        """How a file looks that has this status."""
+        changed = status.st_mtime_ns if status.st_uid == os.geteuid() else status.st_ctime_ns
+        return cls(status.st_size, changed, status.st_ino)
 
 
 @dataclass(frozen=True, slots=True)
