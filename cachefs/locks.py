@@ -149,17 +149,16 @@ async def fetch_chain(location: str) -> dict[str, ContentId]:
         return chain.load_chain(Path(location))
     import httpx  # here, for it costs every command a tenth of a second, and a path doesn't need it
 
-    body = bytearray()
+    from cachefs.fetch.http.body import answered, read_body
+
     try:
-        client = httpx.AsyncClient(follow_redirects=True, timeout=30.0)
-        async with client, client.stream("GET", location) as response:
+        async with httpx.AsyncClient(timeout=30.0) as client, answered(client, location) as response:
             response.raise_for_status()
-            async for part in response.aiter_bytes():
-                body += part
-                if len(body) > _LARGEST_CHAIN_TOML:
-                    raise CatalogError(location, f"more than {_LARGEST_CHAIN_TOML} bytes")
+            body = await read_body(response, _LARGEST_CHAIN_TOML)
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # a host's name may be none: UnicodeError
         raise CatalogError(location, f"can't be fetched: {str(error) or type(error).__name__}") from error
+    if body is None:
+        raise CatalogError(location, f"more than {_LARGEST_CHAIN_TOML} bytes")
     try:
         return chain.parse_chain(body.decode(), location)
     except UnicodeDecodeError:

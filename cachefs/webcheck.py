@@ -17,7 +17,7 @@ import trio
 from cachefs import metainfo
 from cachefs.content import ContentId
 from cachefs.errors import MetainfoError
-from cachefs.fetch.http.body import read_body
+from cachefs.fetch.http.body import answered, read_body
 from cachefs.fetch.http.wire import content_range
 from cachefs.fetch.sources import WebSeed
 from cachefs.metainfo import MAX_METAINFO, Metainfo
@@ -65,7 +65,7 @@ async def check(
     """
     seed = WebSeed(url)
     limits = httpx.Limits(max_connections=_AT_ONCE)
-    async with httpx.AsyncClient(limits=limits, timeout=patience, follow_redirects=True) as client:
+    async with httpx.AsyncClient(limits=limits, timeout=patience) as client:
         return await _Check(seed, client, wanted, report).run()
 
 
@@ -153,7 +153,7 @@ class _Check:
         refusal = "has no URL"
         for url in self._seed.urls(name):
             try:
-                async with self._client.stream("GET", url, headers=headers) as response:
+                async with answered(self._client, url, headers) as response:
                     self._silent = 0
                     if response.status_code in (200, 206):
                         self._seed.learn(name, url)

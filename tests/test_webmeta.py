@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import gzip
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -165,6 +166,28 @@ def test_an_answer_that_is_too_large_is_not_taken_however_small_it_was_packed(en
             await web.fetch("large", PLAIN.content)
 
     ask_host(scenario)
+
+
+@pytest.mark.parametrize("status", [200, 302])
+def test_an_answer_that_was_packed_twice_is_not_unpacked_at_all(status: int) -> None:
+    bomb = gzip.compress(gzip.compress(bytes(2**28)))
+
+    async def scenario(host: WebHost, web: WebMetadata) -> None:
+        headers = (("Content-Encoding", "gzip, gzip"), ("Location", "/elsewhere"))
+        host.answers["/small.torrent"] = Answer(status, body=bomb, headers=headers)
+        host.answers["/elsewhere"] = Answer(body=PLAIN.raw)
+        if status == 302:
+            assert await web.fetch("small", PLAIN.content) == PLAIN
+            return
+        with pytest.raises(MetadataUnavailable, match="'gzip, gzip', which wasn't asked for"):
+            await web.fetch("small", PLAIN.content)
+
+    tracemalloc.start()
+    try:
+        ask_host(scenario)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_redirect_is_followed_and_one_in_circles_is_the_hosts_fault() -> None:

@@ -26,6 +26,7 @@ import httpx
 import trio
 
 from cachefs.errors import CachefsError, PlayheadConflict, PlayheadInvalid, PlayheadUnreachable
+from cachefs.fetch.http.body import read_body
 from cachefs.playhead import events
 from cachefs.playhead.board import MAX_RECORDS, Watch, Watchers
 from cachefs.playhead.clock import FollowedUtc, steady
@@ -42,6 +43,10 @@ _FIRST_SAMPLES, _EVERY = 5, 10.0
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _MIRRORED_WITHIN = 1.0
+_LARGEST_ANSWER = 64 * 2**20
+"""Bytes: more than all playheads that a daemon keeps."""
+
+_LONGEST_REFUSAL = 2**16
 _LONGEST_REASON = 500
 """Characters: each of daemons that follow each other in a ring would tell the other's reason with its own, for ever."""
 
@@ -91,7 +96,7 @@ class PlayheadClient:
                 opening = self._http.stream("GET", "/events", timeout=timeout)
                 response = await stack.enter_async_context(opening)
                 if response.status_code != 200:
-                    raise self._refusal(response.status_code, await response.aread())
+                    raise self._refusal(response.status_code, await read_body(response, _LONGEST_REFUSAL) or b"")
                 self._require_plain(response)
             except _UNREACHABLE as error:
                 raise PlayheadUnreachable(self.where, _told(error)) from error
@@ -105,12 +110,15 @@ class PlayheadClient:
 
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         try:
-            response = await self._http.request(method, path, json=body)
+            async with self._http.stream(method, path, json=body) as response:
+                raw = await read_body(response, _LARGEST_ANSWER)
         except _UNREACHABLE as error:
             raise PlayheadUnreachable(self.where, _told(error)) from error
+        if raw is None:
+            raise PlayheadUnreachable(self.where, f"the answer has more than {_LARGEST_ANSWER} bytes")
         if response.status_code != 200:
-            raise self._refusal(response.status_code, response.content, body)
-        return self._json(response.content)
+            raise self._refusal(response.status_code, raw, body)
+        return self._json(raw)
 
     def _require_plain(self, response: httpx.Response) -> None:
         """What is compressed on its way is held back until there is more of it."""

@@ -222,7 +222,7 @@ class MetadataService:
         workers = self._settings.metadata_concurrency
         limits = httpx.Limits(max_connections=_HTTP_CONNECTIONS)
         timeout = httpx.Timeout(min(_HOST_TIMEOUT, self._settings.metadata_timeout), pool=None)
-        async with httpx.AsyncClient(limits=limits, timeout=timeout, follow_redirects=True) as client:
+        async with httpx.AsyncClient(limits=limits, timeout=timeout) as client:
             self._search.hosts = [WebMetadata(seed, client, self._ledger) for seed in self._seeds]
             async with trio.open_nursery() as nursery:
                 for index in range(workers + _LOOKUP_WORKERS):

@@ -15,7 +15,7 @@ import trio
 from cachefs.content import ContentId
 from cachefs.errors import ContentMismatch, MetadataUnavailable, MetainfoError, NoMetadata
 from cachefs.fetch.health import Breaker, Silence
-from cachefs.fetch.http.body import read_body
+from cachefs.fetch.http.body import answered, read_body
 from cachefs.fetch.rclone.diagnosis import retry_after
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.metainfo import MAX_METAINFO, Metainfo, parse
@@ -132,7 +132,7 @@ class WebMetadata:
     async def _asked(self, url: str, most: int) -> bytes | None:
         try:
             with trio.fail_after(_LONGEST_ANSWER):
-                async with self._client.stream("GET", url) as response:
+                async with answered(self._client, url) as response:
                     return await _body(response, most)
         except trio.TooSlowError:
             raise HostFailed(f"{url}: no whole answer within {_LONGEST_ANSWER:g} s") from None

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import httpx
 import trio
 
+from cachefs.fetch.http.body import answered
 from cachefs.fetch.http.busy import seconds_until
 
 _WITHIN = 5.0
+_ONE_BYTE = {"Range": "bytes=1-1", "Accept-Encoding": "identity"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,7 @@ async def diagnose(url: str) -> Diagnosis | None:
     """Ask for the second byte of `url`; None if no answer comes."""
     try:
         with trio.fail_after(_WITHIN):
-            async with httpx.AsyncClient(follow_redirects=True, timeout=_WITHIN) as client:
-                request = client.build_request("GET", url, headers={"Range": "bytes=1-1"})
-                response = await client.send(request, stream=True)
-                await response.aclose()
+            async with httpx.AsyncClient(timeout=_WITHIN) as client, answered(client, url, _ONE_BYTE) as response:
                 return Diagnosis(response.status_code, retry_after(response))
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, trio.TooSlowError):  # UnicodeError: no host, by IDNA
         return None
