@@ -9,8 +9,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from tests.counterparts import cachefs_seed
 from tests.mount_kit import (
     BODIES,
     DOMAIN,
@@ -26,6 +28,7 @@ from tests.mount_kit import (
     seeding,
     typed,
 )
+from tests.origin_kit import download
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +201,23 @@ def test_what_was_known_of_another_users_file_is_not_believed_under_its_old_time
     _spoil(his / BODIES)
     done = typed("adopt", his, "--data-dir", tmp_path / "data", "--chain-toml", library.chain)
     assert f"{BODIES}: the file has" in done.stdout
+
+
+def test_a_link_that_was_put_in_the_place_of_what_is_seeded_leads_nobody_anywhere(tmp_path: Path) -> None:
+    published, secret = tmp_path / "published", tmp_path / "secret"
+    for folder in (published / "domain", secret / "elsewhere"):
+        folder.mkdir(parents=True)
+    data = os.urandom(100)
+    for name in ("a.seg", "domain/a.kv"):
+        (published / name).write_bytes(data)
+    for path in (secret / "a.seg", secret / "a.kv"):
+        path.write_bytes(b"s" * 100)
+    with cachefs_seed(published) as box:
+        (published / "a.seg").unlink()
+        (published / "a.seg").symlink_to(secret / "a.seg")
+        (published / "domain").rename(published / "before")
+        (published / "domain").symlink_to(secret)
+        assert {httpx.get(f"{box.url}{name}").status_code for name in ("a.seg", "domain/a.kv")} == {404}
+        torrents = [published / "a.seg.torrent", published / "before" / "a.kv.torrent"]
+        for torrent in torrents:
+            assert download(torrent, tmp_path, peer=box.peer) == data

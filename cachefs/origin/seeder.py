@@ -2,16 +2,19 @@
 
 How it works: every torrent is added with all pieces marked as had, so nothing is hashed at the start, and in
 upload mode, so that libtorrent never asks a peer for a piece and never writes into the directory, whatever
-it may think of a file. The session is the one that fetches in a mount, with other settings. By default a peer finds
+it may think of a file. It is told of each file by a descriptor of ours (`opening.py`), for it follows links, and would
+read what one leads to that somebody put in the file's place. The session is the one that fetches in a mount, with other
+settings. By default a peer finds
 this seeder only if it is told its address: DHT, local discovery, port mapping and uTP come with `discover`.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import resource
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import libtorrent as lt
 import trio
@@ -21,7 +24,11 @@ from cachefs.config.values import Peer
 from cachefs.errors import ConfigError
 from cachefs.fetch.torrent.nodelay import set_nodelay
 from cachefs.fetch.torrent.session import TorrentSession, session_settings
+from cachefs.origin.opening import hold
 from cachefs.origin.torrents import SeededFile
+
+_OTHER_DESCRIPTORS = 512
+"""What is left for connections and for files that are being read."""
 
 LISTEN_TIMEOUT = 10.0
 """Seconds that the session has to say whether it listens."""
@@ -39,6 +46,7 @@ class Seeder:
         self._session = session
         self._told = trio.Event()
         self._refused = ""
+        self._held: list[int] = []
         self.address = wanted
         session.on(lt.listen_succeeded_alert, self._on_listening)
         session.on(lt.listen_failed_alert, self._on_not_listening)
@@ -46,16 +54,28 @@ class Seeder:
         session.on(lt.file_error_alert, _warn)  # a file that disappeared, for instance
         session.on(lt.torrent_error_alert, _warn)
 
-    async def add(self, root: Path, files: Iterable[SeededFile]) -> None:
-        """Seed `files`, whose names are paths below `root`. ConfigError if libtorrent refuses a .torrent."""
-        await trio.to_thread.run_sync(self._add_all, root, tuple(files))
+    async def add(self, files: Iterable[SeededFile]) -> None:
+        """Seed these, as many as there are descriptors for. ConfigError if libtorrent refuses a .torrent."""
+        await trio.to_thread.run_sync(self._add_all, tuple(files))
 
-    def _add_all(self, root: Path, files: tuple[SeededFile, ...]) -> None:
-        for file in files:
+    def close(self) -> None:
+        """Let go of the files; the session has ended."""
+        while self._held:
+            os.close(self._held.pop())
+
+    def _add_all(self, files: tuple[SeededFile, ...]) -> None:
+        spare = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_DESCRIPTORS
+        for file in files[: max(1, spare)]:
             try:
-                self._session.lt.add_torrent(_complete(root, file))
-            except (RuntimeError, OSError) as error:
+                self._held.append(hold(file.path))
+                self._session.lt.add_torrent(_complete(file, self._held[-1]))
+            except OSError as error:
+                log.warning("%s is no torrent to be had here: %s", file.name, error.strerror)
+            except RuntimeError as error:
                 raise ConfigError(str(file.torrent), f"libtorrent refuses it: {error}") from error
+        if len(files) > max(1, spare):
+            left = len(files) - max(1, spare)
+            log.warning("%d files are no torrents to be had here: raise the limit of open files (ulimit -n)", left)
 
     async def listening(self) -> None:
         """Wait until the session listens; ConfigError if it can't, or doesn't say in time."""
@@ -88,9 +108,9 @@ async def open_seeder(listen: Peer, *, discover: bool = False) -> AsyncIterator[
     `discover` lets strangers find it: DHT, local discovery, UPnP, NAT-PMP. ConfigError if it can't listen.
     """
     session = TorrentSession(_settings(listen, discover))
+    seeder = Seeder(session, listen)
     try:
         async with trio.open_nursery() as nursery:
-            seeder = Seeder(session, listen)
             nursery.start_soon(session.pump)
             await seeder.listening()
             yield seeder
@@ -98,15 +118,15 @@ async def open_seeder(listen: Peer, *, discover: bool = False) -> AsyncIterator[
     finally:
         with trio.CancelScope(shield=True):
             await session.aclose()
+        seeder.close()
 
 
-def _complete(root: Path, file: SeededFile) -> lt.add_torrent_params:
+def _complete(file: SeededFile, descriptor: int) -> lt.add_torrent_params:
     params = lt.load_torrent_buffer(file.torrent.read_bytes())
     if params.ti is None:
         raise ConfigError(str(file.torrent), "libtorrent finds no torrent in it")
-    params.save_path = str(root)
-    # libtorrent drops the slash of `history/x.v` from the path it would use: say where the file is.
-    params.renamed_files = {0: file.name}
+    params.save_path = "/proc/self/fd"
+    params.renamed_files = {0: str(descriptor)}
     params.have_pieces = [True] * params.ti.num_pieces()
     params.flags &= ~(lt.torrent_flags.auto_managed | lt.torrent_flags.paused)
     params.flags |= lt.torrent_flags.upload_mode

@@ -62,9 +62,10 @@ async def serve(
         if config.listen is not None:
             seeder = await stack.enter_async_context(open_seeder(config.listen, discover=config.discover))
             torrent = seeder.address
-        published = await publish(config.root, config.out, report)
+        root, out = config.root.resolve(), config.out.resolve() if config.out is not None else None
+        published = await publish(root, out, report)
         site.assets = published.assets()
         if seeder is not None:
-            await seeder.add(config.root.absolute(), published.files)
+            await seeder.add(published.files)
         task_status.started(Serving(published, torrent, url))
         await trio.sleep_forever()

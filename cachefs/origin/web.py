@@ -5,7 +5,8 @@ awaiting anything: the status, the headers and which span of which open file goe
 with sendfile(2), from the page cache to the socket without passing through Python, waiting for the socket only
 when its buffer is full.
 
-A request names a key of a dictionary, never a path, so there is nothing to traverse. Before the dictionary is
+A request names a key of a dictionary, never a path, so there is nothing to traverse; and no link is followed on the way
+to what it stands for (`opening.py`). Before the dictionary is
 there (the seed box is still hashing), or when a file can't be opened at the moment (no descriptor is left), the answer
 is 503 with Retry-After, for 404 would send a client away for good. Formats: RFC 9110.
 """
@@ -30,6 +31,7 @@ import trio
 
 from cachefs.content import Span
 from cachefs.httpserver import STALL_TIMEOUT, Connection, Headers, Response, Server, listen, peer
+from cachefs.origin.opening import open_plainly
 
 MAX_CONNECTIONS = 1000
 
@@ -49,7 +51,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Site:
-    """The names that are served, each with its file; None until they are known."""
+    """The names that are served, each with its file, whose path has no links; None until they are known."""
 
     assets: Mapping[str, Path] | None = None
 
@@ -98,7 +100,7 @@ def respond(request: h11.Request, site: Site) -> Response:
     if path is None:
         return _plain(404)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = open_plainly(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         log.warning("%s: %s", path, error.strerror)
         return _plain(404) if error.errno in _NOT_THERE else _later()
