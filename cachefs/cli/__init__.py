@@ -23,6 +23,7 @@ import click
 
 from cachefs import __version__
 from cachefs.cli.process import leave_lost_directory, open_standard
+from cachefs.cli.terminal import echo
 from cachefs.diskerrors import NO_ROOM
 from cachefs.errors import CachefsError, Terminated
 
@@ -139,7 +140,7 @@ class LazyGroup(click.Group):
             said = _told(error)
             if not said:
                 raise
-            click.echo(f"cachefs: {said}", err=True)
+            echo(f"cachefs: {said}", err=True)
             drop_output()
             sys.exit(1)
 
@@ -151,9 +152,9 @@ class LazyGroup(click.Group):
             if not all(isinstance(one, CachefsError | KeyboardInterrupt) for one in found):
                 raise
             if any(isinstance(one, KeyboardInterrupt) for one in found):
-                click.echo("cachefs: interrupted", err=True)
+                echo("cachefs: interrupted", err=True)
                 ctx.exit(INTERRUPTED)
-            click.echo(f"cachefs: {found[0]}", err=True)
+            echo(f"cachefs: {found[0]}", err=True)
             ctx.exit(TERMINATED if isinstance(found[0], Terminated) else 1)
 
 

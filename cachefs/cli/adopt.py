@@ -12,6 +12,7 @@ import trio
 from cachefs.adoption.offline import adopt as take_over
 from cachefs.cli.progress import Report, bytes_bar, shown_on
 from cachefs.cli.target import DIRECTORY
+from cachefs.cli.terminal import echo
 from cachefs.config import Config, load_config, settings_file
 from cachefs.control import socket as control
 from cachefs.errors import DataDirBusy
@@ -48,7 +49,7 @@ def adopt(
     with bytes_bar("hashing") as bar:
         answer = _adopted(config, data_dir, directory, bar)
     text = answer.pop("text")
-    click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(text))
+    echo(json.dumps(answer, indent=2) if as_json else "\n".join(text))
     if answer["others"] or answer["failed"]:
         click.get_current_context().exit(1)
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cachefs.cli.target import daemon_options, with_data_dir
+from cachefs.cli.terminal import echo
 from cachefs.errors import CatalogError
 from cachefs.layout import STATE
 from cachefs.store.state import Info, State
@@ -42,7 +43,7 @@ def show(data_dir: Path, names: tuple[str, ...], as_json: bool) -> None:
         if name not in infos:
             raise CatalogError(data_dir / STATE, "not in BittorrentInfo", key=name)
     rows = [_row(infos[name]) for name in names or infos]
-    click.echo(json.dumps(rows, indent=2) if as_json else _table(rows))
+    echo(json.dumps(rows, indent=2) if as_json else _table(rows))
 
 
 def _row(info: Info) -> dict[str, Any]:

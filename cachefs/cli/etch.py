@@ -9,6 +9,7 @@ import click
 from cachefs.catalog.record import dump
 from cachefs.cli.progress import bytes_bar
 from cachefs.cli.records import options, target
+from cachefs.cli.terminal import echo
 from cachefs.records import Order, etch
 
 
@@ -45,5 +46,5 @@ def command(
         etched = place.run(lambda cache: etch(cache, order, progress))
     place.tell_daemon()
     if not etched.downloaded and order.source is None:
-        click.echo("etched already; --again downloads it anew", err=True)
-    click.echo(dump(etched.record), nl=False)
+        echo("etched already; --again downloads it anew", err=True)
+    echo(dump(etched.record), nl=False)

@@ -10,6 +10,7 @@ from rich.filesize import decimal
 
 from cachefs.cli.progress import names_bar, shown_on
 from cachefs.cli.target import daemon_options, data_dir_of
+from cachefs.cli.terminal import echo
 from cachefs.control.keeping import perform
 
 
@@ -25,8 +26,8 @@ def evict(patterns: tuple[str, ...], mountpoint: Path | None, data_dir: Path | N
     with names_bar("evicting") as bar:
         result = perform(data_dir_of(mountpoint, data_dir), "evict", shown_on(bar), patterns=patterns)
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        echo(json.dumps(result, indent=2))
         return
     for name, why in result["stays"].items():
-        click.echo(f"{name} stays: {why}")
-    click.echo(f"{len(result['gone']):,} evicted, {decimal(result['freed'])} freed")
+        echo(f"{name} stays: {why}")
+    echo(f"{len(result['gone']):,} evicted, {decimal(result['freed'])} freed")

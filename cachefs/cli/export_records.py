@@ -9,6 +9,7 @@ import click
 from cachefs.catalog import records
 from cachefs.catalog.files import is_there
 from cachefs.cli.records import options, target
+from cachefs.cli.terminal import echo
 from cachefs.errors import CachefsError
 from cachefs.records import MusicCache
 from cachefs.records.lists import WRITERS, export, playlist
@@ -39,4 +40,4 @@ def command(form: str, config_file: Path | None, data_dir: Path | None) -> None:
             raise CachefsError(f"{place.data_dir} is not mounted, and a playlist is of the files in the mount")
         return playlist(records.load(cache.lock_path), mountpoint)
 
-    click.echo(place.run(work), nl=False)
+    echo(place.run(work), nl=False)

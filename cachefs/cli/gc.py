@@ -12,6 +12,7 @@ from rich.filesize import decimal
 
 from cachefs.cli.progress import names_bar, shown_on
 from cachefs.cli.target import daemon_options, data_dir_of
+from cachefs.cli.terminal import echo
 from cachefs.config import load_config, settings_file
 from cachefs.control.keeping import perform
 from cachefs.store.eviction import Limits
@@ -31,7 +32,7 @@ def gc(mountpoint: Path | None, data_dir: Path | None, config_file: Path | None,
     directory = data_dir_of(mountpoint, data_dir or config.mount.data_dir)
     with names_bar("collecting") as bar:
         result = perform(directory, "gc", shown_on(bar), limits=Limits.of_settings(config.limits))
-    click.echo(json.dumps(result, indent=2) if as_json else "\n".join(_lines(result)))
+    echo(json.dumps(result, indent=2) if as_json else "\n".join(_lines(result)))
 
 
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:

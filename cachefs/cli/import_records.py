@@ -9,6 +9,7 @@ import click
 
 from cachefs.catalog.records import Record
 from cachefs.cli.records import Target, options, target
+from cachefs.cli.terminal import echo
 from cachefs.errors import CachefsError
 from cachefs.records import MusicCache
 from cachefs.records.lists import PARSERS, Imported, guess_format, make_all_ready, take_in
@@ -47,7 +48,7 @@ def command(
     imported = place.run(work)
     place.tell_daemon()
     unready = len(imported.unready)
-    click.echo(f"{len(imported.taken)} taken, {imported.known} known already, {unready} to be fetched first")
+    echo(f"{len(imported.taken)} taken, {imported.known} known already, {unready} to be fetched first")
     if fetch and unready:
         _fetch(place, imported.unready)
 
@@ -60,4 +61,4 @@ def _fetch(place: Target, unready: Sequence[Record]) -> None:
 
 
 def _tell(record: Record, error: CachefsError | None) -> None:
-    click.echo(f"{record.name}: {error or record.content}", err=error is not None)
+    echo(f"{record.name}: {error or record.content}", err=error is not None)

@@ -24,6 +24,7 @@ from cachefs.catalog.difference import Difference
 from cachefs.catalog.snapshots import parse_lock
 from cachefs.cli.progress import bytes_bar, shown_on
 from cachefs.cli.target import daemon_options, with_data_dir
+from cachefs.cli.terminal import echo
 from cachefs.config import load_config, settings_file
 from cachefs.content import ContentId
 from cachefs.control import socket as control
@@ -63,9 +64,9 @@ class Target:
             with bytes_bar("hashing local files") as bar:
                 answer = control.follow(self.data_dir, "reload", shown_on(bar))
         except NoDaemon:
-            click.echo(self._who_uses_it())
+            echo(self._who_uses_it())
         else:
-            click.echo("\n".join([*answer["remarks"], "in use"]))
+            echo("\n".join([*answer["remarks"], "in use"]))
 
     def _who_uses_it(self) -> str:
         if holder(self.data_dir):  # its daemon doesn't listen yet, and may have read the lock already
@@ -74,7 +75,7 @@ class Target:
 
 
 def show_difference(difference: Difference) -> None:
-    click.echo("\n".join([*difference.lines(), difference.summary()]))
+    echo("\n".join([*difference.lines(), difference.summary()]))
 
 
 CHAIN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
@@ -121,9 +122,9 @@ def show(target: Target, names: tuple[str, ...], as_json: bool) -> None:
     entries = {name: present.downloads[name] for name in _known(names or present.downloads, present.downloads)}
     if as_json:
         table = {name: content.hex for name, content in entries.items()}
-        click.echo(json.dumps({"chain": present.chain, "downloads": table}, indent=2, sort_keys=True))
+        echo(json.dumps({"chain": present.chain, "downloads": table}, indent=2, sort_keys=True))
     else:
-        click.echo(format_chain(entries), nl=False)
+        echo(format_chain(entries), nl=False)
 
 
 def _known(names: Iterable[str], entries: Mapping[str, ContentId]) -> Iterable[str]:
@@ -147,7 +148,7 @@ def diff(target: Target, back: int | None, as_json: bool, chain_toml: str, confi
         version = target.file.before(back)
         difference = Difference.of(parse_lock(version.text(), version.path, None).downloads, present)
     if as_json:
-        click.echo(json.dumps(difference.as_json(), indent=2))
+        echo(json.dumps(difference.as_json(), indent=2))
     else:
         show_difference(difference)
 
@@ -211,4 +212,4 @@ def rollback(target: Target, steps: int, only_list: bool) -> None:
     for number, version in enumerate(target.file.older(), 1):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(version.since))
         count = len(parse_lock(version.text(), version.path, None).downloads)
-        click.echo(f"{number:>2}  in use since {when}  {count:,} names")
+        echo(f"{number:>2}  in use since {when}  {count:,} names")

@@ -8,6 +8,7 @@ import click
 
 from cachefs.catalog.names import BadName, check_name
 from cachefs.cli.target import DIRECTORY
+from cachefs.cli.terminal import echo
 from cachefs.errors import ControlError
 from cachefs.layout import SNAPSHOTS
 from cachefs.mountinfo import mounts
@@ -25,9 +26,9 @@ def manifest(directory: Path | None) -> None:
         try:
             check_name(name)
         except BadName as error:
-            click.echo(f"cachefs: {name!r} is left out: {error.why}", err=True)
+            echo(f"cachefs: {name!r} is left out: {error.why}", err=True)
         else:
-            click.echo(name)
+            echo(name)
 
 
 def _mounted() -> Path:

@@ -9,6 +9,7 @@ import trio
 
 from cachefs.catalog.chain import load_chain
 from cachefs.cli.progress import names_bar
+from cachefs.cli.terminal import echo
 from cachefs.webcheck import Checked, check
 
 
@@ -39,5 +40,5 @@ def manifest_verify(urls: tuple[str, ...], chain_toml: Path | None, timeout: flo
 
 def _tell(result: Checked) -> None:
     for fault in result.faults:
-        click.echo(f"{result.base}{fault.name}: {fault.why}")
-    click.echo(f"{result.base}: {result.names:,} names, {len(result.faults):,} faults")
+        echo(f"{result.base}{fault.name}: {fault.why}")
+    echo(f"{result.base}: {result.names:,} names, {len(result.faults):,} faults")

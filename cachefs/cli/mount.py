@@ -29,6 +29,7 @@ from rich.filesize import decimal
 from cachefs.cli import drop_output, leaves
 from cachefs.cli.process import allow_many_files
 from cachefs.cli.progress import bytes_bar
+from cachefs.cli.terminal import echo, log_to_stderr
 from cachefs.config import Config, load_config, settings_file
 from cachefs.control import systemd
 from cachefs.errors import CachefsError, StoreFailed, Terminated
@@ -82,7 +83,7 @@ def mount(
         _start_daemon(config)
         return
     level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    log_to_stderr(level, "%(asctime)s %(levelname)s %(message)s")
     for noisy in ("httpx", "httpcore", "pyfuse3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     from cachefs.mount import run  # which takes half a second, and who starts a daemon doesn't need it
@@ -134,7 +135,7 @@ class _Starter:
         text = "\n".join([*mounted.remarks, f"{mounted.mountpoint}: {'; '.join(told)}; ready"])
         if self._pipe is None:
             try:
-                click.echo(text)
+                echo(text)
             except OSError as error:  # a mount was asked for, not a line
                 log.warning("that it is ready can't be printed: %s", error.strerror)
                 drop_output()
@@ -186,7 +187,7 @@ def _start_daemon(config: Config) -> None:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "ended"
             nothing = f"the daemon {how} before the mount was usable; see {data_dir / LOG_NAME}"
             raise CachefsError(answer.get("error", nothing))
-    click.echo(answer["ready"])
+    echo(answer["ready"])
 
 
 @contextlib.contextmanager
@@ -199,7 +200,7 @@ def _log_file(data_dir: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         if error.errno != errno.EROFS:
             raise StoreFailed(f"{data_dir}: can't be used as data directory: {error.strerror}") from error
-        click.echo(f"cachefs: {path}: {error.strerror}, so the daemon's messages are lost", err=True)
+        echo(f"cachefs: {path}: {error.strerror}, so the daemon's messages are lost", err=True)
         log_file = tempfile.TemporaryFile()  # noqa: SIM115  it is closed below
     with log_file:
         yield log_file
@@ -231,4 +232,4 @@ def _show_fusermount(log_file: IO[bytes], start: int) -> None:
     log_file.seek(start)
     for line in log_file.read().decode("utf-8", "replace").splitlines():
         if line.startswith(("fuse: ", "fusermount3: ")):
-            click.echo(line, err=True)
+            echo(line, err=True)

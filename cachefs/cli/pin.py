@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cachefs.cli.target import daemon_options, data_dir_of
+from cachefs.cli.terminal import echo
 from cachefs.control.keeping import perform
 
 
@@ -22,7 +23,7 @@ def pin(patterns: tuple[str, ...], mountpoint: Path | None, data_dir: Path | Non
     directory = data_dir_of(mountpoint, data_dir)
     if patterns:
         names = perform(directory, "pin", lambda _: None, patterns=patterns)
-        click.echo(f"{len(names):,} pinned")
+        echo(f"{len(names):,} pinned")
         return
     for name in perform(directory, "pins", lambda _: None):
-        click.echo(name)
+        echo(name)

@@ -13,6 +13,7 @@ from cachefs.catalog.records import Record
 from cachefs.cli import leaves
 from cachefs.cli.progress import bytes_bar
 from cachefs.cli.records import Target, failing, opened, options, target, tell_strange
+from cachefs.cli.terminal import echo
 from cachefs.errors import CachefsError
 from cachefs.layout import RECORDS
 from cachefs.records import MusicCache
@@ -37,7 +38,7 @@ def command(name: str, wait: bool, player: str | None, config_file: Path | None,
     tell_strange(name, found)
     paths = list(_paths(place, mountpoint, found.records, wait))
     if player is None:
-        click.echo("".join(f"{path}\n" for path in paths), nl=False)
+        echo("".join(f"{path}\n" for path in paths), nl=False)
     elif len(found.records) == 1 and not wait:
         opened(paths[0])
     code = _played(player, paths) if player is not None and paths else 0
@@ -53,7 +54,7 @@ def _paths(place: Target, mountpoint: Path | None, records: Sequence[Record], wa
             found = list(leaves(error))
             if len(records) == 1 or not all(isinstance(one, CachefsError) for one in found):
                 raise
-            click.echo(f"cachefs: {found[0]}", err=True)
+            echo(f"cachefs: {found[0]}", err=True)
 
 
 def _played(player: str, paths: Sequence[Path]) -> int:

@@ -12,6 +12,7 @@ import trio
 
 from cachefs.cli.records import Target, opened
 from cachefs.cli.target import data_dir_of
+from cachefs.cli.terminal import echo
 from cachefs.config import Config
 from cachefs.errors import PlayheadInvalid
 from cachefs.layout import RECORDS
@@ -61,7 +62,7 @@ def playhead(
     daemon: Path | str = server.rstrip("/") if server else data_dir_of(None, data_dir)
     if action == "mpv":
         playing = file or (None if ipc else _in_mount(name, data_dir))
-        listen(Listener(daemon, token, name, playing, ipc, value), lambda: click.echo(f"{name}: listening"))
+        listen(Listener(daemon, token, name, playing, ipc, value), lambda: echo(f"{name}: listening"))
     else:
         trio.run(_talk, daemon, token, name, action, value, if_revision, as_json)
         if isinstance(daemon, Path):
@@ -76,13 +77,13 @@ async def _talk(
             async with client.events() as events:
                 async for head in events:
                     if head.record == name:
-                        click.echo(_shown(head, await client.time(), as_json))
+                        echo(_shown(head, await client.time(), as_json))
             return
         if action == "show":
             head = await client.get(name)
         else:
             head = await client.change(name, await _change(client, name, action, value, revision))
-        click.echo(_shown(head, await client.time(), as_json))
+        echo(_shown(head, await client.time(), as_json))
 
 
 async def _change(
@@ -134,7 +135,7 @@ def _remark_on(name: str, data_dir: Path) -> None:
     mountpoint = Target(data_dir, Config()).mountpoint()
     shown = mountpoint / RECORDS if mountpoint else None
     if shown and shown.is_dir() and not (shown / name).exists():
-        click.echo(f"{name}: no record here has that name; its playhead is for those who have one", err=True)
+        echo(f"{name}: no record here has that name; its playhead is for those who have one", err=True)
 
 
 def _shown(head: Playhead, utc: float, as_json: bool) -> str:

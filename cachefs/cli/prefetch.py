@@ -16,6 +16,7 @@ from rich.filesize import decimal
 from cachefs.cli.progress import bars
 from cachefs.cli.records import Target, tell_strange
 from cachefs.cli.target import daemon_options, data_dir_of
+from cachefs.cli.terminal import echo
 from cachefs.config import Config
 from cachefs.control import socket as control
 from cachefs.layout import RECORDS, label
@@ -43,11 +44,11 @@ def prefetch(
     with _bars() as told:
         result = control.follow(directory, "prefetch", told, patterns=patterns)
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        echo(json.dumps(result, indent=2))
     else:
-        click.echo(f"{result['done']:,} of {result['files']:,} files here, {decimal(result['fetched'])} fetched")
+        echo(f"{result['done']:,} of {result['files']:,} files here, {decimal(result['fetched'])} fetched")
     for name, why in sorted(result["failed"].items()):
-        click.echo(f"{name}: {why}", err=True)
+        echo(f"{name}: {why}", err=True)
     if result["failed"]:
         sys.exit(1)
 

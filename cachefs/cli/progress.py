@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from cachefs.cli.terminal import plain
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -53,6 +55,7 @@ def _bar(what: str, *, of_bytes: bool) -> Iterator[Report | None]:
         yield None
         return
     with bars(of_bytes=of_bytes) as bar:
+        what = plain(what)
         task = bar.add_task(what if len(what) <= _LONGEST else f"…{what[1 - _LONGEST :]}", total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 

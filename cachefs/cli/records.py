@@ -13,6 +13,7 @@ import click
 import trio
 
 from cachefs.cli.target import data_dir_of
+from cachefs.cli.terminal import echo
 from cachefs.config import Config, load_config, settings_file
 from cachefs.config.values import without_login
 from cachefs.control import socket as control
@@ -89,7 +90,7 @@ def target(config_file: Path | None, data_dir: Path | None) -> Target:
 def tell_strange(playlist: str, found: Meant) -> None:
     """Say which entries of a playlist are passed over."""
     for entry in found.strange:
-        click.echo(f"{playlist}: {without_login(entry)}: no record here, passed over", err=True)
+        echo(f"{playlist}: {without_login(entry)}: no record here, passed over", err=True)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import click
 
 from cachefs.cli.progress import bytes_bar, shown_on
 from cachefs.cli.target import data_dir_of
+from cachefs.cli.terminal import echo
 from cachefs.control import socket as control
 
 
@@ -25,4 +26,4 @@ def reload(mountpoint: Path | None, data_dir: Path | None, as_json: bool) -> Non
     place = data_dir_of(mountpoint, data_dir)
     with bytes_bar("hashing local files") as bar:
         answer = control.follow(place, "reload", shown_on(bar))
-    click.echo(json.dumps(answer["difference"], indent=2) if as_json else "\n".join(answer["text"]))
+    echo(json.dumps(answer["difference"], indent=2) if as_json else "\n".join(answer["text"]))

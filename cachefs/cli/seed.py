@@ -19,6 +19,7 @@ import trio
 from cachefs.cli.process import allow_many_files
 from cachefs.cli.progress import bytes_bar
 from cachefs.cli.target import DIRECTORY, NEW_DIRECTORY
+from cachefs.cli.terminal import echo, log_to_stderr
 from cachefs.config.values import Peer
 from cachefs.origin.serving import OriginConfig, Serving, serve
 
@@ -62,7 +63,7 @@ def seed(
     if listen is None and http is None:
         raise click.UsageError("--listen off and no --http: nothing would be served")
     allow_many_files()
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log_to_stderr(logging.INFO if verbose else logging.WARNING, "%(message)s")
     trio.run(_run, OriginConfig(directory, out, listen, http, discover))
 
 
@@ -84,12 +85,12 @@ async def _stop_at_signal(scope: trio.CancelScope, *, task_status: trio.TaskStat
 
 def _announce(serving: Serving) -> None:
     for skipped in serving.published.skipped:
-        click.echo(f"cachefs: {skipped.name} is left out: {skipped.why}", err=True)
+        echo(f"cachefs: {skipped.name} is left out: {skipped.why}", err=True)
     if serving.torrent is not None:
-        click.echo(f"torrent {serving.torrent}")
+        echo(f"torrent {serving.torrent}")
     if serving.http is not None:
-        click.echo(f"http {serving.http}")
-    click.echo(f"files {len(serving.published.files)}")
-    click.echo(f"chain.toml {serving.published.chain}")
-    click.echo("ready")
+        echo(f"http {serving.http}")
+    echo(f"files {len(serving.published.files)}")
+    echo(f"chain.toml {serving.published.chain}")
+    echo("ready")
     sys.stdout.flush()

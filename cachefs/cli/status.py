@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cachefs.cli.target import data_dir_of
+from cachefs.cli.terminal import echo
 from cachefs.control import socket as control
 from cachefs.control.report import lines
 
@@ -19,4 +20,4 @@ from cachefs.control.report import lines
 def status(mountpoint: Path | None, data_dir: Path | None, as_json: bool) -> None:
     """Show what the mount at MOUNTPOINT (or the only one) holds, fetches and waits for."""
     answer = control.ask(data_dir_of(mountpoint, data_dir), "status")
-    click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(lines(answer)))
+    echo(json.dumps(answer, indent=2) if as_json else "\n".join(lines(answer)))

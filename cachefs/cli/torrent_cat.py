@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cachefs import metainfo
+from cachefs.cli.terminal import echo
 from cachefs.errors import MetainfoError
 from cachefs.metainfo import Metainfo
 
@@ -20,15 +21,15 @@ def torrent_cat(torrents: tuple[Path, ...]) -> None:
     """Print what each .torrent FILE says: info-hash, name, length in bytes, pieces, trackers and web seeds."""
     for path in torrents:
         info = load(path)
-        click.echo(f"InfoHash = '{info.content.hex}'")
-        click.echo(f"Name = {json.dumps(info.name, ensure_ascii=False)}")
-        click.echo(f"Length = {info.manifest.length}")
-        click.echo(f"PieceLength = {info.manifest.block_length}")
-        click.echo(f"Pieces = {info.manifest.blocks}")
-        click.echo(f"AnnounceList = {json.dumps(metainfo.trackers(info))}")
-        click.echo(f"UrlList = {json.dumps(info.web_seeds)}")
+        echo(f"InfoHash = '{info.content.hex}'")
+        echo(f"Name = {json.dumps(info.name, ensure_ascii=False)}")
+        echo(f"Length = {info.manifest.length}")
+        echo(f"PieceLength = {info.manifest.block_length}")
+        echo(f"Pieces = {info.manifest.blocks}")
+        echo(f"AnnounceList = {json.dumps(metainfo.trackers(info))}")
+        echo(f"UrlList = {json.dumps(info.web_seeds)}")
         if path != torrents[-1]:
-            click.echo()
+            echo()
 
 
 def load(path: Path) -> Metainfo:

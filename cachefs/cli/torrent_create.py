@@ -9,6 +9,7 @@ import trio
 
 from cachefs.cli.progress import bytes_bar
 from cachefs.cli.target import DIRECTORY, NEW_DIRECTORY
+from cachefs.cli.terminal import echo
 from cachefs.cli.torrent_hashes import tell_skipped
 from cachefs.origin.torrents import describe
 
@@ -25,4 +26,4 @@ def torrent_create(directory: Path, out: Path | None) -> None:
         found = trio.run(describe, directory, out, report)
     tell_skipped(found)
     for name in found.hashed:
-        click.echo(f"{name}.torrent")
+        echo(f"{name}.torrent")

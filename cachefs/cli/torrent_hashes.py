@@ -10,6 +10,7 @@ import trio
 from cachefs.catalog.chain import format_chain
 from cachefs.cli.progress import bytes_bar
 from cachefs.cli.target import DIRECTORY
+from cachefs.cli.terminal import echo
 from cachefs.origin.torrents import Described, Report, describe
 
 
@@ -23,7 +24,7 @@ def torrent_hashes(directory: Path) -> None:
     with bytes_bar("hashing") as report:
         found = trio.run(_describe, directory, report)
     tell_skipped(found)
-    click.echo(format_chain({file.name: file.content for file in found.files}), nl=False)
+    echo(format_chain({file.name: file.content for file in found.files}), nl=False)
 
 
 async def _describe(directory: Path, report: Report | None) -> Described:
@@ -33,4 +34,4 @@ async def _describe(directory: Path, report: Report | None) -> Described:
 def tell_skipped(found: Described) -> None:
     """Say on stderr what was left out, and why."""
     for skipped in found.skipped:
-        click.echo(f"cachefs: {skipped.name} is left out: {skipped.why}", err=True)
+        echo(f"cachefs: {skipped.name} is left out: {skipped.why}", err=True)

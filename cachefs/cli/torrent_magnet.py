@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cachefs import metainfo
+from cachefs.cli.terminal import echo
 from cachefs.cli.torrent_cat import TORRENT, load
 
 
@@ -15,4 +16,4 @@ from cachefs.cli.torrent_cat import TORRENT, load
 def torrent_magnet(torrents: tuple[Path, ...]) -> None:
     """Print the magnet link of each .torrent FILE, one a line."""
     for path in torrents:
-        click.echo(metainfo.magnet(load(path)))
+        echo(metainfo.magnet(load(path)))

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cachefs import mountinfo, mountpoint
+from cachefs.cli.terminal import echo
 from cachefs.control import socket as control
 from cachefs.errors import ControlError, NoDaemon
 from cachefs.store.lock import holder
@@ -36,7 +37,7 @@ def umount(place: Path) -> None:
     except NoDaemon:  # it can't be told, on a read-only disk say: it ends when its mount is gone
         mountpoint.take_away(entry)
     except ControlError as error:
-        click.echo(f"cachefs: {error}; its mount is taken away", err=True)
+        echo(f"cachefs: {error}; its mount is taken away", err=True)
         mountpoint.take_away(entry)
     _wait_ended(entry)
 

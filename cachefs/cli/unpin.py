@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cachefs.cli.target import daemon_options, data_dir_of
+from cachefs.cli.terminal import echo
 from cachefs.control.keeping import perform
 
 
@@ -16,4 +17,4 @@ from cachefs.control.keeping import perform
 def unpin(patterns: tuple[str, ...], mountpoint: Path | None, data_dir: Path | None) -> None:
     """Let the pinned files that match PATTERNS be evicted again. Nothing is evicted at once."""
     names = perform(data_dir_of(mountpoint, data_dir), "unpin", lambda _: None, patterns=patterns)
-    click.echo(f"{len(names):,} unpinned")
+    echo(f"{len(names):,} unpinned")

@@ -18,6 +18,7 @@ from rich.filesize import decimal
 
 from cachefs.cli.progress import Report, bytes_bar, shown_on
 from cachefs.cli.target import daemon_options, data_dir_of
+from cachefs.cli.terminal import echo, log_to_stderr
 from cachefs.control import socket as control
 from cachefs.errors import DataDirBusy
 from cachefs.mountinfo import mount_at
@@ -43,7 +44,7 @@ def verify(
     A block that is wrong is never served again: it is missing, and fetched when it is read, or now with --repair. Until
     it is here again, it is told at each verification. Exits with 1 if something was wrong and isn't repaired.
     """
-    logging.basicConfig(level=logging.ERROR, format="cachefs: %(message)s")  # what is lost is printed by name, below
+    log_to_stderr(logging.ERROR, "cachefs: %(message)s")  # what is lost is printed by name, below
     for name in names:
         if mount_at(Path(name)) is not None:
             raise click.UsageError(f"{name} is a mount point, and names of files are meant here; --mountpoint {name}")
@@ -68,7 +69,7 @@ def _ask(place: Path, names: tuple[str, ...], bar: Report | None, fail_fast: boo
 
 def conclude(answer: Mapping[str, Any], *, as_json: bool) -> None:
     """Print what was found and end the command: with 1 if not everything is right now."""
-    click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(lines(answer)))
+    echo(json.dumps(answer, indent=2) if as_json else "\n".join(lines(answer)))
     if not answer["good"]:
         raise click.exceptions.Exit(1)
 
