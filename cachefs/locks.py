@@ -21,6 +21,7 @@ from cachefs.catalog.files import read_text
 from cachefs.catalog.history import History, Version
 from cachefs.catalog.snapshots import LOCK_NAME, SnapshotLock
 from cachefs.config import Config
+from cachefs.config.values import without_login
 from cachefs.content import ContentId
 from cachefs.errors import CatalogError, ConfigError
 from cachefs.layout import SNAPSHOTS
@@ -147,6 +148,7 @@ async def fetch_chain(location: str) -> dict[str, ContentId]:
     """The entries of a chain.toml, by path or URL; CatalogError if it can't be had or taken."""
     if "://" not in location:
         return chain.load_chain(Path(location))
+    told = without_login(location)
     import httpx  # here, for it costs every command a tenth of a second, and a path doesn't need it
 
     from cachefs.fetch.http.body import answered, read_body
@@ -156,13 +158,13 @@ async def fetch_chain(location: str) -> dict[str, ContentId]:
             response.raise_for_status()
             body = await read_body(response, _LARGEST_CHAIN_TOML)
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # a host's name may be none: UnicodeError
-        raise CatalogError(location, f"can't be fetched: {str(error) or type(error).__name__}") from error
+        raise CatalogError(told, f"can't be fetched: {str(error) or type(error).__name__}") from error
     if body is None:
-        raise CatalogError(location, f"more than {_LARGEST_CHAIN_TOML} bytes")
+        raise CatalogError(told, f"more than {_LARGEST_CHAIN_TOML} bytes")
     try:
-        return chain.parse_chain(body.decode(), location)
+        return chain.parse_chain(body.decode(), told)
     except UnicodeDecodeError:
-        raise CatalogError(location, "not UTF-8") from None
+        raise CatalogError(told, "not UTF-8") from None
 
 
 def shown(config: Config, lock: SnapshotLock) -> dict[str, ContentId]:

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import trio
 
+from cachefs.config.values import without_login
 from cachefs.errors import ConfigError
 
 MOST_STRANGERS = 500
@@ -38,7 +39,8 @@ class WebSeed:
         self._escapes_slash: bool | None = None
 
     def __str__(self) -> str:
-        return self.base
+        """What it is called where anybody may read it: without a login that it has."""
+        return without_login(self.base)
 
     def urls(self, name: str) -> list[str]:
         """Where `name` may be, likeliest first; one URL as soon as the host's way is known."""

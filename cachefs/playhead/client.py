@@ -25,6 +25,7 @@ from urllib.parse import quote
 import httpx
 import trio
 
+from cachefs.config.values import without_login
 from cachefs.errors import CachefsError, PlayheadConflict, PlayheadInvalid, PlayheadUnreachable
 from cachefs.fetch.http.body import read_body
 from cachefs.playhead import events
@@ -215,7 +216,7 @@ async def connect(where: Path | str, token: str = "") -> AsyncIterator[PlayheadC
         else:
             base, transport = _url(where), httpx.AsyncHTTPTransport()  # no proxy: latency is what this is about
         async with httpx.AsyncClient(base_url=base, transport=transport, headers=headers, timeout=_TIMEOUT) as http:
-            yield PlayheadClient(http, str(where))
+            yield PlayheadClient(http, without_login(str(where)))
 
 
 def _authorization(where: Path | str, token: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 import trio
 
 from cachefs.config.playhead import Playheads
+from cachefs.config.values import without_login
 from cachefs.errors import CachefsError, PlayheadUnreachable
 from cachefs.playhead.board import Board, Heads
 from cachefs.playhead.client import RemoteBoard, connect
@@ -92,7 +93,7 @@ class PlayheadService:
         heads = self._heads
         remote = heads if isinstance(heads, RemoteBoard) else None
         return {
-            "decided": self._settings.follow or "here",
+            "decided": without_login(self._settings.follow) or "here",
             "served": self._url or None,
             "connected": remote.connected.is_set() if remote else True,
             "clock_uncertainty": remote.uncertainty if remote and remote.connected.is_set() else None,

@@ -26,6 +26,7 @@ import h11
 import trio
 
 from cachefs import __version__
+from cachefs.config.values import without_login
 from cachefs.errors import NoAnswer, NotPublic, NotReached, SourceFailed
 from cachefs.fetch.http import wire
 from cachefs.fetch.http.addresses import is_public, resolve
@@ -61,9 +62,9 @@ class Target:
             parts = urlsplit(url)
             secure, port = parts.scheme == "https", parts.port
         except ValueError as error:
-            raise SourceFailed(f"sends us to {url!r}: {error}") from None
+            raise SourceFailed(f"sends us to {without_login(url)!r}: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise SourceFailed(f"sends us to {url!r}, which is no http:// or https:// URL")
+            raise SourceFailed(f"sends us to {without_login(url)!r}, which is no http:// or https:// URL")
         login, _, authority = parts.netloc.rpartition("@")
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return cls(secure, parts.hostname, port or (443 if secure else 80), path, authority, unquote(login))
@@ -271,4 +272,4 @@ def redirected(url: str, status: int, location: str) -> str:
     try:  # what isn't ASCII came as Latin-1, and goes back as the same bytes
         return quote(urljoin(url, location), safe="%/:=&?~#+!$,;'@()*[]", encoding="latin-1")
     except ValueError as error:
-        raise SourceFailed(f"sends us to {location!r}: {error}") from None
+        raise SourceFailed(f"sends us to {without_login(location)!r}: {error}") from None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import httpx
 import trio
 
+from cachefs.config.values import without_login
 from cachefs.content import ContentId
 from cachefs.errors import ContentMismatch, MetadataUnavailable, MetainfoError, NoMetadata
 from cachefs.fetch.health import Breaker, Silence
@@ -86,7 +87,7 @@ class WebMetadata:
             raw = await self._get(url, MAX_METAINFO)
             if raw is not None:
                 self.seed.learn(wanted, url)
-                return _checked(raw, content, url)
+                return _checked(raw, content, without_login(url))
         self.breaker.succeeded()
         raise NoMetadata(name, f"{self.seed}: has no {wanted}")
 
@@ -135,20 +136,24 @@ class WebMetadata:
                 async with answered(self._client, url) as response:
                     return await _body(response, most)
         except trio.TooSlowError:
-            raise HostFailed(f"{url}: no whole answer within {_LONGEST_ANSWER:g} s") from None
+            raise HostFailed(f"{without_login(url)}: no whole answer within {_LONGEST_ANSWER:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: no name of a host, by IDNA
-            raise HostFailed(f"{url}: {str(error) or type(error).__name__}") from error
+            raise HostFailed(f"{without_login(url)}: {str(error) or type(error).__name__}") from error
 
 
 async def _body(response: httpx.Response, most: int) -> bytes | None:
     if response.status_code in _RETRIED:
-        raise HostFailed(f"{response.url}: HTTP {response.status_code}", retry_after(response))
+        raise HostFailed(f"{_told(response)}: HTTP {response.status_code}", retry_after(response))
     if response.status_code != 200:
         return None
     body = await read_body(response, most)
     if body is None:
-        raise HostFailed(f"{response.url}: more than {most} bytes")
+        raise HostFailed(f"{_told(response)}: more than {most} bytes")
     return body
+
+
+def _told(response: httpx.Response) -> str:
+    return without_login(str(response.url))
 
 
 def _checked(raw: bytes, content: ContentId, source: str) -> Metainfo:

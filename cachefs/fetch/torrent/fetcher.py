@@ -21,6 +21,7 @@ import libtorrent as lt
 import trio
 
 from cachefs import metainfo
+from cachefs.config.values import without_login
 from cachefs.content import ContentId
 from cachefs.diskerrors import kind_of
 from cachefs.errors import MetadataUnavailable, NotReached, StoreFailed
@@ -246,7 +247,9 @@ class TorrentFetcher:
     def _on_url_seed(self, alert: lt.url_seed_alert) -> None:
         url = alert.server_url()
         why = alert.error_message() or alert.error.message()
-        self._ledger.failed(next((str(s) for s in self._swarm.web_seeds if url.startswith(s.base)), url), why)
+        self._ledger.failed(
+            next((str(s) for s in self._swarm.web_seeds if url.startswith(s.base)), without_login(url)), why
+        )
 
     def _count(self, key: bytes, peer: lt.peer_info, rates: dict[str, float]) -> None:
         source = self._source_of(peer)
