@@ -189,6 +189,8 @@ def test_what_the_settings_do_not_allow_is_refused(tmp_path: Path) -> None:
         for provider, url in (
             (LocalProvider(allowed=False), (tmp_path / "x").as_uri()),
             (RcloneProvider({"music": "s3:music"}), "rclone://other/x"),
+            (RcloneProvider({"music": "s3:music"}), "rclone://music/../other/x"),
+            (RcloneProvider({"music": "s3:music"}), "rclone://music/a/%2e%2e/%2E%2e/other/x"),
         ):
             with pytest.raises(SourceRefused):
                 await Downloader([provider]).download([url], Expected(), maker(tmp_path))

@@ -1,8 +1,9 @@
 """The provider of the operator's own rclone remotes.
 
 How it works: `rclone://REMOTE/PATH` means the path on a remote that the operator has named in the settings; a
-record never brings a remote string of its own, for such a string can run commands. The remote and the path go
-to `rclone cat` as one argument after `--`, and what it prints are the bytes.
+record never brings a remote string of its own, for such a string can run commands, nor a path that leads out of the
+operator's by `..`. The remote and the path go to `rclone cat` as one argument after `--`, and what it prints are the
+bytes.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class RcloneProvider:
             label = parts.netloc.rpartition("@")[2]
             raise SourceRefused(without_login(url), f"no remote {label!r} in [records] remotes; there are: {known}")
         path = named_file(url).lstrip("/")
+        if ".." in path.split("/"):
+            raise SourceRefused(url, f"leads out of what {parts.netloc!r} stands for, by ..")
         return f"{remote}{path}" if remote.endswith((":", "/")) else f"{remote}/{path}"
 
     async def _copy(self, process: trio.Process, url: str, receiver: Receiver, said: IO[bytes]) -> None:
