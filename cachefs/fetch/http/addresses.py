@@ -1,7 +1,8 @@
 """Names to addresses, and which of those are of the public internet.
 
 How it works: whoever judges an address has to connect to that one, not to the name. An IPv6 address that carries an
-IPv4 one is judged by what it carries.
+IPv4 one is judged by what it carries. Of IPv6 only what has been given out for hosts of the internet is public, and
+not whatever else Python, which knows the registries of its own day, doesn't find private.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from cachefs.errors import NotReached
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_GIVEN_OUT = ipaddress.IPv6Network("2000::/3")
+_PROTOCOLS = ipaddress.IPv4Network("192.0.0.0/24")
+"""For protocols (RFC 6890); a cloud has the keys of its machines there. Python calls but a part of it private."""
 
 
 def is_public(address: Address) -> bool:
@@ -24,7 +28,8 @@ def is_public(address: Address) -> bool:
         inner = _carried(address)
         if inner is not None:
             return is_public(inner)
-    return address.is_global and not address.is_multicast
+    special = address not in _GIVEN_OUT if address.version == 6 else address in _PROTOCOLS
+    return address.is_global and not address.is_multicast and not special
 
 
 def _carried(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
