@@ -25,7 +25,7 @@ from cachefs.config.values import show
 from cachefs.drivers import overlay, syscalls
 from cachefs.errors import CachefsError, ConfigError
 from cachefs.mountinfo import MountEntry, Table
-from cachefs.store.lock import holder
+from cachefs.store.lock import holder, is_strangers
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,8 @@ def claimed(mountpoint: Path) -> Iterator[None]:
             held.callback(os.close, directory)
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CachefsError(f"{mountpoint}: another cachefs is mounting there") from None
+            if not is_strangers(directory):
+                raise CachefsError(f"{mountpoint}: another cachefs is mounting there") from None
         except OSError as error:  # it may be closed to us, or its file system know no locks
             log.debug("%s isn't locked while it is mounted on: %s", mountpoint, error.strerror)
         if mountinfo.mount_at(mountpoint) is not None:

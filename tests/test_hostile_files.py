@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -221,3 +222,26 @@ def test_a_link_that_was_put_in_the_place_of_what_is_seeded_leads_nobody_anywher
         torrents = [published / "a.seg.torrent", published / "before" / "a.kv.torrent"]
         for torrent in torrents:
             assert download(torrent, tmp_path, peer=box.peer) == data
+
+
+@ANOTHER_USER
+def test_another_user_who_locks_the_directories_keeps_no_daemon_from_starting(library: Library, tmp_path: Path) -> None:
+    for folder in (tmp_path / "mnt", tmp_path / "data"):
+        folder.mkdir(mode=0o755)
+    code = "import fcntl, sys; [fcntl.flock(int(fd), fcntl.LOCK_EX) for fd in sys.argv[1:]]; print(flush=True); input()"
+    # They are opened here, for a user who owns nothing can't get to them through a directory of the tests'.
+    folders = [os.open(folder, os.O_RDONLY) for folder in (tmp_path / "mnt", tmp_path / "data")]
+    with subprocess.Popen(
+        ["/usr/bin/python3", "-c", code, *map(str, folders)], pass_fds=folders, cwd="/",
+        user=NOBODY, group=NOBODY, extra_groups=[], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        for descriptor in folders:
+            os.close(descriptor)
+        try:
+            with mounted(tmp_path, library.chain) as mount:
+                mount.kill9()
+                assert cachefs("umount", mount.mountpoint).returncode == 0
+        finally:
+            process.kill()

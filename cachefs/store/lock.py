@@ -6,6 +6,8 @@ clean up; what is written into the file only tells people who holds it. The desc
 such as rclone doesn't keep the lock alive. On a read-only file system nothing can be written by two daemons: there the
 lock is shared, and keeps out of the way of one that was begun before. A file system that has no locks on directories,
 such as NFS, leaves it at the file.
+
+A directory that other users may read, they can lock as well, and nothing would start any more. So theirs don't count.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ class DataDirLock:
         try:
             fcntl.flock(directory, how | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise
+            if not is_strangers(directory):
+                raise
+            _log.warning("%s: locked by another user, which keeps nobody out; chmod go-rx it", self.path)
         except OSError as error:
             _log.debug("%s: no lock on the directory itself: %s", self.path, error)
 
@@ -117,9 +121,29 @@ def _is_taken(path: Path, flags: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return not is_strangers(fd)
     finally:
         os.close(fd)
+    return False
+
+
+def is_strangers(fd: int) -> bool:
+    """Whether an open file is locked by other users alone, by none that is root or this one (proc_locks(5))."""
+    inode = str(os.fstat(fd).st_ino)
+    with contextlib.suppress(OSError):
+        rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        # By the inode's number alone: what stat tells for the device isn't what stands here on every file system.
+        who = [row[4] for row in rows if row[1] == "FLOCK" and row[5].rpartition(":")[2] == inode]
+        return bool(who) and not any(map(_is_ours, who))
+    return False
+
+
+def _is_ours(pid: str) -> bool:
+    """Whether it is a process of root's or this user's, whoever it has become by a setuid bit."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc", pid, "status").read_text().splitlines():
+            if line.startswith("Uid:"):
+                return int(line.split()[1]) in (0, os.getuid())
     return False
 
 
