@@ -24,6 +24,7 @@ from tests.mount_kit import (
     Mount,
     cachefs,
     make_library,
+    mount_command,
     mounted,
     pread,
     seeding,
@@ -245,3 +246,19 @@ def test_another_user_who_locks_the_directories_keeps_no_daemon_from_starting(li
                 assert cachefs("umount", mount.mountpoint).returncode == 0
         finally:
             process.kill()
+
+
+def test_no_other_user_can_hold_the_databases_locks_or_read_the_log(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o755)
+    command = mount_command(tmp_path, library.chain, "--daemon")
+    for _ in range(2):
+        assert cachefs(*command).returncode == 0
+        try:
+            files = [
+                path for path in (tmp_path / "data").iterdir() if path.name.startswith(("state.db", "cachefs.log"))
+            ]
+            assert {path.name for path in files} == {"cachefs.log", "state.db", "state.db-shm", "state.db-wal"}
+            assert [path.name for path in files if path.stat().st_mode & 0o007] == []
+        finally:
+            assert cachefs("umount", tmp_path / "mnt").returncode == 0
+        (tmp_path / "data" / "state.db").chmod(0o644)

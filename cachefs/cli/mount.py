@@ -196,7 +196,9 @@ def _log_file(data_dir: Path) -> Iterator[IO[bytes]]:
     path = data_dir / LOG_NAME
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log_file: IO[bytes] = path.open("a+b")
+        # With no word for other users, who may be let into a directory that was there before.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o660)
+        log_file: IO[bytes] = os.fdopen(descriptor, "a+b")
     except OSError as error:
         if error.errno != errno.EROFS:
             raise StoreFailed(f"{data_dir}: can't be used as data directory: {error.strerror}") from error

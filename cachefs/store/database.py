@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import sqlite3
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def _copy(path: Path) -> sqlite3.Connection:
 
 def _connect(path: Path) -> sqlite3.Connection:
     """A sound database of this version, new if there was no file; BrokenError if there is one that isn't sound."""
-    fresh = not path.exists()
+    fresh = _keep_private(path)
     db = sqlite3.connect(path, isolation_level=None)
     with _judged(db, path):
         db.execute("PRAGMA journal_mode = WAL")
@@ -161,6 +162,23 @@ def _connect(path: Path) -> sqlite3.Connection:
         _create_later(db)
         _check_rows(db)
     return db
+
+
+def _keep_private(path: Path) -> bool:
+    """Have a file that other users can't read, which SQLite takes for those beside it; whether it is new. OSError.
+
+    Who may read them can hold SQLite's locks, and each of our writes would wait for him.
+    """
+    with contextlib.suppress(FileExistsError):
+        # One that is there isn't opened: to close it would drop the locks of another connection (POSIX).
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660))
+        return True
+    for each in (path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")):
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # it may be of somebody of the same group
+            mode = stat.S_IMODE(each.stat().st_mode)
+            if mode & stat.S_IRWXO:
+                each.chmod(mode & ~stat.S_IRWXO)
+    return False
 
 
 @contextlib.contextmanager
