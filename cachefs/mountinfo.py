@@ -6,6 +6,9 @@ signals every change of the table as an exceptional condition on the open file, 
 taken away lazily is noticed while somebody still has a file open in it. The table is also where an overlayfs
 over one of our directories is found: it is a mount of its own, and nothing else remembers it.
 
+Any user can mount something that calls itself ours, with any data directory. The kernel tells who did; whoever doesn't
+name a mount means one of his own, or of root's.
+
 Format: proc_pid_mountinfo(5).
 """
 
@@ -39,12 +42,14 @@ _Identity: TypeAlias = tuple[int, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class MountEntry:
-    """One mount of ours: where, on which data directory, and the kernel's numbers for its device and for itself."""
+    """One cachefs mount: where, on which data directory, the kernel's numbers for its device and for itself, and the
+    user who mounted it."""
 
     mountpoint: Path
     data_dir: Path
     device: str
     number: int
+    user: int
 
     @property
     def connection(self) -> str:
@@ -65,10 +70,17 @@ class _Row(NamedTuple):
     mountpoint: Path
     kind: str
     source: str
+    options: str
 
     @property
     def identity(self) -> _Identity:
         return self.number, self.device, self.kind, self.source
+
+    @property
+    def user(self) -> int:
+        """Who mounted a FUSE file system; -1 if it doesn't say."""
+        told = re.search(r"\buser_id=([0-9]+)", self.options)
+        return int(told[1]) if told else -1
 
 
 class Table:
@@ -105,8 +117,7 @@ class Table:
 
 
 def _entry(row: _Row) -> MountEntry:
-    data_dir = os.fsdecode(unquote_to_bytes(os.fsencode(row.source)))
-    return MountEntry(row.mountpoint, Path(data_dir), row.device, row.number)
+    return MountEntry(row.mountpoint, _data_dir(row.source), row.device, row.number, row.user)
 
 
 def mounts() -> list[MountEntry]:
@@ -115,19 +126,28 @@ def mounts() -> list[MountEntry]:
         return table.mounts()
 
 
+def own_mounts() -> list[MountEntry]:
+    """Those of them that this user or root has mounted, oldest first."""
+    return [entry for entry in mounts() if entry.user in (0, os.geteuid())]
+
+
 def _rows(table: bytes) -> Iterator[_Row]:
     """Every mount, oldest first."""
     # Not by splitlines() and split(): other white space than a blank stands in a path as it is.
     for line in table.split(b"\n")[:-1]:
         before, _, after = line.partition(b" - ")
-        fields, (kind, source) = before.split(b" "), after.split(b" ")[:2]
+        fields, (kind, source, options) = before.split(b" "), after.split(b" ")[:3]
         number, parent, device = int(fields[0]), int(fields[1]), fields[2].decode()
-        yield _Row(number, parent, device, Path(_plain(fields[4])), kind.decode(), _plain(source))
+        yield _Row(number, parent, device, Path(_plain(fields[4])), kind.decode(), _plain(source), _plain(options))
 
 
 def source_of(data_dir: Path) -> str:
     """A data directory as a mount's source, written as in a URL: an option is ASCII and ends at a comma."""
     return quote(os.fsencode(data_dir))
+
+
+def _data_dir(source: str) -> Path:
+    return Path(os.fsdecode(unquote_to_bytes(os.fsencode(source))))
 
 
 def mount_at(mountpoint: Path) -> MountEntry | None:

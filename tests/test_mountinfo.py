@@ -19,10 +19,13 @@ import trio
 import trio.testing
 
 from cachefs import mountinfo
+from cachefs.cli.records import Target
+from cachefs.config import Config
 from cachefs.drivers import overlay, syscalls
 from cachefs.errors import CachefsError
 from cachefs.mountpoint import OwnMount, take_away
 from tests.descriptor_kit import no_descriptor_left
+from tests.mount_kit import NOBODY
 
 
 class Mounts:
@@ -42,6 +45,13 @@ class Mounts:
             _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
         (fd,) = array.array("i", ancillary[0][2])
         self._open[mountpoint] = fd
+
+    def mount_as(self, user: int, mountpoint: Path, source: str) -> None:
+        """A mount as another user makes it."""
+        mountpoint.mkdir()
+        self._open[mountpoint] = device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        options = f"fd={device},rootmode=40000,user_id={user},group_id={user}"
+        syscalls.mount(mountinfo.TYPE, source, mountpoint, options)
 
     def die(self, mountpoint: Path) -> None:
         """End the daemon of a mount, as kill -9 does: its /dev/fuse is closed."""
@@ -76,6 +86,21 @@ def test_mount_point_and_data_directory_are_read_back_whatever_they_are_called(
     assert (entry.mountpoint, entry.data_dir) == (mountpoint, data_dir)
     assert entry.device == f"0:{entry.connection}"
     assert int(entry.connection) > 0
+
+
+@pytest.mark.skipif(not syscalls.may_mount(), reason="only root can mount in another user's name")
+def test_a_mount_that_another_user_calls_ours_is_never_meant_by_who_names_none(tmp_path: Path, mounts: Mounts) -> None:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    mounts.mount_as(NOBODY, tmp_path / "his", str(data_dir))
+    assert Target(data_dir, Config()).mountpoint() is None
+    his = mountinfo.mount_at(tmp_path / "his")
+    assert his is not None
+    assert his.user == NOBODY
+    assert his not in mountinfo.own_mounts()
+    mounts.mount_as(0, tmp_path / "roots", str(data_dir))
+    roots = mountinfo.mount_at(tmp_path / "roots")
+    assert roots in mountinfo.own_mounts()
 
 
 def test_other_file_systems_are_not_ours(tmp_path: Path, mounts: Mounts) -> None:

@@ -11,7 +11,7 @@ from cachefs.cli.target import DIRECTORY
 from cachefs.cli.terminal import echo
 from cachefs.errors import ControlError
 from cachefs.layout import SNAPSHOTS
-from cachefs.mountinfo import mounts
+from cachefs.mountinfo import own_mounts
 from cachefs.origin.torrents import list_names
 
 
@@ -32,7 +32,7 @@ def manifest(directory: Path | None) -> None:
 
 
 def _mounted() -> Path:
-    found = {entry.mountpoint for entry in mounts()}
+    found = {entry.mountpoint for entry in own_mounts()}
     if len(found) != 1:
         raise ControlError("several are mounted; name a directory" if found else "nothing is mounted; name a directory")
     return found.pop() / SNAPSHOTS

@@ -19,7 +19,7 @@ from cachefs.config.values import without_login
 from cachefs.control import socket as control
 from cachefs.control.holding import mounts_room
 from cachefs.errors import CachefsError, ControlError
-from cachefs.mountinfo import mounts
+from cachefs.mountinfo import own_mounts
 from cachefs.mountpoint import is_dead
 from cachefs.records import MusicCache
 from cachefs.records.naming import Meant
@@ -50,7 +50,7 @@ class Target:
     def mountpoint(self) -> Path | None:
         """Where this data directory is mounted, if it is; CachefsError if the daemon behind all such mounts is dead."""
         # By its name first: the directories of other mounts may be on a file system that hangs.
-        names, mounted = {self.data_dir.absolute(), here := self.data_dir.resolve()}, mounts()
+        names, mounted = {self.data_dir.absolute(), here := self.data_dir.resolve()}, own_mounts()
         found = [entry for entry in mounted if entry.data_dir in names]
         found = found or [entry for entry in mounted if entry.data_dir.resolve() == here]
         alive = next((entry.mountpoint for entry in found if not is_dead(entry)), None)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from cachefs.errors import ControlError
-from cachefs.mountinfo import mount_at, mounts
+from cachefs.mountinfo import mount_at, own_mounts
 
 DIRECTORY = click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path)
 NEW_DIRECTORY = click.Path(file_okay=False, resolve_path=True, path_type=Path)
@@ -51,7 +51,7 @@ def data_dir_of(mountpoint: Path | None, data_dir: Path | None) -> Path:
         if entry is None:
             raise ControlError(f"nothing of cachefs is mounted at {mountpoint}")
         return entry.data_dir
-    found = mounts()
+    found = own_mounts()
     if not found:
         raise ControlError("nothing of cachefs is mounted; say which data directory is meant: --data-dir DIR")
     if len({entry.data_dir for entry in found}) > 1:
