@@ -9,7 +9,9 @@ anything is written, is written in one step that a crash can't tear, and the ver
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import trio
 
 from cachefs.catalog import chain, snapshots
 from cachefs.catalog.difference import Difference
-from cachefs.catalog.files import read_text
+from cachefs.catalog.files import is_strangers, read_text
 from cachefs.catalog.history import History, Version
 from cachefs.catalog.snapshots import LOCK_NAME, SnapshotLock
 from cachefs.config import Config
@@ -55,12 +57,19 @@ class LockFile:
         try:
             if not await trio.Path(self.path).exists():
                 await self._make(config, chain_name)
+            self._require_ours()
             text, created = read_text(self.path), self.path.stat().st_mtime
         except OSError as error:
             raise CatalogError(self.path, f"can't be used: {error.strerror}") from error
         lock = await trio.to_thread.run_sync(snapshots.parse_lock, text, self.path, chain_name)
         await trio.to_thread.run_sync(self._keep, text)
         return lock, created
+
+    def _require_ours(self) -> None:
+        """CatalogError if, of a writable view's layer, it is the work of a user who may write there. OSError."""
+        if self.path.parent.stat().st_mode & stat.S_ISVTX and is_strangers(self.path, self.data_dir):
+            who = f"was put there by the user {self.path.lstat().st_uid}, who has no say in what is shown"
+            raise CatalogError(self.path, f"{who}: delete it, or make it yours (chown)")
 
     def _keep(self, text: str) -> None:
         try:
@@ -79,6 +88,8 @@ class LockFile:
 
     def load(self) -> SnapshotLock:
         """The lock as it is in the file now; CatalogError if it can't be taken."""
+        with suppress(OSError):  # reading it will say so
+            self._require_ours()
         return snapshots.load(self.path, None)
 
     def edit(self, change: Callable[[Mapping[str, ContentId]], Mapping[str, ContentId]]) -> Difference:

@@ -262,3 +262,41 @@ def test_no_other_user_can_hold_the_databases_locks_or_read_the_log(library: Lib
         finally:
             assert cachefs("umount", tmp_path / "mnt").returncode == 0
         (tmp_path / "data" / "state.db").chmod(0o644)
+
+
+@ANOTHER_USER
+def test_links_of_a_user_who_may_write_beside_the_snapshots_lead_the_daemon_nowhere(
+    library: Library, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "mine").write_bytes(b"mine")
+    with mounted(tmp_path, library.chain) as mount:
+        _place(mount, BODIES, library.files[BODIES].read_bytes())
+        for name, target in (("everything", Path("/")), ("domain", elsewhere)):
+            link = mount.data_dir / "snapshots" / name
+            link.symlink_to(target)
+            os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
+        done = cachefs("reload", mount.mountpoint)
+        assert "everything: is a link of another user's, which isn't followed\n" in done.stdout
+        assert mount.status()["store"]["complete"] == 1
+        done = cachefs("lock", "override", DOMAIN, tmp_path / "mine", "--data-dir", mount.data_dir)
+        assert (done.returncode, [*elsewhere.iterdir()]) == (1, [])
+        os.chown(link, 0, 0, follow_symlinks=False)
+        done = cachefs("lock", "override", DOMAIN, tmp_path / "mine", "--data-dir", mount.data_dir)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@ANOTHER_USER
+def test_a_lock_that_a_user_who_may_write_beside_it_puts_there_decides_nothing(
+    library: Library, tmp_path: Path
+) -> None:
+    with mounted(tmp_path, library.chain) as mount:
+        mount.lock.parent.chmod(0o1775)  # as for a writable view of his
+        names = mount.status()["catalogue"]["names"]
+        mount.lock.write_text('{"chain":"unknown","downloads":{"a.seg":"' + "0" * 40 + '"}}')
+        os.chown(mount.lock, NOBODY, NOBODY)
+        done = cachefs("reload", mount.mountpoint)
+        assert (done.returncode, "was put there by the user 65534" in done.stderr) == (1, True)
+        assert mount.status()["catalogue"]["names"] == names
+        assert cachefs("lock", "show", "--data-dir", mount.data_dir).returncode == 1

@@ -22,6 +22,7 @@ import trio
 
 from cachefs import metainfo
 from cachefs.adoption.memory import Known, Memory
+from cachefs.catalog.files import is_strangers
 from cachefs.content import ContentId
 from cachefs.errors import MetainfoError
 from cachefs.metainfo import ERIGON_PIECE_LENGTH, LARGE_PIECE_LENGTH, Metainfo
@@ -59,13 +60,15 @@ class Local:
         return self.info is not None and self.info.content == self.expected
 
 
-def local_files(root: Path, entries: Mapping[str, ContentId]) -> tuple[list[Local], dict[str, str]]:
+def local_files(
+    root: Path, entries: Mapping[str, ContentId], home: Path | None = None
+) -> tuple[list[Local], dict[str, str]]:
     """The files below `root` that could be content, sorted by name; and what can't be looked at, with the reason.
 
-    Links are followed. OSError if `root` itself can't be read.
+    Links are followed; in a `home`, only its owner's, root's and ours. OSError if `root` itself can't be read.
     """
     found, unreadable = [], dict[str, str]()
-    for name, path in sorted(_walk(root.resolve(), "", set(), unreadable)):
+    for name, path in sorted(_Walk(home, unreadable).below(root.resolve())):
         try:
             found.append(Local(name, path, seal_of(path), entries.get(name)))
         except FileNotFoundError:  # deleted meanwhile
@@ -80,28 +83,48 @@ def seal_of(path: Path) -> Seal:
     return Seal.of(path.stat())
 
 
-def _walk(folder: Path, prefix: str, seen: set[Path], unreadable: dict[str, str]) -> Iterator[tuple[str, Path]]:
-    """Names below `folder` with the real path of each. A folder that is linked to twice is seen once."""
-    if folder in seen:
-        return
-    seen.add(folder)
-    try:
-        with os.scandir(folder) as found:  # which knows files from directories without asking each
-            entries = sorted(found, key=lambda each: each.name)
-    except OSError as error:
-        if not prefix:
-            raise
-        unreadable[prefix] = f"can't be read: {error.strerror}"
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        linked = entry.is_symlink()
-        path = Path(os.path.realpath(entry.path) if linked else entry.path)  # resolve() raises for a link to itself
-        if path.is_dir() if linked else entry.is_dir():
-            yield from _walk(path, f"{prefix}{entry.name}/", seen, unreadable)
-        elif (path.is_file() if linked else entry.is_file()) and could_be_content(entry.name):
-            yield prefix + entry.name, path
+class _Walk:
+    """Looks for files. A folder that is linked to twice is seen once."""
+
+    def __init__(self, home: Path | None, unreadable: dict[str, str]) -> None:
+        self._home = home
+        self._unreadable = unreadable
+        self._seen: set[Path] = set()
+
+    def below(self, folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
+        """Names below `folder` with the real path of each."""
+        if folder in self._seen:
+            return
+        self._seen.add(folder)
+        try:
+            with os.scandir(folder) as found:  # which knows files from directories without asking each
+                entries = sorted(found, key=lambda each: each.name)
+        except OSError as error:
+            if not prefix:
+                raise
+            self._unreadable[prefix] = f"can't be read: {error.strerror}"
+            return
+        for entry in entries:
+            if not entry.name.startswith("."):
+                yield from self._at(entry, prefix + entry.name)
+
+    def _at(self, entry: os.DirEntry[str], name: str) -> Iterator[tuple[str, Path]]:
+        linked, path = entry.is_symlink(), Path(entry.path)
+        try:
+            if linked:
+                if self._home is not None and is_strangers(path, self._home):
+                    self._unreadable[name] = "is a link of another user's, which isn't followed"
+                    return
+                path = Path(os.path.realpath(path))  # resolve() raises for a link to itself
+            is_folder = path.is_dir() if linked else entry.is_dir()
+            is_file = not is_folder and (path.is_file() if linked else entry.is_file())
+        except OSError as error:
+            self._unreadable[name] = f"can't be looked at: {error.strerror}"
+            return
+        if is_folder:
+            yield from self.below(path, f"{name}/")
+        elif is_file and could_be_content(entry.name):
+            yield name, path
 
 
 async def identify(

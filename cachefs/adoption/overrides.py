@@ -2,7 +2,8 @@
 
 How it works: at every start, before anything is mounted, and at every reload, the files there that have a name in
 the lock are compared with it. One that is the lock's is taken over. One that isn't is told, with both hashes, ready to
-be pasted into the lock, and left alone. A file is hashed when it is new or changed; after that it costs a stat.
+be pasted into the lock, and left alone. A file is hashed when it is new or changed; after that it costs a stat. Links
+of users who may merely write there, a node say, are not followed: they could lead through all of the machine.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Overrides:
         if not entries:  # a data directory of records alone need not even have the folder
             return []
         try:
-            files, unreadable = await trio.to_thread.run_sync(local_files, self.folder, entries)
+            files, unreadable = await trio.to_thread.run_sync(local_files, self.folder, entries, self.folder.parent)
         except OSError as error:
             return [f"{error.filename or self.folder}: local files can't be looked for: {error.strerror}"]
         self.takeover.memory.refresh()

@@ -17,6 +17,7 @@ from cachefs import metainfo
 from cachefs.adoption.hashing import Local, Report, identify, seal_of
 from cachefs.adoption.memory import Known, Memory
 from cachefs.adoption.takeover import MEMORY_NAME, require_on_disk
+from cachefs.catalog.files import is_strangers
 from cachefs.catalog.names import BadName, check_name
 from cachefs.content import ContentId
 from cachefs.errors import ConfigError, MetainfoError
@@ -41,6 +42,7 @@ async def place(
         raise ConfigError(name, error.why) from None
     require_on_disk(file)
     where = data_dir / SNAPSHOTS / name
+    _require_own_folders(data_dir, name)
     _require_free(where, file)
     found = await _identified(data_dir, name, file, entries.get(name, _UNKNOWN), report)
     assert found.info is not None
@@ -52,6 +54,15 @@ async def place(
     memory.note(placed, Known(seal_of(placed), found.info.manifest.block_length, found.info.content))
     memory.save()
     return found.info.content
+
+
+def _require_own_folders(data_dir: Path, name: str) -> None:
+    """ConfigError if the place is behind a link of somebody's who may merely write there: it could be anywhere."""
+    folder = data_dir / SNAPSHOTS
+    for part in name.split("/")[:-1]:
+        folder /= part
+        if folder.is_symlink() and is_strangers(folder, data_dir):
+            raise ConfigError(str(folder), "is a link of another user's, which isn't followed")
 
 
 def _require_free(where: Path, file: Path) -> None:

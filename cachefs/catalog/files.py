@@ -47,6 +47,11 @@ def is_named(descriptor: int, path: Path) -> bool:
     return False
 
 
+def is_strangers(path: Path, home: Path) -> bool:
+    """Whether what is at `path`, or the link that is, is neither ours, root's nor the owner of `home`'s. OSError."""
+    return path.lstat().st_uid not in (_ROOT, os.geteuid(), home.stat().st_uid)
+
+
 def read_text(path: Path) -> str:
     """The text of a file; CatalogError if it can't be read, isn't UTF-8 or is larger than MAX_TEXT."""
     try:
