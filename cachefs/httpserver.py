@@ -1,4 +1,4 @@
-"""HTTP/1.1 for a server: what the seed box and the playheads' API have in common.
+"""HTTP/1.1 for a server: what the seed box, the playheads' API and the status have in common.
 
 How it works: h11 speaks the protocol and trio moves the bytes. A request is read whole, bounded in size and in time,
 its `Service` decides what it is answered with, and only then that is sent. So what goes wrong is told apart by where
@@ -7,8 +7,8 @@ is sent is the client's or the network's, and costs the connection. Nothing cost
 
 A connection takes one request after the other. A refusal is its last answer, for what follows a request that wasn't
 understood can't be told apart. Closing while the client sends resets the connection, and the answer may be lost with
-it: so after a last answer only our side is closed, and the client is heard out, for `LINGER_TIMEOUT` at most. Out of
-file descriptors, new clients wait in the kernel's queue until there are some. Formats: RFC 9110 and 9112.
+it: so after a last answer only our side is closed, and the client is heard out, for `LINGER_TIMEOUT` at most. Where all
+connections are taken, the one that has asked nothing for longest gives way (`crowd.py`). Formats: RFC 9110 and 9112.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import h11
 import trio
 
+from cachefs.crowd import Crowd
 from cachefs.errors import ConfigError
 from cachefs.sockets import serve_clients
 
@@ -98,30 +99,30 @@ class Server:
     def __init__(self, service: Service, connections: int) -> None:
         self._service = service
         self._most = connections
-        self._open = 0
+        self._crowd = Crowd(connections)
 
     async def run(self, listeners: Iterable[trio.SocketListener]) -> None:
         """Serve until cancelled; the listeners are closed then."""
         await serve_clients(listeners, self._converse)
 
     async def _converse(self, stream: trio.SocketStream) -> None:
-        self._open += 1
         try:
-            if self._open > self._most:
-                log.warning("%d connections are open; one more was refused", self._most)
-            else:
-                await Connection(stream, self._service).run()
+            with self._crowd.entered() as let_in:
+                if let_in:
+                    await Connection(stream, self._service, self._crowd).run()
+                else:
+                    log.warning("%d connections are open; one more was refused", self._most)
         finally:
-            self._open -= 1
             await trio.aclose_forcefully(stream)
 
 
 class Connection:
     """One client's connection: requests answered one after the other until either side ends it."""
 
-    def __init__(self, stream: trio.SocketStream, service: Service) -> None:
+    def __init__(self, stream: trio.SocketStream, service: Service, crowd: Crowd) -> None:
         self._stream = stream
         self._service = service
+        self._crowd = crowd
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADERS)
         self._head_only = False
 
@@ -153,14 +154,12 @@ class Connection:
         """What the next request is answered with; None if there is none."""
         self._head_only = False
         try:
-            with trio.fail_after(IDLE_TIMEOUT):
-                request = await self._event()
-                if not isinstance(request, h11.Request):
-                    return None
-                self._head_only = request.method == b"HEAD"
-                body = await self._body()
+            asked = await self._asked()
         except h11.RemoteProtocolError as error:
             return self._refusal(error.error_status_hint)
+        if asked is None:
+            return None
+        request, body = asked
         if body is None:
             return self._refusal(413)
         try:
@@ -168,6 +167,15 @@ class Connection:
         except Exception:
             log.exception("%s: answering %s", peer(self._stream), request.target.decode("ascii", "replace"))
             return self._refusal(500)
+
+    async def _asked(self) -> tuple[h11.Request, bytes | None] | None:
+        """The next request with its body, which is None if it is too long; None if nothing is asked any more."""
+        with self._crowd.waiting(), trio.fail_after(IDLE_TIMEOUT):
+            request = await self._event()
+            if isinstance(request, h11.Request):
+                self._head_only = request.method == b"HEAD"
+                return request, await self._body()
+        return None
 
     async def _body(self) -> bytes | None:
         """The request's body; None if it is too long."""
@@ -217,7 +225,7 @@ class Connection:
 
     async def _linger(self) -> None:
         await self._stream.send_eof()
-        with trio.move_on_after(LINGER_TIMEOUT):
+        with self._crowd.waiting(), trio.move_on_after(LINGER_TIMEOUT):
             while await self._stream.receive_some():
                 pass
 
