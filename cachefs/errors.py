@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+_LONGEST_KEY = 1024
+
 
 class CachefsError(Exception):
     """The base of all errors below."""
@@ -30,7 +32,9 @@ class CatalogError(CachefsError):
 
     def __init__(self, path: Path | str, why: str, *, line: int | None = None, key: str | None = None) -> None:
         at = f"{path}:{line}" if line is not None else str(path)
-        super().__init__(f"{at}: {why}" if key is None else f"{at}: {key!r}: {why}")
+        # What is no name may be megabytes long.
+        shown = key if key is None or len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}…"
+        super().__init__(f"{at}: {why}" if shown is None else f"{at}: {shown!r}: {why}")
         self.path = path
         self.why = why
         self.line = line

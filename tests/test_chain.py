@@ -153,3 +153,10 @@ def test_a_file_that_is_missing_or_not_utf8_is_named(tmp_path: Path) -> None:
     assert (caught.value.path, caught.value.line) == (path, 2)
     path.write_text(PUBLISHED)
     assert len(load_chain(path)) == 3
+
+
+@pytest.mark.parametrize("line", ["'{}' = 'zz'", "'{0}' = 'zz'\n'{0}' = 'zz'"])
+def test_of_a_name_of_a_million_characters_the_first_are_told(line: str) -> None:
+    with pytest.raises(CatalogError) as caught:
+        parse_chain(line.format("n" * 10**6) + "\n", "chain.toml")
+    assert len(str(caught.value)) < 2000

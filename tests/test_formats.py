@@ -221,3 +221,8 @@ def test_playlists_of_all_kinds_are_read(tmp_path: Path) -> None:
     assert expected[0].path(tmp_path) == tmp_path / "music" / "Fast Car.mp3"
     assert expected[1].path(tmp_path) is None
     assert playlists.Entry("file:///mnt/a%20b.mp3").path(tmp_path) == Path("/mnt/a b.mp3")
+
+
+def test_a_line_of_a_registry_that_would_take_minutes_to_take_apart_is_refused() -> None:
+    with pytest.raises(CatalogError, match="1: a line of 65537 characters"):
+        pooch.parse("'" + "a" * 65_536, "x")

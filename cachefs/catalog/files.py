@@ -24,6 +24,7 @@ MAX_TEXT = 64 * 2**20
 """The largest chain.toml or lock that is read, in bytes: some 800,000 names."""
 
 _ROOT = 0
+_LONGEST_PATTERN = 16_384
 _MOST_LINKS = 40
 """How many links may lead from one to the next, as in the kernel (path_resolution(7))."""
 
@@ -130,7 +131,12 @@ def _sync_directory(path: Path) -> None:
 
 
 def line_of(text: str, pattern: str, occurrence: int = 1) -> int | None:
-    """The line, from 1, on which the nth match of the regular expression `pattern` ends; None if there are fewer."""
+    """The line, from 1, on which the nth match of the regular expression `pattern` ends; None if there are fewer.
+
+    None also for a pattern of somebody's megabytes, which would take minutes.
+    """
+    if len(pattern) > _LONGEST_PATTERN:
+        return None
     for number, match in enumerate(re.finditer(pattern, text, re.MULTILINE), 1):
         if number == occurrence:
             return text.count("\n", 0, match.end()) + 1

@@ -14,6 +14,9 @@ from pathlib import Path
 from cachefs.errors import CatalogError
 from cachefs.formats.listing import Listed, kept_hash, sha256_of
 
+_LONGEST_LINE = 65_536
+"""Characters; shlex takes minutes for millions."""
+
 
 def parse(text: str, path: Path | str) -> list[Listed]:
     """The files in a registry; CatalogError names the line that isn't an entry."""
@@ -30,6 +33,8 @@ def parse(text: str, path: Path | str) -> list[Listed]:
 def _fields(line: str, path: Path | str, number: int) -> list[str]:
     if line.strip().startswith("#"):
         return []
+    if len(line) > _LONGEST_LINE:
+        raise CatalogError(path, f"a line of {len(line)} characters: {line[:140]!r}", line=number)
     try:
         fields = shlex.split(line)
     except ValueError as error:
