@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cachefs.store.lock import holder
 from tests.counterparts import cachefs_seed
 from tests.mount_kit import (
     BODIES,
@@ -300,3 +301,25 @@ def test_a_lock_that_a_user_who_may_write_beside_it_puts_there_decides_nothing(
         assert (done.returncode, "was put there by the user 65534" in done.stderr) == (1, True)
         assert mount.status()["catalogue"]["names"] == names
         assert cachefs("lock", "show", "--data-dir", mount.data_dir).returncode == 1
+
+
+@ANOTHER_USER
+def test_the_log_is_not_written_through_another_users_link(library: Library, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("as it was")
+    (tmp_path / "data").mkdir()
+    log = tmp_path / "data" / "cachefs.log"
+    log.symlink_to(victim)
+    os.chown(log, NOBODY, NOBODY, follow_symlinks=False)
+    command = mount_command(tmp_path, library.chain, "--daemon")
+    done = cachefs(*command)
+    assert (done.returncode, victim.read_text()) == (1, "as it was")
+    os.chown(log, 0, 0, follow_symlinks=False)
+    assert cachefs(*command).returncode == 0
+    assert cachefs("umount", tmp_path / "mnt").returncode == 0
+    assert "made with" in victim.read_text()
+
+
+def test_a_pipe_in_the_place_of_a_data_directorys_lock_is_not_waited_for(tmp_path: Path) -> None:
+    _pipe(tmp_path / "lock")
+    assert holder(tmp_path) == ""

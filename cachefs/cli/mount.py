@@ -196,9 +196,7 @@ def _log_file(data_dir: Path) -> Iterator[IO[bytes]]:
     path = data_dir / LOG_NAME
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # With no word for other users, who may be let into a directory that was there before.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o660)
-        log_file: IO[bytes] = os.fdopen(descriptor, "a+b")
+        log_file: IO[bytes] = os.fdopen(_opened_log(path), "a+b")
     except OSError as error:
         if error.errno != errno.EROFS:
             raise StoreFailed(f"{data_dir}: can't be used as data directory: {error.strerror}") from error
@@ -206,6 +204,14 @@ def _log_file(data_dir: Path) -> Iterator[IO[bytes]]:
         log_file = tempfile.TemporaryFile()  # noqa: SIM115  it is closed below
     with log_file:
         yield log_file
+
+
+def _opened_log(path: Path) -> int:
+    """The log, open to add to it, and nobody else's to read. OSError, also for a link that neither we nor root made."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    if path.is_symlink() and path.lstat().st_uid not in (0, os.geteuid()):
+        flags |= os.O_NOFOLLOW
+    return os.open(path, flags, 0o660)
 
 
 def _answer(process: subprocess.Popen[bytes], reading: int) -> dict[str, str]:

@@ -23,7 +23,7 @@ from types import TracebackType
 from cachefs.errors import DataDirBusy, StoreFailed
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-_LOOKING = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+_LOOKING = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 _log = logging.getLogger(__name__)
