@@ -312,12 +312,14 @@ def test_the_log_is_not_written_through_another_users_link(library: Library, tmp
     log.symlink_to(victim)
     os.chown(log, NOBODY, NOBODY, follow_symlinks=False)
     command = mount_command(tmp_path, library.chain, "--daemon")
-    done = cachefs(*command)
-    assert (done.returncode, victim.read_text()) == (1, "as it was")
-    os.chown(log, 0, 0, follow_symlinks=False)
-    assert cachefs(*command).returncode == 0
-    assert cachefs("umount", tmp_path / "mnt").returncode == 0
-    assert "made with" in victim.read_text()
+    try:
+        done = cachefs(*command)
+        assert (done.returncode, victim.read_text()) == (1, "as it was")
+        os.chown(log, 0, 0, follow_symlinks=False)
+        assert cachefs(*command).returncode == 0
+        assert "made with" in victim.read_text()
+    finally:
+        cachefs("umount", tmp_path / "mnt")
 
 
 def test_a_pipe_in_the_place_of_a_data_directorys_lock_is_not_waited_for(tmp_path: Path) -> None:
