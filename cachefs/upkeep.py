@@ -108,9 +108,12 @@ class Upkeep:
         while self._settings.interval > 0:
             try:
                 await self._scrub_next(checker)
+                continue
+            except CachefsError as error:  # a full disk, say
+                log.error("the scrub pauses for an hour: %s", error)
             except Exception:  # a fault of ours too: reading goes on without it
-                log.exception("the scrub pauses")
-                await trio.sleep(_LOOK_EVERY)
+                log.exception("the scrub pauses for an hour")
+            await trio.sleep(_LOOK_EVERY)
 
     async def _scrub_next(self, checker: Checker) -> None:
         found = self._state.longest_unread()

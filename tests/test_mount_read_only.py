@@ -22,7 +22,7 @@ SONG = song(1, 700_000)
 
 
 @contextmanager
-def two_records(tmp_path: Path) -> Iterator[tuple[Mount, Path, Callable[[], None]]]:
+def two_records(tmp_path: Path, settings: str = "") -> Iterator[tuple[Mount, Path, Callable[[], None]]]:
     """A mount of here.mp3 and there.mp3 on a disk of its own, the data directory, and what has the disk fail."""
     (tmp_path / "data").mkdir()
     with failing_disk(tmp_path / "data", 32 * 2**20) as fail, web() as host:
@@ -30,7 +30,7 @@ def two_records(tmp_path: Path) -> Iterator[tuple[Mount, Path, Callable[[], None
         records_kit.etch(data, host.put("here.mp3", SONG))
         records_kit.etch(data, host.put("there.mp3", song(2, 700_000)))
         assert cachefs("pin", "records/there.mp3", "--data-dir", data).returncode == 0
-        with mounted(tmp_path) as mount:
+        with mounted(tmp_path, settings=settings) as mount:
             yield mount, data, fail
 
 
@@ -100,6 +100,15 @@ def test_a_disk_that_an_error_made_read_only_can_be_mounted_from(tmp_path: Path)
             assert (again.mountpoint / "records" / "here.mp3").read_bytes() == SONG
             assert cachefs("verify", "--data-dir", data).returncode == 0
             again.unmount()
+
+
+def test_a_scrub_that_can_not_be_written_down_pauses_and_says_so_in_a_sentence(tmp_path: Path) -> None:
+    with two_records(tmp_path, "[scrub]\ninterval = 0.5\n") as (mount, _data, fail):
+        fail()
+        mount.child.wait_until("pausing the scrub", lambda: "the scrub pauses" in mount.child.printed())
+        mount.unmount()
+        assert "the scrub pauses for an hour: state.db: " in mount.child.printed()
+        assert "Traceback" not in mount.child.printed()
 
 
 def done(*arguments: str | Path) -> str:
