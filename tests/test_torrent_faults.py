@@ -48,6 +48,20 @@ def test_wrong_bytes_never_land_and_after_a_restart_a_peer_that_was_banned_is_as
     fetch_from(tmp_path, scenario)
 
 
+def test_wrong_bytes_are_logged_under_the_name_of_the_catalogue(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    item = content(2, PIECE, PIECE, name="history/v1-accounts.0-64.v")
+
+    async def scenario(bench: Bench, seeder: Seeder) -> None:
+        seeder.files[item.info.content].write_bytes(bytes(len(item.data)))
+        bench.fetch(bench.receiver(item)).demand(frozenset({0}), frozenset())
+        await until(lambda: "wrong bytes" in bench.failures())
+        assert f"{item.item.name}: piece 0 failed its hash" in caplog.text
+
+    fetch_from(tmp_path, scenario, item)
+
+
 def test_wrong_bytes_of_an_interrupted_attempt_never_land(tmp_path: Path) -> None:
     async def scenario(bench: Bench, seeder: Seeder) -> None:
         origin = seeder.files[FILE.info.content]

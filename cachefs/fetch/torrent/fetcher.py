@@ -217,8 +217,12 @@ class TorrentFetcher:
             magnet.done.set()
 
     def _on_hash_failed(self, alert: lt.hash_failed_alert) -> None:
-        log.warning("%s: piece %d failed its hash; fetched again", alert.torrent_name, alert.piece_index)
-        self._with(alert, lambda download: download.pieces.on_hash_failed(alert.piece_index))
+        def failed(download: TorrentDownload) -> None:
+            # The alert's own name of it has lost the slash after a folder.
+            log.warning("%s: piece %d failed its hash; fetched again", download.job.item.name, alert.piece_index)
+            download.pieces.on_hash_failed(alert.piece_index)
+
+        self._with(alert, failed)
 
     def _on_file_error(self, alert: lt.file_error_alert) -> None:
         error = kind_of(alert.error.value())(f"{alert.filename()}: {alert.error.message()}")
