@@ -59,11 +59,27 @@ class Reluctant(FakeDownload):
         self.told.append(index)
 
 
+class Asked(Reluctant):
+    """A torrent that has peers, who were asked for nothing yet."""
+
+    holders, arriving, rate = 1, False, 0.0
+
+    def may_write(self, index: int) -> bool:
+        return False
+
+    async def step_aside(self, index: int) -> None: ...
+
+
 class Torrents:
-    """A torrent fetcher with that one torrent."""
+    """A torrent fetcher with one torrent."""
+
+    has_peers = True
+
+    def __init__(self, kind: type[Reluctant] = Reluctant) -> None:
+        self._kind = kind
 
     def download(self, job: Job, sink: Any) -> Reluctant:
-        self.given = Reluctant(job, sink)
+        self.given = self._kind(job, sink)
         return self.given
 
 
@@ -79,6 +95,14 @@ class Web:
 
     def landed(self, index: int) -> None:
         self.told.append(index)
+
+    def askable(self) -> list[str]:
+        return ["a web seed"]
+
+    def flying(self) -> set[int]:
+        return set()
+
+    def demand(self, urgent: Any, ahead: Any) -> None: ...
 
 
 class Taken:
@@ -135,6 +159,28 @@ def test_a_block_that_libtorrent_does_not_take_is_written_and_told_to_it_later()
     trio.run(main)
     assert taken.written == {1: FILE.piece(1)}
     assert taken.have == torrents.given.told == web.told == [1]
+
+
+def test_peers_are_not_asked_for_a_block_that_is_being_written_though_it_has_become_their_turn() -> None:
+    torrents, web, taken = Torrents(Asked), Web(), Taken()
+
+    async def main() -> None:
+        settings = Fetch()
+        router = Router(settings, cast(Any, torrents), cast(Any, web), Hedging(settings), lambda _: False)
+        download = router.download(Job(FILE.item, lambda: Path("nowhere"), Bitmap(FILE.blocks)), taken)
+
+        def keep(index: int, data: memoryview) -> None:
+            trio.from_thread.run_sync(download.demand, {0, index}, {2})
+            taken.written[index] = bytes(data)
+
+        taken.write = keep  # type: ignore[method-assign]
+        await download.deliver(1, memoryview(FILE.piece(1)))
+        assert torrents.given.demands == [{0, 2}]
+        download.demand({1}, set())
+        assert torrents.given.urgent == {1}
+
+    trio.run(main)
+    assert taken.written == {1: FILE.piece(1)}
 
 
 @pytest.mark.parametrize("item", [odd(meta_version=2), odd(name=b"")], ids=["a v2 torrent", "no name"])

@@ -9,8 +9,10 @@ Two writers must not meet in one block: libtorrent may write what a peer sent be
 came from the web is written to the file only if no peer can have been asked for it; otherwise libtorrent is given the
 whole piece, overwrites with it whatever it had, and lands it as its own. While it is the web's turn, the web may claim
 the blocks of a request and write them without asking for each. When the torrent's turn comes, claims are recalled, and
-until they are released, a moment later, the torrent isn't asked for those blocks. A block that a reader waits for too
-long while the torrent has it is asked from the web as well: hedging works across the two.
+until they are released, a moment later, the torrent isn't asked for those blocks. A block that comes without a claim
+has one of its own while it is written, for the turn may change just then: what a peer sent would come after it, over
+what is served already. A block that a reader waits for too long while the torrent has it is asked from the web as
+well: hedging works across the two.
 """
 
 from __future__ import annotations
@@ -168,14 +170,18 @@ class RoutedDownload:
 
     async def deliver(self, index: int, data: memoryview) -> None:
         """The web's half has a block."""
-        torrent = self.torrent
-        if torrent is not None and torrent.may_write(index) and await self._taken_by(torrent, index, data):
-            self._came(index, Choice.WEB)
-            return
-        if torrent is not None:
-            await torrent.step_aside(index)
-        await trio.to_thread.run_sync(self.write, index, data)
-        self.wrote(index)
+        while (torrent := self.torrent) is not None and torrent.may_write(index):
+            if await self._taken_by(torrent, index, data):
+                self._came(index, Choice.WEB)
+                return
+        self.claims.append(claim := Claim(range(index, index + 1)))
+        try:
+            if torrent is not None:
+                await torrent.step_aside(index)
+            await trio.to_thread.run_sync(self.write, index, data)
+            self.wrote(index)
+        finally:
+            self.claims.remove(claim)
 
     def write(self, index: int, data: memoryview) -> None:
         """Verify a block that is the web's to write, and write it: in a thread."""
