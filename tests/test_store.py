@@ -343,20 +343,57 @@ def test_a_failed_sync_is_said_once_and_makes_nothing_durable_until_the_next_ope
     with_object(bench, use, blocks=2)
 
 
+class FullState(State):
+    """A state whose disk is full when that is said."""
+
+    full = False
+
+    def save_object(self, content: ContentId, row: ObjectRow) -> None:
+        if self.full:
+            raise StoreFull("state.db: database or disk is full")
+        super().save_object(content, row)
+
+
+def full_state(root: Path) -> FullState:
+    state = FullState.open(root / "state.db")
+    assert isinstance(state, FullState)
+    return state
+
+
+def test_an_object_that_was_closed_on_a_full_disk_while_others_are_committed_ends_nothing(tmp_path: Path) -> None:
+    state, leaving = full_state(tmp_path), list[StoredObject]()
+    other, bytes_of_other = content_of(2)
+
+    def sync(fd: int) -> None:
+        os.fdatasync(fd)
+        if leaving:
+            trio.from_thread.run(leaving.pop().release)
+
+    async def main() -> None:
+        store = ObjectStore(tmp_path / "store", state, sync=sync)
+        stays, goes = await store.open(MANIFEST), await store.open(other)
+        await write(stays, 0, piece(MANIFEST, DATA, 0))
+        await write(goes, 0, piece(other, bytes_of_other, 0))
+        state.full = True
+        leaving.append(goes)
+        await store.commit()
+        assert store.opened() == [stays]
+        state.full = False
+        await store.commit()
+        assert await (await store.open(other)).read(0, 10) == bytes_of_other[:10]
+        await store.aclose()
+
+    trio.run(main)
+    row = state.load_object(MANIFEST.content)
+    assert row is not None
+    assert set(Bitmap.from_bytes(BLOCKS, row.bitmap)) == {0}
+    state.close()
+
+
 def test_a_state_that_cannot_be_written_stops_no_reader_and_is_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class FullState(State):
-        full = False
-
-        def save_object(self, content: ContentId, row: ObjectRow) -> None:
-            if self.full:
-                raise StoreFull("state.db: database or disk is full")
-            super().save_object(content, row)
-
-    bench = Bench(tmp_path)
-    state = FullState.open(tmp_path / "state.db")
-    assert isinstance(state, FullState)
+    bench, state = Bench(tmp_path), full_state(tmp_path)
     bench.state = state
     bench.store = ObjectStore(tmp_path / "store", state)
 

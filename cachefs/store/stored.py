@@ -255,7 +255,8 @@ class StoredObject(ServedBytes):
     async def commit(self) -> None:
         """Make everything that has landed durable; seal the file if that is all of it. StoreFull, StoreFailed."""
         async with self._committing:
-            if not self._dirty or self._frozen or self._superseded():
+            # A file that is closed may be dirty: closing it on a full disk can't record anything either.
+            if self._file.is_closed or not self._dirty or self._frozen or self._superseded():
                 return
             self._dirty = False
             try:
