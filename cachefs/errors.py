@@ -216,6 +216,10 @@ class SourceSilent(UrlFailed):
     """A source that could not be reached in time, or went silent."""
 
 
+class SourceSlow(UrlFailed):
+    """A source that sends, but so slowly that another one is asked first."""
+
+
 class SourceRefused(UrlFailed):
     """A source that we may not ask (http, a private address), or that won't let us in."""
 

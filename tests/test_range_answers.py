@@ -19,7 +19,8 @@ from cachefs.fetch.http.client import Rules, WebClient
 from cachefs.fetch.ranges.download import RangeDownload
 from cachefs.fetch.ranges.fetcher import RangeFetcher
 from cachefs.fetch.sources import Ledger
-from tests.fakes import BLOCK, content, until
+from tests.fakes import BLOCK, Content, content, until
+from tests.player_kit import slow_link
 from tests.records_kit import Host, data_dir, etch, sha256, stored, web
 
 FILE = content(1, 20 * BLOCK + 1000)
@@ -61,10 +62,12 @@ class Collected:
 
 
 class Reading:
-    """A record of FILE's bytes at some URLs, being fetched."""
+    """A record of a file's bytes at some URLs, being fetched."""
 
-    def __init__(self, fetcher: RangeFetcher, *urls: str, sink: Callable[[Item], Collected] = Collected) -> None:
-        item = replace(FILE.item, metainfo=None, urls=urls, catalogue="records")
+    def __init__(
+        self, fetcher: RangeFetcher, *urls: str, file: Content = FILE, sink: Callable[[Item], Collected] = Collected
+    ) -> None:
+        item = replace(file.item, metainfo=None, urls=urls, catalogue="records")
         self.sink = sink(item)
         self._download: RangeDownload = fetcher.download(Job(item, lambda: Path("nowhere"), self.sink.have), self.sink)
 
@@ -94,11 +97,11 @@ class Reading:
         await until(lambda: bool(self.sink.errors) or not self.sink.have.missing(wanted))
 
 
-def fetched(scenario: Callable[[RangeFetcher, Host], Awaitable[None]]) -> None:
+def fetched(scenario: Callable[[RangeFetcher, Host], Awaitable[None]], rules: Rules = RULES) -> None:
     """Run `scenario` with a fetcher and a server."""
 
     async def main(host: Host) -> None:
-        async with WebClient(RULES) as client, trio.open_nursery() as nursery:
+        async with WebClient(rules) as client, trio.open_nursery() as nursery:
             fetcher = RangeFetcher(client, Ledger())
             await nursery.start(fetcher.run)
             await scenario(fetcher, host)
@@ -128,6 +131,35 @@ def test_a_length_that_no_file_has_is_passed_over_by_an_etch(tmp_path: Path) -> 
     with web() as host:
         etch(data, host.put("song.mp3", FILE.data, headers={"Content-Range": f"bytes 0-9/{NINES}"}))
     assert stored(data) == [sha256(FILE.data)]
+
+
+LARGE = content(2, 3 * 2**18, 2**18)
+SLOW, HURRIED = 2**18 / 4, replace(RULES, stall=1.5)
+"""A link that carries a block of it in four seconds, and rules by which that is too long."""
+
+
+def test_a_url_that_is_slow_with_a_block_is_left_alone_and_another_one_asked() -> None:
+    async def scenario(fetcher: RangeFetcher, host: Host) -> None:
+        host.put("song.mp3", LARGE.data)
+        mirror = host.put("mirror.mp3", LARGE.data)
+        with slow_link(host.url, SLOW) as link:
+            await Reading(fetcher, link.url + "song.mp3", mirror, file=LARGE).want(0, 1)
+            assert "of 262144 bytes in 1.5 s" in "; ".join(fetcher.ledger.recent(60))
+            await Reading(fetcher, link.url + "song.mp3", mirror, file=LARGE).want(0, 1)
+        assert len(host.asked_for("song.mp3")) == 1
+
+    fetched(scenario, HURRIED)
+
+
+def test_a_url_that_is_slow_may_take_its_time_where_no_other_one_gives_anything() -> None:
+    async def scenario(fetcher: RangeFetcher, host: Host) -> None:
+        host.put("song.mp3", LARGE.data)
+        with slow_link(host.url, SLOW) as link:
+            for mirrors in ((), (f"{host.url}gone.mp3",)):
+                await Reading(fetcher, link.url + "song.mp3", *mirrors, file=LARGE).want(2)
+        assert len(host.asked_for("gone.mp3")) == 1
+
+    fetched(scenario, HURRIED)
 
 
 class Faulty(Collected):

@@ -4,16 +4,18 @@ How it works: each record is a download of its own (`download.py`), which says w
 stretch is asked of one URL after the other, in the record's order. A source that gives nothing is tried a few times,
 then left alone for a while that grows (`Breaker`); one whose bytes or declared checksum are wrong, at once. Then the
 next URL has its turn, and when none is left, those who wait are told why. Asking again within the while gets the same
-answer at once. A host that asked to come back soon is waited for once, when none of the others has given anything.
+answer at once. A host that asked to come back soon is waited for once, when none of the others has given anything. One
+that is slow with a block is left as long as another one may be asked, and when these fail it may take its time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
-from cachefs.errors import SourceLied, SourceSilent, UrlFailed, together
+from cachefs.errors import SourceLied, SourceSilent, SourceSlow, UrlFailed, together
 from cachefs.fetch.base import Job, Taker, Transfer
 from cachefs.fetch.health import Breaker
 from cachefs.fetch.http.busy import Busy, soon
@@ -26,6 +28,8 @@ from cachefs.fetch.sources import Ledger
 _TRIES = 3
 _FIRST_PAUSE = 0.25
 _TIDY_EVERY = 10.0
+_SLOW_FOR = 60.0
+"""Seconds for which one that was slow is left alone: each look at whether it still is costs a reader much."""
 
 
 class RangeFetcher:
@@ -84,31 +88,37 @@ class RangeFetcher:
         except UrlFailed:
             failed = {url: self._errors[url] for url in download.job.item.urls}
             waited_for = soon(failed, self._client.rules.stall)
-            if not waited_for:
+            slow = [url for url, error in failed.items() if isinstance(error, SourceSlow)]
+            if waited_for:
+                await trio.sleep_until(min(waited_for.values()))
+            elif not slow:
                 raise
-            await trio.sleep_until(min(waited_for.values()))
-            self.restart(tuple(waited_for))
-            await self._ask(download, stream)
+            self.restart(tuple(waited_for or slow))
+            await self._ask(download, stream, patient=not waited_for)
 
-    async def _ask(self, download: RangeDownload, stream: Stream) -> None:
+    async def _ask(self, download: RangeDownload, stream: Stream, *, patient: bool = False) -> None:
         errors: list[UrlFailed] = []
         for url in download.job.item.urls:
             breaker = self._breakers.setdefault(url, Breaker(tolerance=1, first=1.0))
             if breaker.pause():
                 errors.append(self._errors[url])
                 continue
+            others = partial(self._others, download, url, patient)
             try:
-                await self._persist(RangeRequest(self._client, self._buffers, url, download, stream))
+                await self._persist(RangeRequest(self._client, self._buffers, url, download, stream, others))
             except UrlFailed as error:
                 errors.append(error)
                 self._errors[url] = error
                 self.ledger.failed(origin_of(url), str(error), lied=isinstance(error, SourceLied))
-                wish = error.until - trio.current_time() if isinstance(error, Busy) else 0.0
-                breaker.failed(str(error), retry_after=wish)
+                breaker.failed(str(error), retry_after=_wish(error))
             else:
                 breaker.succeeded()
                 return
         raise together(errors)
+
+    def _others(self, download: RangeDownload, url: str, patient: bool) -> bool:
+        """Whether another URL may be asked for what this one is slow with."""
+        return not patient and self.usable(download.job.item.urls) not in ([], [url])
 
     async def _persist(self, request: RangeRequest) -> None:
         """Ask a few times, as long as nothing but the way to the bytes is wrong."""
@@ -128,3 +138,10 @@ class RangeFetcher:
         """Forget how these sources failed."""
         for url in urls:
             self._breakers.pop(url, None)
+
+
+def _wish(error: UrlFailed) -> float:
+    """For how many seconds a source is to be left alone at least."""
+    if isinstance(error, SourceSlow):
+        return _SLOW_FOR
+    return error.until - trio.current_time() if isinstance(error, Busy) else 0.0

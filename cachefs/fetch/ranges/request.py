@@ -4,6 +4,7 @@ How it works: the answer's head is judged before its body: the length of the who
 declares of it, must be the record's, if they are told. Then blocks are received, verified, written and landed. Where
 they come quickly, a thread stays with the request (`reception.py`); where each takes a while, the event loop receives
 what comes, so that a reader's jump ends the request at once, and not after the moment that a thread may take to notice.
+A block that takes longer than a server may be silent is left to another URL, where one may be asked.
 A server may give less than it was asked for, and the rest is asked for anew. One that ignores the range sends all from
 the beginning: then blocks pass by that are here already, or that nobody wants. Of the latter those are kept that there
 is room for, which the sink is asked for one by one as they come: only what is wanted has been granted room before.
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 import trio
 
 from cachefs.content import Manifest
-from cachefs.errors import BlockInvalid, RecordMismatch, UrlFailed
+from cachefs.errors import BlockInvalid, RecordMismatch, SourceSlow, UrlFailed
 from cachefs.fetch.base import Job, Taker
 from cachefs.fetch.http.client import Answer, RangeRefused, WebClient
 from cachefs.fetch.http.digests import WANTED, declared
@@ -64,10 +65,22 @@ class Download(Protocol):
 
 
 class RangeRequest:
-    """A stretch asked of one URL; `landed` counts the blocks that came. It is the `Listener` of its own reception."""
+    """A stretch asked of one URL; `landed` counts the blocks that came. It is the `Listener` of its own reception.
 
-    def __init__(self, client: WebClient, buffers: Buffers, url: str, download: Download, stream: Stream) -> None:
+    `others` tells whether another URL may be asked for a block that this one is slow with.
+    """
+
+    def __init__(
+        self,
+        client: WebClient,
+        buffers: Buffers,
+        url: str,
+        download: Download,
+        stream: Stream,
+        others: Callable[[], bool],
+    ) -> None:
         self.landed = 0
+        self._others = others
         self._client = client
         self._buffers = buffers
         self._url = url
@@ -138,7 +151,7 @@ class RangeRequest:
     async def _stay(self, answer: Answer, run: Stretch, buffer: memoryview) -> bool:
         """Have a thread receive what is left, and return when it does; False if that isn't worth it, or not ours."""
         sink, body = self._download.sink, answer.body
-        if not self._quick or not isinstance(body, Measured) or (claim := sink.claim(run.left())) is None:
+        if not self._is_quick(run) or not isinstance(body, Measured) or (claim := sink.claim(run.left())) is None:
             return False
         try:
             with trio.move_on_after(answer.stall) as self._patience:
@@ -158,6 +171,7 @@ class RangeRequest:
                 raise answer.cut_short()
             run.came += count
             self._download.received(self._url, count)
+            self._require_pace(answer, run)
         if self._takes(run.at, self._download.sink.has_room):
             await self._download.sink.deliver(run.at, view)
             self.landed += 1
@@ -171,6 +185,15 @@ class RangeRequest:
 
     def _takes_in_thread(self, index: int) -> bool:
         return self._takes(index, lambda index: trio.from_thread.run_sync(self._download.sink.has_room, index))
+
+    def _require_pace(self, answer: Answer, run: Stretch) -> None:
+        """SourceSlow where another URL may well have sent all of the block by now."""
+        if run.received < run.length and trio.current_time() - run.began > answer.stall and self._others():
+            raise SourceSlow(answer.url, f"gave {run.received} of {run.length} bytes in {answer.stall:g} s")
+
+    def _is_quick(self, run: Stretch) -> bool:
+        """Whether blocks come quickly, the one that is coming as well."""
+        return self._quick and trio.current_time() - run.began < _QUICK
 
     def received(self, run: Stretch, size: int) -> None:
         """A thread has received bytes."""
