@@ -136,6 +136,35 @@ def test_a_doubt_that_cannot_be_recorded_is_recorded_by_the_next_commit(tmp_path
     with_object(tmp_path, state, use)
 
 
+@pytest.mark.parametrize("blocks", [BLOCKS, BLOCKS - 1], ids=["a sealed object", "a part of one"])
+def test_a_doubt_that_could_not_be_recorded_before_the_object_was_closed_holds_when_it_is_opened_again(
+    tmp_path: Path, state: DyingState, blocks: int
+) -> None:
+    def full(row: ObjectRow) -> None:
+        raise StoreFull("no room")
+
+    async def use(store: ObjectStore, stored: StoredObject) -> None:
+        damage(stored, 2)
+        state.before = full
+        with pytest.raises(StoreFull):
+            await stored.doubt([2])
+        for _ in range(2):
+            await stored.release()
+            stored = await store.open(MANIFEST)
+            assert 2 not in stored.verified
+            assert not stored.complete
+        await write(stored, 2, piece(MANIFEST, DATA, 2))
+        assert await stored.read(0, LENGTH - BLOCK) == DATA[: LENGTH - BLOCK]
+        await stored.release()
+        state.before = lambda row: None
+        stored = await store.open(MANIFEST)
+        assert set(stored.verified) == set(range(blocks))
+        await stored.commit()
+        assert durable(state) == set(range(blocks))
+
+    with_object(tmp_path, state, use, blocks=blocks)
+
+
 def test_a_read_that_waits_for_the_disk_while_its_block_is_doubted_gets_no_bad_bytes(
     tmp_path: Path, state: DyingState, monkeypatch: pytest.MonkeyPatch
 ) -> None:

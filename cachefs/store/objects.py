@@ -68,6 +68,7 @@ class ObjectStore:
         self._landed_bytes = 0
         self._failing: set[ContentId] = set()
         self._condemned: dict[ContentId, CachefsError] = {}
+        self._unrecorded: dict[ContentId, frozenset[int]] = {}
         self._closed = False
         self.brought: set[ContentId] = set()
         """Objects whose data came whole, by another way than landing: whoever keeps count takes them out."""
@@ -182,6 +183,7 @@ class ObjectStore:
                     return None
                 delete = space.remove_object if manifest else space.remove_data
                 freed = await trio.to_thread.run_sync(delete, self._directory(content))
+                self._unrecorded.pop(content, None)
                 try:
                     self._tools.state.forget_object(content)
                 except CachefsError as error:
@@ -286,6 +288,9 @@ class ObjectStore:
                 _log.warning("%s: %d blocks are gone or wrong, and missing from now on", path, len(lost))
                 with self._tolerant(stored):
                     losses.note(self._tools.state, manifest, lost)
+            if gone := self._unrecorded.get(manifest.content):
+                with self._tolerant(stored):
+                    await stored.doubt(gone)
         except BaseException:
             stored.abandon()
             raise
@@ -325,6 +330,10 @@ class ObjectStore:
             return
         with self._tolerant(stored):
             await stored.close()
+        if gone := stored.unrecorded:  # the disk is full: the next open must not believe what is recorded
+            self._unrecorded[content] = gone
+        else:
+            self._unrecorded.pop(content, None)
         if stored.condemned is not None:
             self._condemned[content] = stored.condemned
         self._failing.discard(content)

@@ -180,6 +180,11 @@ class StoredObject(ServedBytes):
         if self._owner is not None:
             self._owner.landed(self, 0)
 
+    @property
+    def unrecorded(self) -> frozenset[int]:
+        """The blocks that aren't here any more, and that the state may still tell of as if they were."""
+        return frozenset(index for index in self._unrecorded if index not in self.verified)
+
     def _record_losses(self) -> None:
         losses.take_back(self._tools.state, self.manifest, sorted(self._unrecorded))
         self._unrecorded.clear()
