@@ -48,7 +48,7 @@ class RemoteDownload:
     def __init__(self, fetcher: RemoteFetcher, job: Job, sink: Taker) -> None:
         self.job = job
         self.opened = True
-        self.landed_bytes = 0
+        self.landed_bytes = self._measured_bytes = 0
         self.rate = 0.0
         self._fetcher = fetcher
         self._sink = sink
@@ -83,7 +83,7 @@ class RemoteDownload:
             if wanted.isdisjoint(run.left()):
                 run.drop()
         if self.busy:  # else there is nothing to begin: the router says so of every torrent, many times a second
-            self._fetcher.schedule()
+            self._fetcher.want(self)
 
     def moved_at(self) -> float:
         return self._moved_at
@@ -119,6 +119,11 @@ class RemoteDownload:
             self._fetcher.forget(self)
             self._sink.ended()
 
+    def measure(self, seconds: float) -> None:
+        """Take what landed since the last time for what landed in so many seconds."""
+        self.rate = (self.landed_bytes - self._measured_bytes) / seconds
+        self._measured_bytes = self.landed_bytes
+
     def transfer(self) -> Transfer:
         sources = len({run.source for run in self._runs})
         wanted = len(self._urgent) + len(self._ahead)
@@ -127,6 +132,8 @@ class RemoteDownload:
     def landed(self, index: int) -> None:
         """A block is here, by whatever way: whoever is still busy with it has lost."""
         since = self._urgent.pop(index, None)
+        if index in self._ahead:
+            self._ahead.remove(index)
         waited = None if since is None else trio.current_time() - since
         size = self.job.item.manifest.span(index).length
         self._fetcher.hedging.landed(size, waited)
@@ -348,6 +355,7 @@ class RemoteDownload:
             run.source.health.answered_a_range()
         if run.at not in run.passed:
             self.landed_bytes += run.length
+            self._fetcher.moved(self)
             self._gave.add(run.source.name)
         self._judge.trouble = ""
         run.next()

@@ -3,7 +3,8 @@
 How it works: web seeds are asked directly (direct.py), and the operator's remotes through the one rclone child, which
 is started when there is anything to ask it. Each file is a download of its own (download.py). They share the
 sources, so a request that ends lets all of them look for something to ask, those with readers first. Many times a
-second downloads that are waited for look whether a block is late.
+second downloads that are waited for look whether a block is late. Thousands may be open of which nothing is wanted:
+these are passed over, in a set of those that want something.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class RemoteFetcher:
         self.buffers = Buffers()
         self._direct = Direct()
         self._downloads: dict[ContentId, RemoteDownload] = {}
+        self._wanting: dict[RemoteDownload, None] = {}
+        self._moving: dict[RemoteDownload, None] = {}
         self._nursery: trio.Nursery | None = None
         self._work = trio.Event()
         self._received: dict[RemoteSource, int] = {}
@@ -94,9 +97,25 @@ class RemoteFetcher:
     def forget(self, download: RemoteDownload) -> None:
         """The download is over: nothing more is written to its file."""
         self._downloads.pop(download.job.item.content, None)
+        self._wanting.pop(download, None)
+        self._moving.pop(download, None)
+
+    def want(self, download: RemoteDownload) -> None:
+        """The download wants something: let all look for something to ask."""
+        self._wanting[download] = None
+        self.schedule()
+
+    def moved(self, download: RemoteDownload) -> None:
+        """The download landed a block: its speed is to be measured."""
+        self._moving[download] = None
+
+    def _busy(self) -> list[RemoteDownload]:
+        """The downloads that want something, or for which a request is under way."""
+        self._wanting = {download: None for download in self._wanting if download.busy}
+        return list(self._wanting)
 
     def transfers(self) -> list[Transfer]:
-        return [d.transfer() for d in self._downloads.values() if d.busy or d.rate > 0]
+        return [download.transfer() for download in {**self._wanting, **self._moving} if download.busy or download.rate]
 
     def sources(self, item: Item) -> list[RemoteSource]:
         """All sources that may have `item`."""
@@ -137,7 +156,7 @@ class RemoteFetcher:
 
     def make_place(self, sources: Collection[RemoteSource]) -> None:
         """Break off a request to one of these that nobody waits for: the one of whose block the least has come."""
-        runs = [run for download in self._downloads.values() for run in download.spare() if run.source in sources]
+        runs = [run for download in self._busy() for run in download.spare() if run.source in sources]
         if runs and not any(run.dropped for run in runs):  # else there will be a place in a moment
             min(runs, key=lambda run: run.received).drop()
 
@@ -161,7 +180,7 @@ class RemoteFetcher:
     def schedule(self) -> None:
         """Something is wanted, or a source became free: let all downloads look, those with readers first."""
         self._work.set()
-        busy = [download for download in self._downloads.values() if download.busy]
+        busy = self._busy()
         for urgent in (True, False):
             for download in busy:
                 download.start(urgent=urgent)
@@ -172,7 +191,7 @@ class RemoteFetcher:
         while True:
             await self._work.wait()
             await trio.sleep(_LOOK_EVERY)
-            busy = [download for download in self._downloads.values() if download.busy]
+            busy = self._busy()
             if not busy:
                 self._work = trio.Event()
                 continue
@@ -182,15 +201,14 @@ class RemoteFetcher:
             self.schedule()  # a source that was left alone may be asked again
 
     async def _measure(self) -> None:
-        landed: dict[RemoteDownload, int] = {}
         while True:
             await trio.sleep(_MEASURE_EVERY)
             self._direct.tidy()
             received, self._received = self._received, {}
             self.ledger.set_rates("web", {s.name: size / _MEASURE_EVERY for s, size in received.items()})
-            for download in self._downloads.values():
-                download.rate = (download.landed_bytes - landed.get(download, 0)) / _MEASURE_EVERY
-            landed = {download: download.landed_bytes for download in self._downloads.values()}
+            for download in self._moving:
+                download.measure(_MEASURE_EVERY)
+            self._moving = {download: None for download in self._moving if download.rate}
 
     def _trouble(self) -> str:
         if not self._with_rclone:

@@ -3,7 +3,8 @@
 How it works: the cache sees one `Download`. Behind it the torrent is in the session from the first moment, looking for
 peers and ready to seed, while the table in policy.py says who is asked for what readers want. Conditions change, so
 it is asked again several times a second while something is wanted. When it changes its mind, requests that are under
-way to web seeds are not thrown away.
+way to web seeds are not thrown away. While nothing is wanted nothing is asked or looked for, however long the file is
+open, and the torrent may leave the session for others; it is back with the next demand.
 
 Two writers must not meet in one block: libtorrent may write what a peer sent before it was checked. So a block that
 came from the web is written to the file only if no peer can have been asked for it; otherwise libtorrent is given the
@@ -22,12 +23,16 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from cachefs.errors import StoreFailed
 from cachefs.fetch.base import Claim, Job, Taker, Transfer
 from cachefs.fetch.policy import HAND_OVER, Choice, Rule, Situation, hand_over
 from cachefs.fetch.torrent.download import TorrentDownload
 
 if TYPE_CHECKING:
     from cachefs.fetch.routing.router import Router
+
+_FORGOTTEN = 60.0
+"""Seconds after which it says nothing any more that peers of a file were looked for in vain."""
 
 
 class _WebSide:
@@ -78,8 +83,9 @@ class RoutedDownload:
         self._offered: set[int] = set()
         self._counted = job.have.copy()
         self._choice = Choice.TORRENT
-        self._seeking_since = trio.current_time()
+        self._seeking_since = self._wanted_at = trio.current_time()
         self._torrent_gave_at = trio.current_time()
+        self._gave: list[str] = []
         self._sticks_until = float("-inf")
         self._row = HAND_OVER[-1]
         self.web = router.web.download(job, _WebSide(self))
@@ -95,18 +101,36 @@ class RoutedDownload:
         now = trio.current_time()
         if urgent and not self._urgent:
             self._torrent_gave_at = now
-        if (urgent or ahead) and not self.busy:
-            self._seeking_since = now
+        if (urgent or ahead) and not self._seek(now):
+            return
         self._urgent = {index: self._urgent.get(index, now) for index in urgent}
         self._ahead = frozenset(ahead)
         self._hedged &= self._urgent.keys()
         self.review()
 
+    def _seek(self, now: float) -> bool:
+        """Have the torrent in the session, and peers looked for: from now on, if they weren't a moment ago.
+
+        False if its file can't be had; whoever waits was told.
+        """
+        self._router.wanting.add(self)
+        try:
+            joined = self._router.join(self.job, self) if self.torrent is None else None
+        except StoreFailed as error:
+            self.failed(error)
+            return False
+        if joined is not None:
+            self.torrent, self._seeking_since = joined, now
+        elif not self.busy and now - self._wanted_at > _FORGOTTEN:
+            self._seeking_since = now
+        return True
+
     def moved_at(self) -> float:
         return max(half.moved_at() for half in (self.web, self.torrent) if half is not None)
 
     def sources(self) -> list[str]:
-        return [name for half in (self.torrent, self.web) if half is not None for name in half.sources()]
+        torrent = self._gave if self.torrent is None else self._gave or self.torrent.sources()
+        return [*torrent, *self.web.sources()]
 
     def trouble(self) -> str:
         halves = [self.web.trouble()]
@@ -145,6 +169,7 @@ class RoutedDownload:
 
     def _forget_wishes(self) -> None:
         self._urgent, self._ahead, self._hedged = {}, frozenset(), set()
+        self._wanted_at = trio.current_time()
         if self.torrent is not None:
             self.torrent.sought = False
 
@@ -161,7 +186,10 @@ class RoutedDownload:
             self._router.hedging.won += by is Choice.WEB and index in self._hedged
             self._router.count(by, self.job.item.manifest.span(index).length, self._why(index))
         self._urgent.pop(index, None)
+        self._ahead -= {index}
         self._hedged.discard(index)
+        if not self.busy:
+            self._forget_wishes()
         self.web.landed(index)
         self._sink.landed(index)
 
@@ -226,16 +254,18 @@ class RoutedDownload:
 
     def ended(self) -> None:
         """The torrent has let go of the file."""
+        if self.torrent is not None:
+            self._gave = self._gave or self.torrent.sources()
         self.torrent = None
         self.end_if_idle()
 
     def end_if_idle(self) -> None:
-        """End when both halves have let go; begin anew if somebody opened it just then."""
+        """End when both halves have let go; begin anew if something is wanted by then."""
         if self.torrent is not None or self.web.busy:
             return
-        if self.opened:
-            self.torrent = self._router.join(self.job, self)
-        else:
+        if self.busy:
+            self._seek(trio.current_time())
+        elif not self.opened:
             self._router.forget(self)
             self._sink.ended()
 

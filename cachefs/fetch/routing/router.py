@@ -52,6 +52,8 @@ class Router:
         """The bytes of verified blocks that each back end fetched."""
         self.handed_over: dict[str, int] = {}
         """The bytes that came from the web, by the row of the table that let it."""
+        self.wanting: set[RoutedDownload] = set()
+        """The downloads of which something may be wanted: a node has thousands open, and reads a few."""
         self._downloads: set[RoutedDownload] = set()
         self._refused: set[ContentId] = set()
         """What libtorrent can't take."""
@@ -93,6 +95,7 @@ class Router:
     def forget(self, download: RoutedDownload) -> None:
         """The download has ended."""
         self._downloads.discard(download)
+        self.wanting.discard(download)
 
     def transfers(self) -> list[Transfer]:
         transfers = [download.transfer() for download in self._downloads]
@@ -105,6 +108,6 @@ class Router:
         task_status.started()
         while True:
             await trio.sleep(_REVIEW_EVERY)
-            for download in list(self._downloads):
-                if download.busy:
-                    download.review()
+            self.wanting = {download for download in self.wanting if download.busy}
+            for download in tuple(self.wanting):
+                download.review()

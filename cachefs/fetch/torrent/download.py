@@ -82,7 +82,7 @@ class TorrentDownload:
         self.pieces = Pieces(job, nursery, self)
         self._wishes = Wishes(job.have, job.item.manifest.block_length)
         self._out = trio.Event()
-        self._broken = self._leaving = self._outdated = False
+        self._broken = self._leaving = self._outdated = self._resting = False
         self._be_patient()
         self._add()
 
@@ -104,6 +104,7 @@ class TorrentDownload:
     # What the cache asks
 
     def demand(self, urgent: Set[int], ahead: Set[int]) -> None:
+        self.idle_since = trio.current_time()
         was_busy = self.busy
         self._wishes.want(urgent, ahead)
         if self.busy and not was_busy:
@@ -125,12 +126,11 @@ class TorrentDownload:
         return "" if self.peers else "no peer is connected"
 
     def open(self) -> None:
-        self.opened, self._leaving = True, False
+        self.opened, self._leaving, self._resting = True, False, False
 
     def close(self) -> None:
         self.opened = False
         self.demand(frozenset(), frozenset())
-        self.idle_since = trio.current_time()
 
     def leave(self) -> None:
         self._leaving = True
@@ -159,6 +159,11 @@ class TorrentDownload:
         self._outdated = self.phase is Phase.ADDING
         self.remove()
 
+    def rest(self) -> None:
+        """Take it out for others that are read, though somebody has it open; `Sink.ended`, unless it is wanted."""
+        self._resting = True
+        self.remove()
+
     def remove(self) -> None:
         """Take the torrent out of the session; its file and what landed stay."""
         if self.phase is Phase.RUNNING and self._handle is not None:
@@ -171,7 +176,7 @@ class TorrentDownload:
 
     def _add(self) -> None:
         self.phase = Phase.ADDING
-        self._broken = False
+        self._broken = self._resting = False
         self.pieces.look()
         params = self._params
         blocks = self._have.size
@@ -213,10 +218,10 @@ class TorrentDownload:
         self._sink.ended()
 
     def on_removed(self) -> bool:
-        """Add it again if somebody opened it meanwhile; False if it is gone for good."""
+        """Add it again if somebody opened it meanwhile or wants something; False if it is gone for good."""
         self.phase = Phase.GONE
         self._out.set()
-        if self.opened or self.busy:
+        if self.busy or self.sought or (self.opened and not self._resting):
             self._add()
             return True
         return False
@@ -327,7 +332,8 @@ class TorrentDownload:
         self.landed_since_measured = True
         self._wishes.landed(index)
         self.failing = ""
-        self._gave, self._moved_at = True, trio.current_time()
+        self._gave = True
+        self._moved_at = self.idle_since = trio.current_time()
         self._be_patient()
         self._sink.landed(index)
 

@@ -2,9 +2,10 @@
 
 How it works: a torrent is added when it is first needed and removed when it has been idle for a while,
 so a catalogue of many thousand names costs nothing by itself. Complete torrents stay to be seeded, up to a
-limit, least recently used ones first to go. Alerts find their torrent by info-hash. About twice a
-second a supervisor looks after what does not come: addresses are dialled again, web seeds that libtorrent
-gave up are offered again, with growing pauses. Who gave what is asked of libtorrent once a second and
+limit, least recently used ones first to go. A node has every file open, so an open one stays within that limit, too:
+beyond it those of which nothing is wanted make room, and the next read adds them again. Alerts find their torrent by
+info-hash. About twice a second a supervisor looks after what does not come: addresses are dialled again, web seeds that
+libtorrent gave up are offered again, with growing pauses. Who gave what is asked of libtorrent once a second and
 kept in the ledger, since pieces carry no sender.
 
 Metadata from peers (BEP 9) uses the same session: a magnet torrent that wants no piece, removed as soon
@@ -71,7 +72,7 @@ class TorrentFetcher:
         self._swarm = Swarm(web_seeds, trackers, peer_exchange=settings.pex)
         self._downloads: dict[bytes, TorrentDownload] = {}
         self._magnets: dict[bytes, _Magnet] = {}
-        self._counted: dict[tuple[bytes, str], int] = {}
+        self._counted: dict[bytes, dict[str, int]] = {}
         self._peer_addresses: dict[Peer, tuple[str, int]] = {}
         self._seed_addresses: dict[tuple[str, int], WebSeed] = {}
         self._nursery: trio.Nursery | None = None
@@ -207,7 +208,7 @@ class TorrentFetcher:
     def _forget(self, download: TorrentDownload) -> None:
         del self._downloads[download.content.digest]
         download.end()
-        self._counted = {k: v for k, v in self._counted.items() if k[0] != download.content.digest}
+        self._counted.pop(download.content.digest, None)
 
     def _on_metadata(self, alert: lt.metadata_received_alert) -> None:
         magnet = self._magnets.get(_key(alert.handle))
@@ -257,10 +258,11 @@ class TorrentFetcher:
 
     def _count(self, key: bytes, peer: lt.peer_info, rates: dict[str, float]) -> None:
         source = self._source_of(peer)
-        before = self._counted.get((key, source), 0)
+        counted = self._counted.setdefault(key, {})
+        before = counted.get(source, 0)
         # A new connection starts to count from nothing.
         self._ledger.received(source, peer.total_download - (before if peer.total_download >= before else 0))
-        self._counted[key, source] = peer.total_download
+        counted[source] = peer.total_download
         rates[source] = rates.get(source, 0.0) + peer.payload_down_speed
 
     def _source_of(self, peer: lt.peer_info) -> str:
@@ -315,14 +317,16 @@ class TorrentFetcher:
                 handle.connect_peer(address)
 
     def _remove_idle(self, now: float) -> None:
-        idle = [d for d in self._downloads.values() if not d.opened and not d.busy and d.phase is Phase.RUNNING]
-        idle.sort(key=lambda download: download.idle_since)
-        excess = len(self._downloads) - self._settings.active_torrents
-        for download in idle:
-            kept = self._settings.seed and download.complete and excess <= 0
-            if not kept and (excess > 0 or now - download.idle_since >= self._settings.idle_seconds):
+        running = [d for d in self._downloads.values() if d.phase is not Phase.REMOVING]
+        idle = [d for d in running if not d.busy and not d.sought and d.phase is Phase.RUNNING]
+        idle.sort(key=lambda download: (download.opened, download.idle_since))
+        excess = len(running) - self._settings.active_torrents
+        for number, download in enumerate(idle):
+            kept = download.opened or (self._settings.seed and download.complete)
+            if number < excess:
+                download.rest()
+            elif not kept and now - download.idle_since >= self._settings.idle_seconds:
                 download.remove()
-                excess -= 1
 
     async def _resolve_again(self) -> None:
         while True:

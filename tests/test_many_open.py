@@ -1,0 +1,180 @@
+"""Thousands of files held open, as a node holds them: what nobody reads costs nothing, whatever is read beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from cachefs.config import Fetch
+from cachefs.fetch.base import Job
+from cachefs.fetch.remote.download import RemoteDownload
+from cachefs.fetch.remote.fetcher import RemoteFetcher
+from cachefs.fetch.routing.download import RoutedDownload
+from cachefs.fetch.routing.router import Router
+from tests.fakes import BLOCK, Content, content, until
+from tests.records_kit import web
+from tests.remote_kit import Kept, KeptAlone, asking
+from tests.torrent_kit import PIECE, QUIET, Bench, Receiver, Seeder, fetch_from, fetching
+
+NOTHING: frozenset[int] = frozenset()
+MANY = 40
+
+
+def files(count: int = MANY, block: int = BLOCK) -> list[Content]:
+    """Files of four blocks each."""
+    return [content(number, 4 * block, block, name=f"v1-{number:06}-headers.seg") for number in range(count)]
+
+
+@contextmanager
+def looked_at(kind: type[Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Any]]:
+    """Collects the downloads of a kind that anybody asks whether they want something, while this lasts."""
+    found: set[Any] = set()
+    before = kind.busy.fget
+
+    def busy(download: Any) -> bool:
+        found.add(download)
+        return bool(before(download))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "busy", property(busy))
+        yield found
+
+
+async def ticks(fetcher: RemoteFetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Return when the fetcher has measured twice, which it does more seldom than anything else."""
+    measured = 0
+    before = fetcher.ledger.set_rates
+
+    def set_rates(*told: Any) -> None:
+        nonlocal measured
+        measured += 1
+        before(*told)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fetcher.ledger, "set_rates", set_rates)
+        await until(lambda: measured > 2)
+
+
+# What is looked at, again and again, of downloads
+
+
+def test_of_open_files_from_the_web_only_those_are_looked_at_that_somebody_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        with web() as host:
+            for item in items:
+                host.put(item.info.name, item.data)
+            async with asking(tmp_path, host.url) as fetcher:
+                kept = [KeptAlone(item, fetcher) for item in items]
+                for each in kept:
+                    each.download.demand({0}, {1, 2})
+                await until(lambda: all(not each.have.missing(range(3)) for each in kept))
+                await ticks(fetcher, monkeypatch)
+                with looked_at(RemoteDownload, monkeypatch) as found:
+                    kept[0].download.demand({3}, NOTHING)
+                    await until(lambda: 3 in kept[0].have)
+                    await ticks(fetcher, monkeypatch)
+                    assert fetcher.transfers() == []
+                assert found <= {kept[0].download}
+
+    items = files()
+    trio.run(main)
+
+
+def test_of_open_files_the_router_reviews_only_those_of_which_something_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        with web() as host:
+            for item in items:
+                host.put(item.info.name, item.data)
+            async with asking(tmp_path, host.url) as remote, fetching(tmp_path) as bench, trio.open_nursery() as tasks:
+                router = Router(Fetch(), bench.fetcher, remote, remote.hedging, lambda _: False)
+                await tasks.start(router.run)
+                kept = [Kept(item) for item in items]
+                downloads = [router.download(_in_file(each, tmp_path), each) for each in kept]
+                for download in downloads:
+                    download.demand({0}, {1, 2})
+                await until(lambda: all(not each.have.missing(range(3)) for each in kept))
+                assert not any(download.busy for download in downloads), "what has landed isn't wanted any more"
+                assert not any(download.torrent and download.torrent.sought for download in downloads)
+                await ticks(remote, monkeypatch)
+                with looked_at(RoutedDownload, monkeypatch) as found:
+                    downloads[0].demand({3}, NOTHING)
+                    await until(lambda: 3 in kept[0].have)
+                    await ticks(remote, monkeypatch)
+                assert found <= {downloads[0]}
+                tasks.cancel_scope.cancel()
+
+    items = files()
+    trio.run(main)
+
+
+def _in_file(kept: Kept, directory: Path) -> Job:
+    """Its job, in an empty file: a torrent opens it."""
+    path = directory / kept.item.info.content.hex
+    path.touch()
+    os.truncate(path, len(kept.item.data))
+    return replace(kept.job, where=lambda: path)
+
+
+# How many torrents are in the session
+
+
+def test_of_files_that_stay_open_no_more_are_in_the_session_than_it_may_have_and_the_next_read_brings_one_back(
+    tmp_path: Path,
+) -> None:
+    items = files(6, PIECE)
+
+    async def scenario(bench: Bench, seeder: Seeder) -> None:
+        receivers = [bench.receiver(item) for item in items]
+        for receiver in receivers:
+            bench.fetch(receiver)
+            receiver.wants(0)
+            await receiver.lands(0)
+        await until(lambda: _in_session(bench) == 2)
+        assert [receiver.has_ended for receiver in receivers] == [True] * 4 + [False] * 2, "the longest unread went"
+        again = bench.receiver(items[0])
+        bench.fetch(again)
+        again.wants(1)
+        await again.lands(1)
+
+    def _in_session(bench: Bench) -> int:
+        return sum(bench.fetcher.has(item.info.content) for item in items)
+
+    fetch_from(tmp_path, scenario, *items, settings=replace(QUIET, active_torrents=2))
+
+
+def test_a_torrent_that_made_room_is_back_as_soon_as_something_of_its_open_file_is_read(tmp_path: Path) -> None:
+    items = files(3, PIECE)
+
+    async def scenario(bench: Bench, seeder: Seeder) -> None:
+        async with asking(tmp_path / "web") as remote, trio.open_nursery() as nursery:
+            router = Router(Fetch(), bench.fetcher, remote, remote.hedging, lambda _: False)
+            await nursery.start(router.run)
+            receivers = [bench.receiver(item) for item in items]
+            downloads = [router.download(_job(receiver), receiver) for receiver in receivers]  # type: ignore[arg-type]
+            for index in range(3):
+                for download, receiver in zip(downloads, receivers, strict=True):
+                    download.demand({index}, NOTHING)
+                    await receiver.lands(index)
+                await until(lambda: sum(bench.fetcher.has(item.info.content) for item in items) == 1)
+            assert not any(receiver.has_ended for receiver in receivers), "they are open"
+            assert [download.sources() for download in downloads] == [["torrent"]] * 3
+            for download in downloads:
+                download.close()
+            await until(lambda: all(receiver.has_ended for receiver in receivers))
+            nursery.cancel_scope.cancel()
+
+    def _job(receiver: Receiver) -> Any:
+        return replace(Kept(receiver.item).job, where=lambda: receiver.path, have=receiver.have)
+
+    fetch_from(tmp_path, scenario, *items, settings=replace(QUIET, active_torrents=1))
