@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,16 @@ import pytest
 import trio
 
 from cachefs.config import Fetch
+from cachefs.descriptors import FIRST_FILE, set_apart
 from cachefs.fetch.base import Job
 from cachefs.fetch.remote.download import RemoteDownload
 from cachefs.fetch.remote.fetcher import RemoteFetcher
 from cachefs.fetch.routing.download import RoutedDownload
 from cachefs.fetch.routing.router import Router
+from cachefs.fetch.torrent.nodelay import NoDelay
+from cachefs.store.objects import ObjectStore
+from cachefs.store.state import State
+from tests.counterparts import LOOPBACK
 from tests.fakes import BLOCK, Content, content, until
 from tests.records_kit import web
 from tests.remote_kit import Kept, KeptAlone, asking
@@ -178,3 +184,61 @@ def test_a_torrent_that_made_room_is_back_as_soon_as_something_of_its_open_file_
         return replace(Kept(receiver.item).job, where=lambda: receiver.path, have=receiver.have)
 
     fetch_from(tmp_path, scenario, *items, settings=replace(QUIET, active_torrents=1))
+
+
+# What is looked for among all descriptors
+
+
+def test_new_connections_are_found_whatever_files_are_open_and_none_of_those_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, looked_at = tmp_path / "file", list[int]()
+    path.touch()
+    files = [set_apart(os.open(path, os.O_RDONLY)) for _ in range(MANY)]
+    fstat = os.fstat
+
+    def noted(descriptor: int) -> os.stat_result:
+        looked_at.append(descriptor)
+        return fstat(descriptor)
+
+    try:
+        with ExitStack() as stack:
+            no_delay = NoDelay()
+            listener = stack.enter_context(socket.create_server((LOOPBACK, 0)))
+            for _ in range(3):
+                connection = stack.enter_context(socket.create_connection(listener.getsockname()))
+                with monkeypatch.context() as patched:
+                    patched.setattr(os, "fstat", noted)
+                    no_delay.set()
+                assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert not set(files) & set(looked_at)
+            assert not os.get_inheritable(files[0])
+    finally:
+        for descriptor in files:
+            os.close(descriptor)
+
+
+def test_the_files_of_open_content_are_out_of_the_way_of_sockets(tmp_path: Path) -> None:
+    item = content(1, 4 * PIECE, PIECE)
+    numbers: list[int] = []
+
+    async def scenario(bench: Bench, seeder: Seeder) -> None:
+        bench.fetch(receiver := bench.receiver(item))
+        receiver.wants(0)
+        await receiver.lands(0)
+        numbers.append(max(_numbers_of(receiver.path)))
+        state = State.open(tmp_path / "state.db")
+        store = ObjectStore(tmp_path / "objects", state)
+        stored = await store.open(item.info.manifest)
+        numbers.extend(_numbers_of(stored.path))
+        await store.aclose()
+        state.close()
+
+    fetch_from(tmp_path, scenario, item)
+    assert len(numbers) == 2
+    assert min(numbers) >= FIRST_FILE
+
+
+def _numbers_of(path: Path) -> list[int]:
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return [int(link.name) for link in links if link.readlink() == path]

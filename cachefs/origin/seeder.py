@@ -22,7 +22,7 @@ import trio
 from cachefs.config import Torrent
 from cachefs.config.values import Peer
 from cachefs.errors import ConfigError
-from cachefs.fetch.torrent.nodelay import set_nodelay
+from cachefs.fetch.torrent.nodelay import NoDelay
 from cachefs.fetch.torrent.session import TorrentSession, session_settings
 from cachefs.origin.opening import hold
 from cachefs.origin.torrents import SeededFile
@@ -48,9 +48,10 @@ class Seeder:
         self._refused = ""
         self._held: list[int] = []
         self.address = wanted
+        no_delay = NoDelay()
         session.on(lt.listen_succeeded_alert, self._on_listening)
         session.on(lt.listen_failed_alert, self._on_not_listening)
-        session.on(lt.incoming_connection_alert, lambda alert: set_nodelay(alert.endpoint))
+        session.on(lt.incoming_connection_alert, lambda _: no_delay.set())
         session.on(lt.file_error_alert, _warn)  # a file that disappeared, for instance
         session.on(lt.torrent_error_alert, _warn)
 

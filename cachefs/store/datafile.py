@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachefs.content import Bitmap, Manifest
+from cachefs.descriptors import set_apart
 from cachefs.diskerrors import named
 from cachefs.store import disk, places, recovery
 from cachefs.store.guard import Guard
@@ -37,7 +38,7 @@ class DataFile:
 
     def __init__(self, path: Path, manifest: Manifest, found: Found) -> None:
         self.path = path
-        self.fd = found.fd
+        self.fd = found.fd = set_apart(found.fd)
         self.shared = found.shared
         self._manifest = manifest
         self._guard = Guard(path, manifest)
@@ -150,4 +151,5 @@ class DataFile:
 
     def replace(self, found: Found) -> None:
         """Take what recovery has found in the place of this one, which nobody has seen yet."""
-        self.fd, self.shared = found.fd, found.shared
+        self.fd = found.fd = set_apart(found.fd)
+        self.shared = found.shared

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cachefs.content import Bitmap, Manifest, Span
+from cachefs.descriptors import set_apart
 from cachefs.errors import StoreFailed
 
 
@@ -23,7 +24,7 @@ class Extents:
 
     def _open(self) -> int:
         try:
-            return os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            return set_apart(os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
         except OSError as error:
             raise StoreFailed(f"{self._path}: {error.strerror}") from error
 

@@ -30,7 +30,7 @@ from cachefs.fetch.base import Job, Sink, Transfer
 from cachefs.fetch.http.addresses import resolve
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent.download import Phase, Swarm, TorrentDownload
-from cachefs.fetch.torrent.nodelay import set_nodelay
+from cachefs.fetch.torrent.nodelay import NoDelay
 from cachefs.fetch.torrent.session import TorrentSession, session_settings
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class TorrentFetcher:
         self._swarm = Swarm(web_seeds, trackers, peer_exchange=settings.pex)
         self._downloads: dict[bytes, TorrentDownload] = {}
         self._magnets: dict[bytes, _Magnet] = {}
+        self._no_delay, self._news = NoDelay(), False
         self._counted: dict[bytes, dict[str, int]] = {}
         self._peer_addresses: dict[Peer, tuple[str, int]] = {}
         self._seed_addresses: dict[tuple[str, int], WebSeed] = {}
@@ -175,7 +176,7 @@ class TorrentFetcher:
         session.on(lt.peer_error_alert, lambda a: self._source_failed(_endpoint(a.endpoint), a.error.message()))
         session.on(lt.peer_disconnected_alert, self._on_disconnected)
         session.on(lt.peer_connect_alert, self._on_connected)
-        session.on(lt.incoming_connection_alert, lambda a: set_nodelay(a.endpoint))
+        session.on(lt.incoming_connection_alert, lambda _: self._connections_came())
         session.on(lt.url_seed_alert, self._on_url_seed)
         session.on(lt.alerts_dropped_alert, lambda a: log.error("libtorrent dropped alerts: %s", a.message()))
         session.on(lt.listen_failed_alert, lambda a: log.warning("%s", a.message()))
@@ -240,8 +241,18 @@ class TorrentFetcher:
         self._with(alert, TorrentDownload.on_peers_changed)
 
     def _on_connected(self, alert: lt.peer_connect_alert) -> None:
-        set_nodelay(alert.endpoint)
+        self._connections_came()
         self._with(alert, TorrentDownload.on_peers_changed)
+
+    def _connections_came(self) -> None:
+        # Once for all that are told of at one time: where nobody can be reached, that is hundreds a second.
+        if not self._news and self._nursery is not None:
+            self._news = True
+            self._nursery.start_soon(self._set_no_delay)
+
+    async def _set_no_delay(self) -> None:
+        self._news = False
+        self._no_delay.set()
 
     def _on_ban(self, alert: lt.peer_ban_alert) -> None:
         self._ledger.failed(_endpoint(alert.endpoint), "sent wrong bytes; banned", lied=True)
