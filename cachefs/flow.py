@@ -3,7 +3,8 @@
 How it works: the flights of a flow are its urgent demand, the windows of its readers its readahead; both go to the
 download as sets. A flight ends when its block lands or when the fetcher says that it can't go on, and wakes
 everybody who waited. A reader that gives up leaves its flight behind: it is asked for after those that are
-waited for, so one reader's impatience ends nobody's fetch.
+waited for, so one reader's impatience ends nobody's fetch. Only when nothing comes for a while does it end: where no
+source can be reached, a node would leave thousands behind.
 """
 
 from __future__ import annotations
@@ -31,18 +32,24 @@ _LEFT_FOR = 2.0
 _ECHO = 0.5
 """For how many seconds after a read in vain the kernel's second try is expected."""
 
+LOOK_AT_FORSAKEN, _FORSAKEN = 1.0, 10.0
+"""How often it is looked after what readers left behind who gave up, and for how long that is wanted, in seconds."""
+
 _MOST_REASONS = 1000
 
 
 class _Flight:
     """A missing block on its way: who waits for it, and how it ended."""
 
-    __slots__ = ("done", "error", "waiters")
+    __slots__ = ("done", "error", "left_at", "waiters", "waits")
 
     def __init__(self) -> None:
         self.done = trio.Event()
         self.error: Exception | None = None
         self.waiters: list[Reader] = []
+        self.waits = 0
+        """How many wait for it, those without a reader among them."""
+        self.left_at = float("inf")
 
     def urgent(self, index: int) -> bool:
         """Whether somebody needs block `index`, which this is the flight of, before what is only read ahead."""
@@ -178,6 +185,20 @@ class Flow:
                 return error
         return None
 
+    def end_forsaken(self, now: float) -> bool:
+        """Put what nobody waits for any more behind, and end it after a while in which nothing came; whether all ended.
+
+        To be called every `LOOK_AT_FORSAKEN` seconds.
+        """
+        left = {index: now - flight.left_at for index, flight in self._flights.items() if not flight.waits}
+        quiet = self.download is None or now - self.download.moved_at() >= _FORSAKEN
+        ended = [index for index, age in left.items() if quiet and age >= _FORSAKEN]
+        for index in ended:
+            del self._flights[index]
+        if ended or any(age <= LOOK_AT_FORSAKEN for age in left.values()):
+            self.grow()
+        return not self._flights
+
     def forget_flights(self) -> None:
         """Nobody reads this content any more: what was given up on need not come."""
         self._flights.clear()
@@ -220,6 +241,7 @@ class Flow:
         waiters = [] if waiter is None else [waiter]
         for flight in flights:
             flight.waiters += waiters
+            flight.waits += 1
         self.demand(most)
         try:
             for flight in flights:
@@ -227,6 +249,9 @@ class Flow:
                 if flight.error is not None:
                     raise flight.error
         finally:
+            for flight in flights:
+                flight.waits -= 1
+                flight.left_at = trio.current_time()
             for flight, gone in product(flights, waiters):
                 flight.waiters.remove(gone)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ from cachefs.fetch.routing.router import Router
 from cachefs.fetch.torrent.nodelay import NoDelay
 from cachefs.store.objects import ObjectStore
 from cachefs.store.state import State
+from tests import cache_kit
 from tests.counterparts import LOOPBACK
 from tests.fakes import BLOCK, Content, content, until
 from tests.records_kit import web
@@ -242,3 +244,61 @@ def test_the_files_of_open_content_are_out_of_the_way_of_sockets(tmp_path: Path)
 def _numbers_of(path: Path) -> list[int]:
     links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     return [int(link.name) for link in links if link.readlink() == path]
+
+
+def test_a_wish_makes_nobody_look_at_others_that_wait_for_the_same_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        with web() as host:
+            for item in items:
+                host.put(item.info.name, item.data, gate=gate)
+            async with asking(tmp_path, host.url) as fetcher:
+                kept = [KeptAlone(item, fetcher) for item in items]
+                for each in kept:
+                    each.download.demand({0}, NOTHING)
+                with looked_at(RemoteDownload, monkeypatch) as found:
+                    kept[0].download.demand({0, 1}, NOTHING)
+                assert found <= {kept[0].download}
+                gate.set()
+                await until(lambda: all(0 in each.have for each in kept))
+
+    items, gate = files(), threading.Event()
+    trio.run(main)
+
+
+# What readers leave behind who give up
+
+
+def test_what_a_reader_gave_up_on_is_not_wanted_for_ever_where_nothing_comes(tmp_path: Path) -> None:
+    async def scenario(bench: cache_kit.Bench) -> None:
+        reader = await bench.open()
+        await bench.read(reader, 0, 10)
+        fetched = bench.fetcher.last
+        await trio.sleep(9)
+        assert fetched.ahead == {0}, "the next reader may be glad of it"
+        fetched.moved = trio.current_time()
+        await trio.sleep(9)
+        assert fetched.ahead == {0}, "something came"
+        await trio.sleep(15)
+        assert not fetched.urgent | fetched.ahead
+        await bench.start_read(reader, 0, 10)
+        assert fetched.urgent == {0}
+        fetched.land(0)
+        await bench.settled()
+        assert bench.outcomes[1] == cache_kit.FILE.data[:10]
+
+    cache_kit.run(tmp_path, scenario)
+
+
+def test_what_somebody_fetches_without_a_reader_is_wanted_as_long_as_he_waits(tmp_path: Path) -> None:
+    async def scenario(bench: cache_kit.Bench) -> None:
+        reader = await bench.open()
+        with trio.move_on_after(cache_kit.DEADLINE - 1):
+            await bench.cache.fetch(reader, 3)
+        await trio.sleep(3)
+        assert bench.fetcher.last.ahead == {3}
+        await trio.sleep(15)
+        assert not bench.fetcher.last.ahead
+
+    cache_kit.run(tmp_path, scenario)

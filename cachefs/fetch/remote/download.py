@@ -187,6 +187,7 @@ class RemoteDownload:
         run.source.busy += 1
         run.source.jumps += run.jump
         self._runs.add(run)
+        self._fetcher.asking.add(self)
         self._fetcher.start(self._run, run)
 
     def spare(self) -> list[Run]:
@@ -235,6 +236,8 @@ class RemoteDownload:
             self._judge.failed(run.source, str(Fault(error)))
         finally:
             self._runs.discard(run)
+            if not self._runs:
+                self._fetcher.asking.discard(self)
             run.source.busy -= 1
             run.source.jumps -= run.jump
         # Not when all ends: a request that began then would be cancelled at once, and begin the next one, for ever.

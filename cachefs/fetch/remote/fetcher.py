@@ -54,6 +54,8 @@ class RemoteFetcher:
         self.buffers = Buffers()
         self._direct = Direct()
         self._downloads: dict[ContentId, RemoteDownload] = {}
+        self.asking: set[RemoteDownload] = set()
+        """The downloads for which requests are under way: no more than the sources have places."""
         self._wanting: dict[RemoteDownload, None] = {}
         self._moving: dict[RemoteDownload, None] = {}
         self._nursery: trio.Nursery | None = None
@@ -101,9 +103,11 @@ class RemoteFetcher:
         self._moving.pop(download, None)
 
     def want(self, download: RemoteDownload) -> None:
-        """The download wants something: let all look for something to ask."""
+        """The download wants something: let it look for something to ask. The others have, when they could."""
         self._wanting[download] = None
-        self.schedule()
+        self._work.set()
+        for urgent in (True, False):
+            download.start(urgent=urgent)
 
     def moved(self, download: RemoteDownload) -> None:
         """The download landed a block: its speed is to be measured."""
@@ -156,7 +160,7 @@ class RemoteFetcher:
 
     def make_place(self, sources: Collection[RemoteSource]) -> None:
         """Break off a request to one of these that nobody waits for: the one of whose block the least has come."""
-        runs = [run for download in self._busy() for run in download.spare() if run.source in sources]
+        runs = [run for download in self.asking for run in download.spare() if run.source in sources]
         if runs and not any(run.dropped for run in runs):  # else there will be a place in a moment
             min(runs, key=lambda run: run.received).drop()
 
@@ -183,7 +187,16 @@ class RemoteFetcher:
         busy = self._busy()
         for urgent in (True, False):
             for download in busy:
+                if not self._has_place():
+                    return
                 download.start(urgent=urgent)
+
+    def _has_place(self) -> bool:
+        """Whether there is a source that may be asked for anything now."""
+        return any(
+            self.is_free(source) and self.reaches(source) and not source.health.breaker.pause()
+            for source in self._remotes.every()
+        )
 
     # Looking after what does not come
 

@@ -13,7 +13,7 @@ Variables for remotes: https://rclone.org/docs/#environment-variables
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -104,6 +104,11 @@ class Remotes:
         """Return when there is."""
         while not self.for_rclone():
             await self._news.wait()
+
+    def every(self) -> Iterator[RemoteSource]:
+        """All sources there are, each once: the operator's remotes and all web seeds."""
+        yield from self._by_base.values()
+        yield from (source for source in self.sources if source.seed is None)
 
     def of(self, item: Item) -> list[RemoteSource]:
         """The sources that may have `item`."""

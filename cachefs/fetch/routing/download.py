@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _FORGOTTEN = 60.0
 """Seconds after which it says nothing any more that peers of a file were looked for in vain."""
 
+_STILL = 10.0
+"""Seconds after the last block from which on nothing moves any more that would be worth telling."""
+
 
 class _WebSide:
     """What the web's half tells: the blocks go to both halves, the end to the router."""
@@ -94,6 +97,16 @@ class RoutedDownload:
     @property
     def busy(self) -> bool:
         return bool(self._urgent or self._ahead)
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether a reader waits for something of it."""
+        return bool(self._urgent)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing was wanted for so long that nothing moves any more."""
+        return not self.busy and trio.current_time() - self._wanted_at > _STILL
 
     # What the cache asks
 

@@ -6,6 +6,7 @@ which way, whether peers were looked for in vain lately, and the clock by which 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _REVIEW_EVERY = 0.1
+_BEHIND = 10
+"""What nobody waits for is looked at again so many times more seldom."""
 _DROUGHT = 60.0
 """Seconds for which a file without peers spares the next files the wait for theirs."""
 
@@ -98,7 +101,7 @@ class Router:
         self.wanting.discard(download)
 
     def transfers(self) -> list[Transfer]:
-        transfers = [download.transfer() for download in self._downloads]
+        transfers = [download.transfer() for download in self._downloads if not download.at_rest]
         return [transfer for transfer in transfers if transfer.wanted or transfer.rate > 0]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -106,8 +109,9 @@ class Router:
         if isinstance(self.web, RemoteFetcher):
             self.torrent.leave_web_seeds_to(self.web.serves)
         task_status.started()
-        while True:
+        for tick in itertools.count():
             await trio.sleep(_REVIEW_EVERY)
             self.wanting = {download for download in self.wanting if download.busy}
             for download in tuple(self.wanting):
-                download.review()
+                if download.waited_for or tick % _BEHIND == 0:
+                    download.review()
