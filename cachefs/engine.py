@@ -100,10 +100,11 @@ class Engine:
 
 def without_room(cache: Cache, room: Room) -> Set[Waiting]:
     """The reads that wait for room: nothing that they miss is being fetched, so no source is to blame."""
-    lacking = [(flow, short) for flow in cache.flows() if (short := room.lacking(flow.item.content))]
+    waiting, lacking = cache.waiting(), room.lacking()
+    flows = [flow for flow in (cache.flow(content) for content in lacking if waiting) if flow is not None]
     return {
         wait
-        for wait in (cache.waiting() if lacking else ())
-        for flow, short in lacking
-        if wait.name == flow.item.name and short >= {*flow.stored.verified.missing(wait.blocks)}
+        for wait in waiting
+        for flow in flows
+        if wait.name == flow.item.name and lacking[flow.item.content] >= {*flow.stored.verified.missing(wait.blocks)}
     }

@@ -21,17 +21,20 @@ class Account:
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._unused: dict[int, int] = {}
+        self._sum = 0
         self._wasted = 0.0
         self._reckoned_at = trio.current_time()
 
     def left(self, reader: int) -> int:
         """How many bytes `reader` may have read ahead of it now."""
-        others = sum(size for other, size in self._unused.items() if other != reader)
+        others = self._sum - self._unused.get(reader, 0)
         return max(0, int(self._budget - others - self.wasted))
 
     def ahead(self, reader: int, size: int) -> None:
         """So much is read ahead of this reader and not used yet."""
-        self._unused[reader] = size
+        self._sum += size - self._unused.pop(reader, 0)
+        if size:
+            self._unused[reader] = size
 
     def waste(self, size: int) -> None:
         """So much was read ahead in vain."""
@@ -45,7 +48,9 @@ class Account:
 
     def close(self, reader: int) -> None:
         """The reader is gone, and what was ahead of it with it."""
-        self.waste(self._unused.pop(reader, 0))
+        size = self._unused.pop(reader, 0)
+        self._sum -= size
+        self.waste(size)
 
     @property
     def idle(self) -> bool:

@@ -14,19 +14,27 @@ from typing import Any
 import pytest
 import trio
 
+from cachefs.cache import Cache
 from cachefs.config import Fetch
+from cachefs.content import ContentId
 from cachefs.descriptors import FIRST_FILE, set_apart
+from cachefs.engine import without_room
+from cachefs.errors import StoreFull
 from cachefs.fetch.base import Job
 from cachefs.fetch.remote.download import RemoteDownload
 from cachefs.fetch.remote.fetcher import RemoteFetcher
 from cachefs.fetch.routing.download import RoutedDownload
 from cachefs.fetch.routing.router import Router
 from cachefs.fetch.torrent.nodelay import NoDelay
+from cachefs.speculation import Account
+from cachefs.store.claims import Claim
+from cachefs.store.eviction import Limits
 from cachefs.store.objects import ObjectStore
 from cachefs.store.state import State
-from tests import cache_kit
+from cachefs.store.stored import StoredObject
+from tests import cache_kit, room_kit
 from tests.counterparts import LOOPBACK
-from tests.fakes import BLOCK, Content, content, until
+from tests.fakes import BLOCK, Content, content, store_at, until
 from tests.records_kit import web
 from tests.remote_kit import Kept, KeptAlone, asking
 from tests.torrent_kit import PIECE, QUIET, Bench, Receiver, Seeder, fetch_from, fetching
@@ -302,3 +310,135 @@ def test_what_somebody_fetches_without_a_reader_is_wanted_as_long_as_he_waits(tm
         assert not bench.fetcher.last.ahead
 
     cache_kit.run(tmp_path, scenario)
+
+
+# The store
+
+
+def test_a_commit_asks_none_of_the_open_objects_but_those_of_which_something_landed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[StoredObject] = []
+    commit = StoredObject.commit
+
+    async def noted(stored: StoredObject) -> None:
+        asked.append(stored)
+        await commit(stored)
+
+    async def main() -> None:
+        with store_at(tmp_path) as store:
+            opened = [await store.open(item.info.manifest) for item in items]
+            with monkeypatch.context() as patched:
+                patched.setattr(StoredObject, "commit", noted)
+                await put(opened[7], items[7])
+                await store.commit()
+                assert asked == [opened[7]]
+                await store.commit()
+                assert asked == [opened[7]], "nothing has come since"
+            await store.aclose()
+
+    items = files()
+    trio.run(main)
+
+
+def test_an_object_is_synced_at_its_end_only_if_something_came_since_its_last_commit(tmp_path: Path) -> None:
+    synced: list[int] = []
+
+    async def main() -> None:
+        state = State.open(tmp_path / "state.db")
+        store = ObjectStore(tmp_path / "store", state, sync=synced.append)
+        stored, other = [await store.open(item.info.manifest) for item in items]
+        await put(stored, items[0])
+        await store.commit()
+        assert len(synced) == 1
+        await other.release()
+        await stored.release()
+        assert len(synced) == 1
+        stored = await store.open(items[0].info.manifest)
+        assert list(stored.verified) == [0]
+        await put(stored, items[0], 1)
+        await stored.release()
+        assert len(synced) == 2
+        await store.aclose()
+        assert await store.doubtful() == []
+        state.close()
+
+    items = files(2)
+    trio.run(main)
+
+
+async def put(stored: StoredObject, item: Content, index: int = 0) -> None:
+    stored.put(index, item.piece(index))
+    stored.land(index)
+
+
+def test_room_is_reckoned_of_what_is_being_fetched_not_of_what_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cachefs.store.tally._FEW", 1, raising=False)
+    asked: set[Claim] = set()
+    promised = Claim.promised
+
+    def noted(claim: Claim) -> int:
+        asked.add(claim)
+        return promised(claim)
+
+    async def scenario(bench: room_kit.RoomBench) -> None:
+        readers = [await bench.open(item) for item in room_kit.FILES]
+        for reader in readers:
+            await bench.have(reader, 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(Claim, "promised", noted)
+            await bench.have(readers[0], 1)
+        assert len(asked) < len(readers) / 2
+
+    room_kit.run(tmp_path, scenario, Limits(free_space=2**20))
+
+
+def test_files_whose_readahead_was_used_are_not_added_up() -> None:
+    async def scenario() -> None:
+        account = Account(1000)
+        for reader in range(MANY):
+            account.ahead(reader, 10)
+            account.ahead(reader, 0)
+        assert account.idle
+        assert account.left(MANY) == 1000
+
+    trio.run(scenario)
+
+
+def test_whether_reads_wait_for_room_is_not_asked_of_what_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(bench: room_kit.RoomBench) -> None:
+        for item in room_kit.FILES:
+            await bench.open(item)
+        with monkeypatch.context() as patched:
+            patched.setattr(Cache, "flows", lambda cache: pytest.fail("all of them are looked at"))
+            assert not without_room(bench.cache, bench.room)
+
+    room_kit.run(tmp_path, scenario, room_kit.limit(4))
+
+
+def test_when_the_last_use_was_of_each_object_is_not_asked_where_all_are_open_and_none_may_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    last_used = State.last_used
+
+    def noted(state: State) -> dict[ContentId, float]:
+        nonlocal asked
+        asked += 1
+        return last_used(state)
+
+    async def scenario(bench: room_kit.RoomBench) -> None:
+        readers = [await bench.open(item) for item in room_kit.FILES]
+        for reader in readers[:4]:
+            await bench.have(reader, 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(State, "last_used", noted)
+            await bench.read(readers[4], 0, 10)
+        assert isinstance(bench.outcomes[-1], StoreFull)
+        assert asked == 1, "for the reason that the reader is told"
+
+    room_kit.run(tmp_path, scenario, room_kit.limit(4))

@@ -81,7 +81,7 @@ def test_nothing_that_passes_by_takes_the_room_that_somebody_waits_for(tmp_path:
             await bench.have(other, index)
         await bench.have(reader, 3)
         await bench.start_read(third, 0, 4 * room_kit.BLOCK)
-        assert bench.room.lacking(THREE.info.content) == {3}
+        assert bench.room.lacking() == {THREE.info.content: {3}}
         await bench.shut(other)
         assert await passed(bench, reader, ONE, 0) == []
         await bench.granted(third, 3)

@@ -108,10 +108,10 @@ class StatusSource:
         }
 
     def _transfers(self) -> list[Mapping[str, Any]]:
-        held = {flow.item.content: flow.stored for flow in self.engine.cache.flows()}
         transfers: list[Mapping[str, Any]] = []
         for transfer in self.engine.fetcher.transfers():
-            stored = held.get(transfer.content)
+            flow = self.engine.cache.flow(transfer.content)
+            stored = flow.stored if flow else None
             have = stored.held if stored else 0
             length = stored.manifest.length if stored else 0
             transfers.append(

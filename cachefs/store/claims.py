@@ -112,6 +112,11 @@ class Claim:
     def granted(self, index: int) -> bool:
         return index in self._granted
 
+    @property
+    def settled(self) -> bool:
+        """Whether, as it was measured last, nothing is to come and nothing was refused: what it takes stays."""
+        return self.stored.closed or not (self._granted or self.missing())
+
     def promised(self) -> int:
         """The bytes that granted blocks may still take, at most."""
         return sum(self.cost(index) for index in self._granted if index not in self.stored.verified)

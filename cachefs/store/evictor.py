@@ -55,12 +55,22 @@ class Evictor:
 
     def held(self) -> list[Held]:
         """Every object that takes room. StoreFailed."""
-        used = self._state.last_used() | {s.manifest.content: s.last_used for s in self._store.opened()}
+        used = self._used()
         return [
             Held(content, size, used.get(content, 0.0), self._why_stays(content), catalogue)
             for content, size, catalogue in self._tally.items()
             if size > 0
         ]
+
+    def movable(self) -> list[Held]:
+        """Those of them that may go. StoreFailed."""
+        found = [item for item in self._tally.items() if item[1] > 0 and not self._why_stays(item[0])]
+        # Where room is short because a node has all files open, this is asked many times a second, and none may go.
+        used = self._used() if found else {}
+        return [Held(content, size, used.get(content, 0.0), "", catalogue) for content, size, catalogue in found]
+
+    def _used(self) -> dict[ContentId, float]:
+        return self._state.last_used() | {s.manifest.content: s.last_used for s in self._store.opened()}
 
     def _why_stays(self, content: ContentId) -> str:
         if self.users.reads(content) or self._stuck.get(content, 0.0) > trio.current_time():

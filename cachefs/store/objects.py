@@ -66,6 +66,7 @@ class ObjectStore:
         self._hashing = trio.CapacityLimiter(_HASHING_THREADS)
         self._landed = trio.Event()
         self._landed_bytes = 0
+        self._uncommitted: dict[StoredObject, None] = {}
         self._failing: set[ContentId] = set()
         self._condemned: dict[ContentId, CachefsError] = {}
         self._unrecorded: dict[ContentId, frozenset[int]] = {}
@@ -230,7 +231,10 @@ class ObjectStore:
     async def commit(self) -> None:
         """Commit every open object now. What fails is logged once and left for the next commit."""
         self._landed, self._landed_bytes = trio.Event(), 0
-        for stored in self.opened():
+        uncommitted, self._uncommitted = self._uncommitted, {}  # few of thousands that may be open
+        for stored in uncommitted:
+            if stored.closed:
+                continue
             with self._tolerant(stored):
                 await stored.commit()
             if stored.condemned is not None:
@@ -248,6 +252,7 @@ class ObjectStore:
         """An object's word that a block became servable; wakes the committer."""
         self._landed.set()
         self._landed_bytes += size
+        self._uncommitted[stored] = None
 
     async def released(self, stored: StoredObject) -> None:
         """An object's word that a user is done with it."""
@@ -346,6 +351,7 @@ class ObjectStore:
             yield
         except CachefsError as error:
             self._landed.set()
+            self._uncommitted[stored] = None
             if content not in self._failing:
                 self._failing.add(content)
                 _log.error("blocks can't be made durable, and would be hashed again after a restart: %s", error)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 
 import trio
 
@@ -276,10 +276,11 @@ class Room:
     def _victims(self) -> list[Held]:
         if all(self._deficit(catalogue) <= 0 for catalogue in ("", *self.limits.catalogues)):
             return []
-        held = self.evictor.held()
+        movable = self.evictor.movable()
         going: list[Held] = []
-        for catalogue in (*self.limits.catalogues, ""):
-            rest = [i for i in held if i not in going and (not catalogue or i.catalogue == catalogue)]
+        for catalogue in (*self.limits.catalogues, "") if movable else ():
+            chosen = {item.content for item in going}
+            rest = [i for i in movable if i.content not in chosen and (not catalogue or i.catalogue == catalogue)]
             gone = sum(item.size for item in going if not catalogue or item.catalogue == catalogue)
             going += eviction.to_free(rest, self._deficit(catalogue) - gone, self._smallest())
         return going
@@ -313,10 +314,9 @@ class Room:
 
     # What commands and the status ask
 
-    def lacking(self, content: ContentId) -> Set[int]:
-        """The blocks of an object that somebody waits for, and that aren't fetched before there is room."""
-        claim = self._tally.claims.get(content)
-        return frozenset(claim.short) if claim is not None else frozenset()
+    def lacking(self) -> Mapping[ContentId, Set[int]]:
+        """The blocks of each object that somebody waits for, and that aren't fetched before there is room."""
+        return {content: frozenset(claim.short) for content, claim in self._tally.claims.items() if claim.short}
 
     async def next_records(self, most: int) -> list[ContentId]:
         """The records that would go first, once the store was looked at; none where nothing limits them."""

@@ -348,5 +348,10 @@ class StoredObject(ServedBytes):
             self._tools.state.touch_object(self.manifest.content, self._last_used)
         elif not self._frozen:
             bits = self.verified.copy()
-            self._seal = await trio.to_thread.run_sync(self._sync, False)
+            # As a rule the last commit has synced all of it; a node that ends closes thousands of files.
+            self._seal = await trio.to_thread.run_sync(self._sync, False) if self._dirty else self._looks()
             self._save(bits)
+
+    def _looks(self) -> Seal:
+        with named(self.path):
+            return self._file.looks()

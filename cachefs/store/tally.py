@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import trio
 
 from cachefs.content import ContentId
+from cachefs.errors import CachefsError
 from cachefs.store import space
 from cachefs.store.claims import Claim, Claimant
 from cachefs.store.eviction import Limits
 from cachefs.store.objects import ObjectStore
 
 _UNBOUNDED = 2**62
+_FEW = 64  # claims that aren't worth a look at which of them are settled
 
 
 class Tally:
@@ -38,6 +41,7 @@ class Tally:
         self.catalogue_of = catalogue_of
         self.disk_free = disk_free or (lambda: space.free_on_disk(store.root.parent))
         self._store = store
+        self._most_claims = _FEW
         self._sizes: dict[ContentId, tuple[int, str]] = {}
         self._sums: Counter[str] = Counter()
         self._held: Counter[str] = Counter()
@@ -54,8 +58,16 @@ class Tally:
         content = claimant.stored.manifest.content
         claim = self.claims.get(content)
         if claim is None or claim.stored is not claimant.stored:
+            self._forget_settled()
             claim = self.claims[content] = Claim(claimant)
         return claim
+
+    def _forget_settled(self) -> None:
+        """Of thousands of open objects few are being fetched at a time: only those have claims to add up."""
+        if len(self.claims) >= self._most_claims:
+            with suppress(CachefsError):  # a disk that can't tell is for the next measurement to complain of
+                self._measure_claims()
+            self._most_claims = 2 * len(self.claims) + _FEW
 
     def items(self) -> Iterable[tuple[ContentId, int, str]]:
         """Every object with what it is charged and its catalogue."""
@@ -113,9 +125,12 @@ class Tally:
         for content in list(self._store.brought):
             self._store.brought.discard(content)
             self.charge(content, self._store.taken(content))
+        self._measure_claims()
+
+    def _measure_claims(self) -> None:
         for content, claim in list(self.claims.items()):
             self.charge(content, claim.measure(trio.current_time()))
-            if claim.stored.closed:
+            if claim.settled:
                 del self.claims[content]
 
     async def look(self) -> None:
