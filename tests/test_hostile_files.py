@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -147,19 +148,22 @@ def test_nobody_reads_what_the_owner_of_a_linked_file_wrote_to_it_under_its_old_
         if while_mounted:
             assert pread(mount.snapshots / BODIES, 0, 4) == wanted
             _spoil(adopted / BODIES)
-            _forget(mount)
-            with pytest.raises(OSError, match="Input/output error"):
-                pread(mount.snapshots / BODIES, 0, 4)
+            # EIO, or the right bytes if the look at what changed, which follows a start, has had it mended already.
+            with suppress(OSError):
+                assert _past_the_page_cache(mount.snapshots / BODIES)[:4] == wanted
             assert typed("verify", "--repair", "--data-dir", mount.data_dir).returncode == 0
         assert pread(mount.snapshots / BODIES, 0, 4) == wanted
         assert (adopted / BODIES).read_bytes()[:4] == b"EVIL"
 
 
-def _forget(mount: Mount) -> None:
-    """Have the kernel forget the pages of what nobody has open."""
-    fd = os.open(mount.snapshots / BODIES, os.O_RDONLY)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
+def _past_the_page_cache(path: Path) -> bytes:
+    """The first bytes of a file, as the daemon gives them now."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    try:
+        page = mmap.mmap(-1, mmap.PAGESIZE)
+        return page[: os.preadv(fd, [page], 0)]
+    finally:
+        os.close(fd)
 
 
 @ANOTHER_USER
@@ -188,7 +192,7 @@ def test_a_page_that_was_written_to_before_it_was_hashed_cant_be_written_to_unse
         done = typed("adopt", his, "--data-dir", tmp_path / "data", "--chain-toml", library.chain)
         assert f"({len(library.files)} hard link)" in done.stdout
         mapped[:4] = b"EVIL"
-        with mounted(tmp_path) as mount, pytest.raises(OSError, match="Input/output error"):
+        with mounted(tmp_path, None, "--deadline", "2") as mount, pytest.raises(OSError, match="Input/output error"):
             pread(mount.snapshots / BODIES, 0, 4)
 
 
