@@ -24,7 +24,9 @@ from cachefs.callers import Caller
 from cachefs.content import ContentId
 from cachefs.errors import Abandoned, CachefsError, Stopping, Unavailable
 from cachefs.fetch.base import Fetcher, Item, Job
-from cachefs.flow import LOOK_AT_FORSAKEN, Admission, Flow, Opening, Reader, Reasons, Unlimited
+from cachefs.flow import Admission, Flow, Forsaken, Reader, Unlimited
+from cachefs.opening import Opening
+from cachefs.reasons import Reasons
 from cachefs.speculation import Accounts
 from cachefs.store.objects import ObjectStore
 from cachefs.store.stored import StoredObject
@@ -66,8 +68,7 @@ class Cache:
         self._evidence = evidence
         self._flows: dict[ContentId, Flow] = {}
         self._closing: dict[ContentId, Flow] = {}
-        self._waited_for: set[Flow] = set()
-        self._waits_began = trio.Event()
+        self._forsaken = Forsaken()
         self._nursery: trio.Nursery | None = None
         self._waits = Waits(settings)
         self._accounts = Accounts(settings.speculation)
@@ -83,20 +84,7 @@ class Cache:
         """Look after flows that ended, and after what readers who gave up have left, for ever."""
         async with trio.open_nursery() as self._nursery:
             task_status.started()
-            while True:
-                await self._waits_began.wait()
-                await trio.sleep(LOOK_AT_FORSAKEN)
-                self._end_forsaken(trio.current_time())
-
-    def _waits_for(self, flow: Flow) -> None:
-        """Somebody is about to wait, and may leave before what is waited for comes."""
-        self._waited_for.add(flow)
-        self._waits_began.set()
-
-    def _end_forsaken(self, now: float) -> None:
-        self._waited_for = {flow for flow in self._waited_for if not flow.end_forsaken(now)}
-        if not self._waited_for:
-            self._waits_began = trio.Event()
+            await self._forsaken.run()
 
     async def open(self, item: Item, caller: Caller | None = None) -> Reader:
         """A new reader of this content, opened by `caller`; close it."""
@@ -255,7 +243,7 @@ class Cache:
         Unavailable when nothing of the file came for as long as a read would wait; StoreFull.
         """
         flow, deadline = reader.flow, self._settings.deadline
-        self._waits_for(flow)
+        self._forsaken.watch(flow)
         while block not in flow.stored.verified:
             self._waits.require_running()
             if flow.stored.condemned is not None:
@@ -300,7 +288,7 @@ class Cache:
 
     async def _fetch(self, reader: Reader, missing: list[int], since: float, thread: int) -> None:
         flow, asker = reader.flow, Caller(thread)
-        self._waits_for(flow)
+        self._forsaken.watch(flow)
         await self._ready(flow, since)
         while (until := self._patience(flow, since)) > trio.current_time():
             anew = max(since, flow.tried_anew_at) + self._settings.deadline / 2

@@ -18,11 +18,9 @@ import trio
 
 from cachefs import window
 from cachefs.callers import Caller
-from cachefs.content import ContentId, Manifest
 from cachefs.fetch.base import Claim, Download, Item
 from cachefs.guesses import Guesses
 from cachefs.speculation import Account, Accounts
-from cachefs.store.objects import ObjectStore
 from cachefs.store.stored import StoredObject
 
 _METER_SPAN = 2.0
@@ -32,10 +30,8 @@ _LEFT_FOR = 2.0
 _ECHO = 0.5
 """For how many seconds after a read in vain the kernel's second try is expected."""
 
-LOOK_AT_FORSAKEN, _FORSAKEN = 1.0, 10.0
+_LOOK_AT_FORSAKEN, _FORSAKEN = 1.0, 10.0
 """How often it is looked after what readers left behind who gave up, and for how long that is wanted, in seconds."""
-
-_MOST_REASONS = 1000
 
 
 class _Flight:
@@ -188,14 +184,14 @@ class Flow:
     def end_forsaken(self, now: float) -> bool:
         """Put what nobody waits for any more behind, and end it after a while in which nothing came; whether all ended.
 
-        To be called every `LOOK_AT_FORSAKEN` seconds.
+        To be called every `_LOOK_AT_FORSAKEN` seconds.
         """
         left = {index: now - flight.left_at for index, flight in self._flights.items() if not flight.waits}
         quiet = self.download is None or now - self.download.moved_at() >= _FORSAKEN
         ended = [index for index, age in left.items() if quiet and age >= _FORSAKEN]
         for index in ended:
             del self._flights[index]
-        if ended or any(age <= LOOK_AT_FORSAKEN for age in left.values()):
+        if ended or any(age <= _LOOK_AT_FORSAKEN for age in left.values()):
             self.grow()
         return not self._flights
 
@@ -256,42 +252,27 @@ class Flow:
                 flight.waiters.remove(gone)
 
 
-class Opening:
-    """An object being opened in the mount's nursery: hashing what a crash left may outlast a reader's patience."""
+class Forsaken:
+    """Looks after what readers leave behind who give up, in the flows that somebody waited for."""
 
-    def __init__(self, store: ObjectStore, manifest: Manifest) -> None:
-        self._store = store
-        self._manifest = manifest
-        self._done = trio.Event()
-        self._given_up = False
-        self._stored: StoredObject | None = None
-        self._error: Exception | None = None
+    def __init__(self) -> None:
+        self._flows: set[Flow] = set()
+        self._any = trio.Event()
+
+    def watch(self, flow: Flow) -> None:
+        """Somebody is about to wait, and may leave before what is waited for comes."""
+        self._flows.add(flow)
+        self._any.set()
 
     async def run(self) -> None:
-        """Open it, and give it back if nobody waits any more."""
-        try:
-            self._stored = await self._store.open(self._manifest)
-        except Exception as error:  # a fault too is the reader's to see: this task has only the mount above it
-            self._error = error
-        self._done.set()
-        if self._given_up and self._stored is not None:
-            await self._stored.release()
-
-    async def wait(self) -> StoredObject:
-        """The object, once it is open; raises what kept it from being opened. Cancel it to give up."""
-        try:
-            while not self._done.is_set():
-                await self._done.wait()
-        except trio.Cancelled:
-            self._given_up = True
-            if self._stored is not None:  # it came just as we were cancelled
-                with trio.CancelScope(shield=True):
-                    await self._stored.release()
-            raise
-        if self._stored is None:
-            assert self._error is not None
-            raise self._error
-        return self._stored
+        """Look, for ever."""
+        while True:
+            await self._any.wait()
+            await trio.sleep(_LOOK_AT_FORSAKEN)
+            now = trio.current_time()
+            self._flows = {flow for flow in self._flows if not flow.end_forsaken(now)}
+            if not self._flows:
+                self._any = trio.Event()
 
 
 class Reader:
@@ -358,25 +339,3 @@ class Reader:
     def window_moved(self) -> bool:
         """Whether the blocks to read ahead end elsewhere than when they were told last."""
         return self.window.ahead(self._most_ahead).stop != self._ahead.stop
-
-
-class Reasons:
-    """Why reads of some content failed last, of the thousand that did so last."""
-
-    def __init__(self) -> None:
-        self._errors: dict[ContentId, str] = {}
-
-    def note(self, content: ContentId, error: Exception) -> None:
-        """Keep the error's words."""
-        self.forget(content)
-        self._errors[content] = str(error)
-        if len(self._errors) > _MOST_REASONS:
-            del self._errors[next(iter(self._errors))]
-
-    def forget(self, content: ContentId) -> None:
-        """A read had to wait and got its bytes."""
-        self._errors.pop(content, None)
-
-    def of(self, content: ContentId) -> str:
-        """In words; empty if none failed."""
-        return self._errors.get(content, "")

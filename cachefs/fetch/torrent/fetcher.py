@@ -8,8 +8,7 @@ info-hash. About twice a second a supervisor looks after what does not come: add
 libtorrent gave up are offered again, with growing pauses. Who gave what is asked of libtorrent once a second and
 kept in the ledger, since pieces carry no sender.
 
-Metadata from peers (BEP 9) uses the same session: a magnet torrent that wants no piece, removed as soon
-as its info dictionary is here.
+Metadata from peers uses the same session (`magnets.py`).
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from typing import TYPE_CHECKING
 import libtorrent as lt
 import trio
 
-from cachefs import metainfo
 from cachefs.config.values import without_login
 from cachefs.content import ContentId
 from cachefs.diskerrors import kind_of
-from cachefs.errors import MetadataUnavailable, NotReached, StoreFailed
+from cachefs.errors import MetadataUnavailable, StoreFailed
 from cachefs.fetch.base import Job, Sink, Transfer
-from cachefs.fetch.http.addresses import resolve
 from cachefs.fetch.sources import Ledger, WebSeed
 from cachefs.fetch.torrent.download import Phase, Swarm, TorrentDownload
+from cachefs.fetch.torrent.hosts import Hosts
+from cachefs.fetch.torrent.magnets import Magnets
 from cachefs.fetch.torrent.nodelay import NoDelay
 from cachefs.fetch.torrent.session import TorrentSession, session_settings
 
@@ -40,18 +39,6 @@ log = logging.getLogger(__name__)
 
 _SUPERVISE_EVERY = 0.5
 _REMOVED_WITHIN = 2.0
-_RESOLVE_EVERY = 60.0
-_RESOLVE_FIRST = 2.0
-"""Seconds that the start waits for names to be resolved; a dead name server must not hold up the mount."""
-
-
-class _Magnet:
-    """One info dictionary on its way, and how many wait for it."""
-
-    def __init__(self) -> None:
-        self.waiting = 0
-        self.done = trio.Event()
-        self.info = b""
 
 
 class TorrentFetcher:
@@ -68,37 +55,34 @@ class TorrentFetcher:
     ) -> None:
         self._settings = settings
         self._ledger = ledger
-        self._static_peers = tuple(peers)
         self._swarm = Swarm(web_seeds, trackers, peer_exchange=settings.pex)
+        self._hosts = Hosts(peers, self._swarm, ledger)
         self._downloads: dict[bytes, TorrentDownload] = {}
-        self._magnets: dict[bytes, _Magnet] = {}
+        self._magnets: Magnets | None = None
         self._no_delay, self._news = NoDelay(), False
         self._counted: dict[bytes, dict[str, int]] = {}
-        self._peer_addresses: dict[Peer, tuple[str, int]] = {}
-        self._seed_addresses: dict[tuple[str, int], WebSeed] = {}
         self._nursery: trio.Nursery | None = None
         self._session: TorrentSession | None = None
 
     @property
     def has_peers(self) -> bool:
         """Whether there is any way to find a peer."""
-        return bool(self._static_peers or self._swarm.trackers or self._settings.dht or self._settings.lsd)
+        return bool(self._hosts or self._swarm.trackers or self._settings.dht or self._settings.lsd)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the session and serve it for ever; it is closed when this is cancelled."""
-        self._session = TorrentSession(session_settings(self._settings))
-        self._listen(self._session)
+        self._session = session = TorrentSession(session_settings(self._settings))
+        self._magnets = magnets = Magnets(session.lt, self._swarm, self._downloads.__contains__)
+        self._listen(session, magnets)
         try:
             async with trio.open_nursery() as self._nursery:
-                with trio.move_on_after(_RESOLVE_FIRST):
-                    await self._resolve()
-                self._nursery.start_soon(self._session.pump)
-                self._nursery.start_soon(self._supervise)
-                self._nursery.start_soon(self._resolve_again)
+                await self._nursery.start(self._hosts.run)
+                self._nursery.start_soon(session.pump)
+                self._nursery.start_soon(self._supervise, session, magnets)
                 task_status.started()
         finally:
             with trio.CancelScope(shield=True):
-                await self._session.aclose()
+                await session.aclose()
             for download in self._downloads.values():
                 download.discard()
 
@@ -131,42 +115,17 @@ class TorrentFetcher:
 
         Cancel it to give up. libtorrent checks the dictionary against the info-hash.
         """
-        assert self._session is not None
+        assert self._magnets is not None
         if not self.has_peers:
             raise MetadataUnavailable(name, "no peers are known")
-        magnet = self._magnets.setdefault(content.digest, _Magnet())
-        if not magnet.waiting:
-            self._session.lt.async_add_torrent(self._magnet_params(content))
-        magnet.waiting += 1
-        try:
-            await magnet.done.wait()
-        finally:
-            magnet.waiting -= 1
-            if not magnet.waiting:
-                del self._magnets[content.digest]
-                self._remove_magnet(content)
-        return metainfo.wrap(magnet.info)
-
-    def _magnet_params(self, content: ContentId) -> lt.add_torrent_params:
-        params = lt.add_torrent_params()
-        params.info_hashes = lt.info_hash_t(lt.sha1_hash(content.digest))
-        params.save_path = "/nonexistent"
-        params.trackers = list(self._swarm.trackers)
-        params.flags = lt.torrent_flags.default_dont_download
-        return params
-
-    def _remove_magnet(self, content: ContentId) -> None:
-        assert self._session is not None
-        handle = self._session.lt.find_torrent(lt.sha1_hash(content.digest))
-        if handle.is_valid() and content.digest not in self._downloads:
-            self._session.lt.remove_torrent(handle)
+        return await self._magnets.metainfo(content)
 
     # Alerts
 
-    def _listen(self, session: TorrentSession) -> None:
-        session.on(lt.add_torrent_alert, self._on_added)
+    def _listen(self, session: TorrentSession, magnets: Magnets) -> None:
+        session.on(lt.add_torrent_alert, lambda a: self._on_added(a, magnets))
         session.on(lt.torrent_removed_alert, self._on_removed)
-        session.on(lt.metadata_received_alert, self._on_metadata)
+        session.on(lt.metadata_received_alert, lambda a: magnets.on_metadata(_key(a.handle), a.handle.torrent_file()))
         session.on(lt.piece_finished_alert, lambda a: self._with(a, lambda d: d.pieces.on_finished(a.piece_index)))
         session.on(lt.cache_flushed_alert, lambda a: self._with(a, lambda d: d.pieces.on_flushed()))
         session.on(lt.hash_failed_alert, self._on_hash_failed)
@@ -186,15 +145,12 @@ class TorrentFetcher:
         if download is not None and download.phase is Phase.RUNNING:
             call(download)
 
-    def _on_added(self, alert: lt.add_torrent_alert) -> None:
+    def _on_added(self, alert: lt.add_torrent_alert, magnets: Magnets) -> None:
         if alert.error.value():
             log.error("libtorrent refuses a torrent: %s", alert.message())
             return
         key = _key(alert.handle)
-        if key in self._magnets:
-            for address in self._swarm.peers:
-                alert.handle.connect_peer(address)
-        elif key in self._downloads:
+        if not magnets.on_added(key, alert.handle) and key in self._downloads:
             self._downloads[key].on_added(alert.handle)
 
     def _on_removed(self, alert: lt.torrent_removed_alert) -> None:
@@ -210,13 +166,6 @@ class TorrentFetcher:
         del self._downloads[download.content.digest]
         download.end()
         self._counted.pop(download.content.digest, None)
-
-    def _on_metadata(self, alert: lt.metadata_received_alert) -> None:
-        magnet = self._magnets.get(_key(alert.handle))
-        info = alert.handle.torrent_file()
-        if magnet is not None and info is not None:
-            magnet.info = info.info_section()
-            magnet.done.set()
 
     def _on_hash_failed(self, alert: lt.hash_failed_alert) -> None:
         def failed(download: TorrentDownload) -> None:
@@ -280,13 +229,12 @@ class TorrentFetcher:
         if peer.connection_type != peer.web_seed:
             return _endpoint(peer.ip)
         # libtorrent tells the server's software and its address, not the URL.
-        seeds = [seed for seed in self._swarm.web_seeds if seed.port == peer.ip[1]]
-        seed = seeds[0] if len(seeds) == 1 else self._seed_addresses.get(peer.ip)
+        seed = self._hosts.seed_at(peer.ip)
         return str(seed) if seed is not None else _endpoint(peer.ip)
 
     # Looking after what does not come
 
-    async def _supervise(self) -> None:
+    async def _supervise(self, session: TorrentSession, magnets: Magnets) -> None:
         tick = 0
         while True:
             await trio.sleep(_SUPERVISE_EVERY)
@@ -295,16 +243,15 @@ class TorrentFetcher:
             for download in list(self._downloads.values()):
                 download.supervise(now)
                 if download.phase is Phase.REMOVING and now - download.removing_since > _REMOVED_WITHIN:
-                    self._look_for(download)
+                    self._look_for(session, download)
             if tick % 2 == 0:
                 await self._measure()
                 self._remove_idle(now)
-                self._dial_for_magnets()
+                magnets.dial()
 
-    def _look_for(self, download: TorrentDownload) -> None:
+    def _look_for(self, session: TorrentSession, download: TorrentDownload) -> None:
         """Take note that a torrent is gone, though libtorrent didn't say so: in a storm of file errors it may not."""
-        assert self._session is not None
-        handle = self._session.lt.find_torrent(lt.sha1_hash(download.content.digest))
+        handle = session.lt.find_torrent(lt.sha1_hash(download.content.digest))
         if not handle.is_valid():
             self._removed(download)
 
@@ -320,13 +267,6 @@ class TorrentFetcher:
                 self._count(digest, peer, rates)
         self._ledger.set_rates("torrent", rates)
 
-    def _dial_for_magnets(self) -> None:
-        assert self._session is not None
-        for digest in self._magnets:
-            handle = self._session.lt.find_torrent(lt.sha1_hash(digest))
-            for address in self._swarm.peers if handle.is_valid() else ():
-                handle.connect_peer(address)
-
     def _remove_idle(self, now: float) -> None:
         running = [d for d in self._downloads.values() if d.phase is not Phase.REMOVING]
         idle = [d for d in running if not d.busy and not d.sought and d.phase is Phase.RUNNING]
@@ -338,37 +278,6 @@ class TorrentFetcher:
                 download.rest()
             elif not kept and now - download.idle_since >= self._settings.idle_seconds:
                 download.remove()
-
-    async def _resolve_again(self) -> None:
-        while True:
-            all_known = len(self._peer_addresses) == len(self._static_peers)
-            await trio.sleep(_RESOLVE_EVERY if all_known else _RESOLVE_FIRST)
-            await self._resolve()
-
-    async def _resolve(self) -> None:
-        """Find the addresses of all hosts, each on its own; what can't be found stays as it was."""
-        async with trio.open_nursery() as nursery:
-            for peer in self._static_peers:
-                nursery.start_soon(self._resolve_peer, peer)
-            for seed in self._swarm.web_seeds:
-                nursery.start_soon(self._resolve_seed, seed)
-
-    async def _resolve_peer(self, peer: Peer) -> None:
-        found = await self._addresses(str(peer), peer.host, peer.port)
-        if found:
-            self._peer_addresses[peer] = found[0]
-            self._swarm.peers = list(dict.fromkeys(self._peer_addresses.values()))
-
-    async def _resolve_seed(self, seed: WebSeed) -> None:
-        for address in await self._addresses(str(seed), seed.host, seed.port):
-            self._seed_addresses[address] = seed
-
-    async def _addresses(self, source: str, host: str, port: int) -> list[tuple[str, int]]:
-        try:
-            return [(address, port) for address in await resolve(host)]
-        except NotReached as error:
-            self._ledger.failed(source, str(error))
-            return []
 
 
 def _key(handle: lt.torrent_handle) -> bytes:
