@@ -150,7 +150,8 @@ def test_the_end_in_the_midst_of_everything_takes_seconds_and_whoever_waits_is_t
         with commands(
             ["verify", "--repair", HEADERS, *at], ["prefetch", DOMAIN, *at], ["adopt", local.parent, *at]
         ) as clients:  # fmt: skip
-            mount.wait_for("repairing", lambda now: HEADERS in {each["name"] for each in now["transfers"]})
+            wanted = {HEADERS, DOMAIN}
+            mount.wait_for("at work", lambda now: wanted <= {each["name"] for each in now["transfers"]})
             mount.child.wait_until("adopting", lambda: mount.child.process.pid in at_work_on(local))
             mount.waiting(READERS)
             start = time.monotonic()
@@ -161,12 +162,8 @@ def test_the_end_in_the_midst_of_everything_takes_seconds_and_whoever_waits_is_t
         assert {read.result(5) for read in reading} <= CUT
         assert "Traceback" not in mount.child.printed()
     assert [client.returncode for client in clients] == [1, 1, 1]
-    assert [each.splitlines()[0] for each in said] == [
-        f"{HEADERS}: 1 of 1 blocks wrong (0); the mount is being stopped",
-        "0 of 1 files here, 0 bytes fetched",
-        "cachefs: the mount is being stopped",
-    ]
-    assert said[1].splitlines()[1] == f"{DOMAIN}: the mount is being stopped"
+    # In what a command has to report, or in place of it, if there was no time for that.
+    assert ["the mount is being stopped" in each for each in said] == [True, True, True], said
     assert took < 10
 
 
