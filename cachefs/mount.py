@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 
 _GRACE = 2.0
 _LINGER = 0.5
+_WATCH_AGAIN = 10.0
 _TAKEN_AWAY = "the mount was taken away"
 
 
@@ -245,8 +246,13 @@ class Assembly:
             await self._reloader.hang_up()
 
     async def _watch_mount(self) -> None:
-        if self._own.entry is not None:
-            await mountinfo.wait_gone(self._own.entry)
+        while self._own.entry is not None:
+            try:
+                await mountinfo.wait_gone(self._own.entry)
+                break
+            except OSError as error:  # no descriptor is left to watch with; the driver hears of an end as well
+                log.warning("the mount table can't be watched: %s; tried again in %.0f s", error.strerror, _WATCH_AGAIN)
+                await trio.sleep(_WATCH_AGAIN)
         self._ending.begin(_TAKEN_AWAY)
 
     async def _watch_view(self, view: overlay.WritableView) -> None:
