@@ -71,14 +71,23 @@ def local_file(large: Path, place: Path) -> None:
     os.link(large / LARGE, place / "data" / "snapshots" / LARGE)
 
 
-def test_whoever_interrupts_a_daemons_start_ends_the_daemon(large: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (signal.SIGINT, INTERRUPTED, "interrupted"),
+        (signal.SIGTERM, TERMINATED, "ended by SIGTERM before the mount was usable"),
+    ],
+)
+def test_whoever_ends_a_daemons_start_by_a_signal_ends_the_daemon(
+    large: Path, tmp_path: Path, number: signal.Signals, code: int, words: str
+) -> None:
     local_file(large, tmp_path)
     arguments = mount_command(tmp_path, tmp_path / "chain.toml", "--daemon")
     with running("mount --daemon", command_of(arguments)) as child:
         child.wait_until("hashing", lambda: bool(at_work_on(large / LARGE)))
-        child.process.send_signal(signal.SIGINT)
-        assert child.process.wait(20) == INTERRUPTED
-        assert child.printed() == "cachefs: interrupted\n"
+        child.process.send_signal(number)
+        assert child.process.wait(20) == code
+        assert child.printed() == f"cachefs: {words}\n"
         assert at_work_on(large / LARGE) == []
         assert mountinfo.mount_at(tmp_path / "mnt") is None
     assert "Traceback" not in (tmp_path / "data" / "cachefs.log").read_text()
@@ -122,18 +131,6 @@ def test_who_starts_a_daemon_is_told_by_which_signal_it_ended(
         assert child.process.wait(20) == 1
         assert f"cachefs: the daemon was ended by {number.name} before the mount was usable" in child.printed()
     assert mountinfo.mount_at(tmp_path / "mnt") is None
-
-
-def test_whoever_terminates_a_daemons_start_ends_the_daemon(large: Path, tmp_path: Path) -> None:
-    local_file(large, tmp_path)
-    arguments = mount_command(tmp_path, tmp_path / "chain.toml", "--daemon")
-    with running("mount --daemon", command_of(arguments)) as child:
-        child.wait_until("hashing", lambda: bool(at_work_on(large / LARGE)))
-        child.process.send_signal(signal.SIGTERM)
-        assert child.process.wait(20) == TERMINATED
-        assert child.printed() == "cachefs: ended by SIGTERM before the mount was usable\n"
-        assert at_work_on(large / LARGE) == []
-    assert "Traceback" not in (tmp_path / "data" / "cachefs.log").read_text()
 
 
 def test_a_daemons_start_shows_how_far_the_hashing_of_local_files_is(large: Path, tmp_path: Path) -> None:

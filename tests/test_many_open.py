@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from cachefs.store.stored import StoredObject
 from tests import cache_kit, room_kit
 from tests.counterparts import LOOPBACK
 from tests.fakes import BLOCK, Content, content, store_at, until
-from tests.records_kit import web
+from tests.records_kit import Host, web
 from tests.remote_kit import Kept, KeptAlone, asking
 from tests.torrent_kit import PIECE, QUIET, Bench, Receiver, Seeder, fetch_from, fetching
 
@@ -47,6 +47,15 @@ MANY = 40
 def files(count: int = MANY, block: int = BLOCK) -> list[Content]:
     """Files of four blocks each."""
     return [content(number, 4 * block, block, name=f"v1-{number:06}-headers.seg") for number in range(count)]
+
+
+@contextmanager
+def serving(items: Iterable[Content], **how: Any) -> Iterator[Host]:
+    """A web seed that has all of these."""
+    with web() as host:
+        for item in items:
+            host.put(item.info.name, item.data, **how)
+        yield host
 
 
 @contextmanager
@@ -86,9 +95,7 @@ def test_of_open_files_from_the_web_only_those_are_looked_at_that_somebody_reads
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        with web() as host:
-            for item in items:
-                host.put(item.info.name, item.data)
+        with serving(items) as host:
             async with asking(tmp_path, host.url) as fetcher:
                 kept = [KeptAlone(item, fetcher) for item in items]
                 for each in kept:
@@ -110,9 +117,7 @@ def test_of_open_files_the_router_reviews_only_those_of_which_something_is_missi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        with web() as host:
-            for item in items:
-                host.put(item.info.name, item.data)
+        with serving(items) as host:
             async with asking(tmp_path, host.url) as remote, fetching(tmp_path) as bench, trio.open_nursery() as tasks:
                 router = Router(Fetch(), bench.fetcher, remote, remote.hedging, lambda _: False)
                 await tasks.start(router.run)
@@ -259,9 +264,7 @@ def test_a_wish_makes_nobody_look_at_others_that_wait_for_the_same_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        with web() as host:
-            for item in items:
-                host.put(item.info.name, item.data, gate=gate)
+        with serving(items, gate=gate) as host:
             async with asking(tmp_path, host.url) as fetcher:
                 kept = [KeptAlone(item, fetcher) for item in items]
                 for each in kept:

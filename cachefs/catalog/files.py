@@ -86,7 +86,7 @@ def followed(path: Path) -> Path:
     for _ in range(_MOST_LINKS):
         if not path.is_symlink():
             break
-        if path.lstat().st_uid not in (_ROOT, os.geteuid(), path.parent.stat().st_uid):
+        if is_strangers(path, path.parent):
             raise OSError(errno.EPERM, f"{path} is a link of another user's")
         path = path.parent / path.readlink()
     else:

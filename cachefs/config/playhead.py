@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cachefs.config.values import Peer, Wrong, as_maybe_listen, as_text, checked_url
+from cachefs.config.values import Peer, Wrong, as_maybe_listen, as_text, checked_url, is_loopback
 from cachefs.errors import ConfigError
 
 _SHORTEST_TOKEN = 16
@@ -38,12 +37,5 @@ class Playheads:
     token: str = field(default="", metadata={"read": _as_token})
 
     def __post_init__(self) -> None:
-        if self.serve is not None and not self.token and not _loopback(self.serve.host):
+        if self.serve is not None and not self.token and not is_loopback(self.serve.host):
             raise ConfigError("token", f"needed, because {self.serve} can be reached from other machines")
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -247,6 +247,14 @@ def as_list(read_one: Callable[[str], object], what: str) -> Reader:
     return read
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens at `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def has_login(url: str) -> bool:
     """Whether the URL has a name or a password before its host."""
     return _LOGIN.match(url) is not None

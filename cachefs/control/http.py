@@ -12,7 +12,6 @@ somebody points at 127.0.0.1, doesn't get in.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,6 +22,7 @@ import h11
 import trio
 
 from cachefs.config import Peer
+from cachefs.config.values import is_loopback
 from cachefs.control import metrics
 from cachefs.control.page import page
 from cachefs.httpserver import Response, Server, asked_by_address, listen
@@ -40,7 +40,7 @@ async def serve(
 ) -> None:
     """Answer at `address` for ever; started with the URL. ConfigError if it can't be listened on."""
     listeners, url = await listen(address.host, address.port, "the status")
-    local = ipaddress.ip_address(urlsplit(url).hostname or "").is_loopback
+    local = is_loopback(urlsplit(url).hostname or "")
     log.info("the status is served at %s/", url)
     task_status.started(url)
     await Server(_Status(collect, local=local), MAX_CONNECTIONS).run(listeners)
