@@ -31,7 +31,7 @@ class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return plain(super().format(record))
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
         record.message = record.message.replace("\n", "\\n")  # or it would look like a message of its own
         return super().formatMessage(record)
 
