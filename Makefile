@@ -27,7 +27,7 @@ check: debian-install .venv/dev.stamp ## lint, format, types and layers
 	@$(VENV) -m mypy --no-error-summary
 	@.venv/bin/lint-imports --no-logo >.venv/imports.log || { cat .venv/imports.log; exit 1; }
 
-bench: debian-test .venv/cachefs.stamp ## measure; docs/ has the last results
+bench: debian-test .venv/dev.stamp ## measure; docs/ has the last results
 	@$(VENV) tools/bench.py
 
 lock: debian-install .venv/lock.stamp ## write locks/ anew; UPGRADE=1 takes the newest versions

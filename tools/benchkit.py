@@ -22,7 +22,6 @@ from cachefs import __version__
 from tools.mounting import output
 
 MB = 1e6
-_LEFT_FREE = 2**29  # bytes; what is free goes back to the host
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
@@ -101,17 +100,26 @@ def settle(folder: Path) -> None:
     """Make every timed run start alike: nothing dirty, and memory full of clean page cache, as on a machine that is up.
 
     A virtual machine gives free memory back to its host within seconds, and the first write to each page of it then
-    costs several times the copy: whoever touches more fresh pages would be measured by that alone. Reading a sparse
-    file fills the cache without touching the disk; the kernel takes its pages when they are needed.
+    costs several times the copy: whoever touches more fresh pages would be measured by that alone. So next to nothing
+    is left free. Reading a sparse file fills the cache without touching the disk; the kernel takes its pages when they
+    are needed.
     """
     os.sync()
     filler = folder / "filler"
     filler.touch()
     os.truncate(filler, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with filler.open("rb", buffering=0) as file:
-        chunk = bytearray(2**26)
-        while _free_memory() > _LEFT_FREE and file.readinto(chunk):
+        chunk = bytearray(2**24)
+        reserve = _kept_free()
+        while _free_memory() > reserve and file.readinto(chunk):
             pass
+
+
+def _kept_free() -> int:
+    """Bytes: what the kernel keeps free by itself, its zones' high watermarks, and a quarter more."""
+    fields = map(str.split, Path("/proc/zoneinfo").read_text().splitlines())
+    pages = sum(int(field[1]) for field in fields if field[:1] == ["high"])
+    return os.sysconf("SC_PAGE_SIZE") * pages * 5 // 4
 
 
 def _free_memory() -> int:
