@@ -17,10 +17,10 @@ from cachefs.flow import Reader
 from tests import room_kit
 from tests.fakes import BLOCK, Content
 from tests.mount_kit import Mount, cachefs, mounted, pread
-from tests.player_kit import cold
+from tests.player_kit import cold, slow_link
 from tests.records_kit import OPEN_TOML, PIECE, Host, song, web
 from tests.room_kit import FILES, RoomBench, limit
-from tests.test_range_answers import FILE, Collected, Reading, fetched
+from tests.test_range_answers import ALL, FILE, Collected, Reading, fetched
 from tests.test_records_room import bytes_on_disk
 
 ONE, TWO, THREE = FILES[:3]
@@ -134,11 +134,28 @@ def test_of_a_whole_file_what_is_wanted_is_taken_and_what_there_is_room_for(alon
         sink = reading.sink
         assert isinstance(sink, Choosy)
         await reading.want(15)
+        await reading.ended()
         assert sink.written == [2, 3, 9, 15]
-        assert sink.asked == list(range(15))
+        assert sink.asked[:16] == [*range(15), 16]
+        assert alone or len(sink.asked) == 16, "it ends where there is no room; a thread may hear so a block late"
+        sink.asked.clear()
         await reading.want(16, 17)
+        await reading.ended()
         assert sink.written[4:] == [16, 17], "what is here isn't written again"
-        assert sink.asked[15:] == [index for index in range(15) if index not in {2, 3, 9}]
+        assert sink.asked[:13] == [index for index in range(15) if index not in {2, 3, 9}] + [18]
+
+    fetched(scenario)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_follows_is_taken_as_well_so_that_all_of_it_is_asked_for_once(alone: bool) -> None:
+    async def scenario(fetcher: RangeFetcher, host: Host) -> None:
+        url = host.put("song.mp3", FILE.data, ranges=False)
+        reading = Reading(fetcher, url, sink=lambda item: Choosy(item, set(ALL), alone=alone))
+        await reading.want(0)
+        await reading.ended()
+        assert not reading.sink.have.missing(ALL)
+        assert len(host.asked_for("song.mp3")) == 1
 
     fetched(scenario)
 
@@ -208,6 +225,26 @@ def test_a_record_that_others_leave_too_little_room_for_is_read_anywhere_and_the
         with watched(mount.data_dir) as seen:
             assert pread(record(mount, 1), 37 * PIECE, 1000) == bodies[1][37 * PIECE :][:1000]
         assert 31 * PIECE < max(seen) <= size
+
+
+def test_a_record_that_is_read_in_order_is_fetched_once(tmp_path: Path) -> None:
+    with playing(tmp_path, 400 * PIECE, 200 * PIECE) as (mount, host, (body,)):
+        assert record(mount, 0).read_bytes() == body
+        assert len(host.asked_for("0.mp3")) == 2, "by the etch, and by the mount"
+
+
+def test_nothing_is_received_of_a_record_that_nobody_reads_any_more(tmp_path: Path) -> None:
+    body = song(1, 40 * PIECE)
+    with web() as host:
+        host.put("0.mp3", body, ranges=False)
+        with slow_link(host.url, PIECE / 0.2) as link:
+            cold(tmp_path, {"0": f"{host.url}0.mp3"})
+            lock = tmp_path / "data" / "records-lock.toml"
+            lock.write_text(lock.read_text().replace(host.url, link.url))
+            with mounted(tmp_path, settings=OPEN_TOML) as mount:
+                assert pread(record(mount, 0), 0, 1000) == body[:1000]
+                mount.wait_for("left", lambda now: not now["transfers"])
+                assert 0 < bytes_on_disk(mount.data_dir) < len(body) / 2
 
 
 def test_what_passes_by_is_fetched_once_where_there_is_room(tmp_path: Path) -> None:

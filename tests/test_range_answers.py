@@ -84,6 +84,10 @@ class Reading:
         await self._settled(wanted)
         assert self.sink.errors == []
 
+    async def ended(self) -> None:
+        """Return when no request is under way."""
+        await until(lambda: not self._download.busy)
+
     async def failure(self, *blocks: int) -> CachefsError:
         """The error that who waits for these blocks gets."""
         wanted = frozenset(blocks or ALL)

@@ -64,6 +64,11 @@ def test_of_two_places_that_nobody_brings_the_one_that_was_waited_for_first_goes
     assert begun({50}, {50, 90}, {50, 90, 20}) == [50, 90]
 
 
+def test_what_follows_right_behind_a_stretch_under_way_waits_for_its_end_all_of_it() -> None:
+    assert begun({0}, {0, 10, 11, 12}) == [0]
+    assert begun({0}, {0, 10, 11, 13}) == [0, 13]
+
+
 def test_connections_that_no_record_needs_any_more_are_closed_after_a_while(tmp_path: Path) -> None:
     (tmp_path / "song").write_bytes(song(1, 1000))
 

@@ -4,8 +4,8 @@ How it works: a stretch of neighbouring blocks that are wanted is one request wi
 verified as it comes, written and landed. At each block it is decided anew whether to go on: a block that nobody
 wants any more, after a seek say, ends the request at once, and what is waited for elsewhere goes before what is
 only read ahead. So a scanner that reads a head and a tail fetches two blocks, and a player one long stretch.
-A server that knows no ranges sends the whole, of which every block that there is room for is taken as it passes by:
-else each jump would fetch it anew.
+A server that knows no ranges sends the whole, of which every block that there is room for is taken as it passes by, and
+what follows is, too, while the record is open: else each jump, and each stretch, would fetch it anew.
 
 A request that breaks off after some blocks simply leaves the rest wanted, and they are asked for again.
 """
@@ -64,9 +64,13 @@ class RangeDownload:
         now = trio.current_time()
         self._urgent, self._ahead = {index: self._urgent.get(index, now) for index in urgent}, ahead
         for stream in self._streams:
-            if stream.at not in urgent and (stream.at not in ahead or (self._is_slow() and self._waits_beside())):
+            if stream.at not in urgent and (not self._is_of_use(stream) or (self._is_slow() and self._waits_beside())):
                 stream.scope.cancel()
         self._start()
+
+    def _is_of_use(self, stream: Stream) -> bool:
+        """Whether the block that is coming is read ahead, or goes with one that is."""
+        return stream.at in self._ahead or (stream.to_the_end and not self._closed)
 
     def _is_slow(self) -> bool:
         """Whether a block takes so long that to finish one that is read ahead would keep a reader waiting."""
@@ -141,10 +145,9 @@ class RangeDownload:
 
         Nothing is read ahead while something is waited for: it would take its bandwidth.
         """
+        following = {index for stream in self._streams for index in self._following(stream)}
         waiting = [index for index in self._urgent if self._is_free(index) or self._comes_late(index)]
-        # What follows on a stretch under way is of the same reader: beside it, it would slow it down.
-        waiting = [first for first in waiting if not any(first == stream.blocks.stop for stream in self._streams)]
-        if waiting:
+        if waiting := [index for index in waiting if index not in following]:
             first = min(waiting, key=self._turn)
             for stream in self._streams:
                 stream.leave(first)
@@ -153,6 +156,13 @@ class RangeDownload:
             return range(0)
         ahead = sorted(index for index in self._ahead if self._is_free(index))
         return self._stretch(ahead[0]) if ahead else range(0)
+
+    def _following(self, stream: Stream) -> range:
+        """What is waited for right behind a stretch. It is of the same reader: beside it, it would slow it down."""
+        last = first = stream.blocks.stop
+        while last in self._urgent and self._is_free(last):
+            last += 1
+        return range(first, last)
 
     def _turn(self, index: int) -> tuple[bool, float, int]:
         """What no request brings goes first; of that, or else of what comes late, what was waited for longest."""
@@ -163,7 +173,7 @@ class RangeDownload:
 
     def _comes_late(self, index: int) -> bool:
         """Whether a block is on its way, but behind others that take long."""
-        near = [index - stream.at < _NEAR for stream in self._streams if stream.covers(index)]
+        near = [stream.to_the_end or index - stream.at < _NEAR for stream in self._streams if stream.covers(index)]
         return bool(near) and not any(near) and index not in self.job.have and self._is_slow()
 
     def _stretch(self, first: int) -> range:
@@ -176,7 +186,7 @@ class RangeDownload:
         """Whether the stretch is still worth its bandwidth, at a block's beginning."""
         if stream.at in self._urgent:
             return True
-        return stream.at in self._ahead and not self._waits_beside()
+        return self._is_of_use(stream) and not self._waits_beside()
 
     def wants(self, index: int) -> bool:
         """Whether a block is asked for, by a reader or as readahead; in any thread."""

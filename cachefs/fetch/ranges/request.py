@@ -8,6 +8,7 @@ A block that takes longer than a server may be silent is left to another URL, wh
 A server may give less than it was asked for, and the rest is asked for anew. One that ignores the range sends all from
 the beginning: then blocks pass by that are here already, or that nobody wants. Of the latter those are kept that there
 is room for, which the sink is asked for one by one as they come: only what is wanted has been granted room before.
+Nor is such an answer left at the stretch's end: to ask for what follows is to be sent all of it once more.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Stream:
     def __init__(self, blocks: range) -> None:
         self.blocks = blocks
         self.at = blocks.start
+        self.to_the_end = False
+        """Whether what follows comes as well, and is taken as long as there is room."""
         self.scope = trio.CancelScope()
 
     def covers(self, index: int) -> bool:
@@ -45,7 +48,20 @@ class Stream:
     def leave(self, index: int) -> None:
         """Leave the block, and what follows, to another request, if they come with this stretch."""
         if self.covers(index):
-            self.blocks = range(self.blocks.start, index)
+            self._stop(index)
+
+    def extend(self, stop: int) -> None:
+        """Go on to the end of the file, of `stop` blocks."""
+        self._stop(stop)
+        self.to_the_end = True
+
+    def passed(self, index: int) -> None:
+        """The block has come and wasn't kept: what follows won't be either."""
+        if self.to_the_end and self.covers(index):
+            self._stop(index + 1)
+
+    def _stop(self, stop: int) -> None:
+        self.blocks = range(self.blocks.start, stop)
 
 
 class Download(Protocol):
@@ -103,6 +119,8 @@ class RangeRequest:
         try:
             async with self._client.get(self._url, WANTED | {"Range": f"bytes={start}-{end - 1}"}) as answer:
                 first = self._judged(answer, start, end)
+                if answer.status != 206 and self._download.job.item.metainfo is None:  # else peers may bring the rest
+                    stream.extend(manifest.blocks)
                 await self._take(answer, Stretch(manifest, range(first, stream.blocks.stop), self._takes_in_thread))
         except RangeRefused as error:
             self._require_length(error.url, error.total)
@@ -210,6 +228,8 @@ class RangeRequest:
 
     def _next(self, run: Stretch) -> None:
         self._quick = trio.current_time() - run.began < _QUICK
+        if run.at not in self._download.job.have:
+            self._stream.passed(run.at)
         run.next()
         self._stream.at = max(self._stream.at, run.at)
 
