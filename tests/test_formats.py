@@ -24,6 +24,8 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), m
     lambda name: not name.startswith("./")
 )
 urls = st.from_regex(r"https://[a-z]{1,9}\.example/[A-Za-z0-9._~%&=?-]{0,20}", fullmatch=True)
+NO_XML = "\ufffe\uffff"
+"""What a name may have, and XML 1.0 can't."""
 
 
 @st.composite
@@ -32,7 +34,8 @@ def items(draw: st.DrawFn) -> Listed:
     length = draw(st.sampled_from([2**18, 2**20]))
     listed = b"".join(hashlib.sha256(bytes([number])).digest() for number in range(-(-size // length)))
     places = tuple(draw(st.lists(urls, min_size=1, max_size=3, unique=True)))
-    return Listed(draw(texts), places, size, {"sha256": SHA}, (length, listed))
+    name = draw(texts.filter(lambda name: not set(NO_XML) & set(name)))
+    return Listed(name, places, size, {"sha256": SHA}, (length, listed))
 
 
 ODD = [" begin", "end ", "u\u2028v.mp3", "u\u2029", "#1", " #1", "'\"$x"]
@@ -81,6 +84,12 @@ def test_aria2_downloads_by_an_exported_metalink_and_checks_its_pieces(tmp_path:
         command = ["aria2c", "--no-conf", "--quiet", f"--dir={tmp_path / 'out'}", str(tmp_path / "song.meta4")]
         subprocess.run(command, check=True, timeout=30)
     assert (tmp_path / "out" / "song.flac").read_bytes() == data
+
+
+@pytest.mark.parametrize("odd", NO_XML)
+def test_a_name_that_no_metalink_can_hold_is_told_instead_of_written(odd: str) -> None:
+    with pytest.raises(CatalogError, match=rf"u{ord(odd):x}' in its name or in a URL, which XML can't hold"):
+        metalink.dump([Listed(f"a{odd}.mp3", ("https://e.org/",), 5, {"sha256": SHA})])
 
 
 def test_a_metalink_is_read_as_the_standard_says() -> None:

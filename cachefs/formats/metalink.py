@@ -28,6 +28,8 @@ _LAST = 999_999
 _DEEPEST = 16
 _LONGEST_TEXT = 64 * 2**10
 _FILE = ("metalink", "file")
+_UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""The characters that XML 1.0 has no way to write (2.2); of surrogates, UTF-8 has none."""
 
 
 @dataclass(slots=True)
@@ -147,7 +149,7 @@ class _Reader:
 
 
 def dump(items: Iterable[Listed], path: Path | str = "metalink") -> str:
-    """The document of these files, each with its URLs in this order; CatalogError for one without any URL."""
+    """The document of these files, each with its URLs in this order; CatalogError for one that it can't hold."""
     head = f'<?xml version="1.0" encoding="UTF-8"?>\n<metalink xmlns="{NAMESPACE}">\n'
     return head + "".join(_element(item, path) for item in items) + "</metalink>\n"
 
@@ -155,6 +157,8 @@ def dump(items: Iterable[Listed], path: Path | str = "metalink") -> str:
 def _element(item: Listed, path: Path | str) -> str:
     if not item.urls:
         raise CatalogError(path, "has no URL, and a Metalink is there to tell one", key=item.name)
+    if found := _UNWRITABLE.search("".join((item.name, *item.urls))):
+        raise CatalogError(path, f"has {found[0]!a} in its name or in a URL, which XML can't hold", key=item.name)
     lines = [f"  <file name={quoteattr(item.name)}>"]
     if item.size is not None:
         lines.append(f"    <size>{item.size}</size>")
