@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -70,3 +72,15 @@ def test_the_same_seed_makes_the_same_snapshots(tmp_path: Path) -> None:
     assert one["erigondb.toml"].read_bytes() == other["erigondb.toml"].read_bytes()
     (first, _), (second, _) = one.values(), other.values()
     assert first.read_bytes() != second.read_bytes()
+
+
+def test_the_demo_imports_nothing_that_is_not_installed_for_it() -> None:
+    root = Path(__file__).parents[1]
+    installed, development = (
+        set(re.findall(r"^([\w-]+)==", (root / "locks" / name).read_text(), re.MULTILINE))
+        for name in ("runtime.txt", "dev.txt")
+    )
+    missing = [name.replace("-", "_") for name in development - installed]
+    assert {"pytest", "hypothesis"} <= set(missing)
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import tools.demo"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
