@@ -160,6 +160,17 @@ def test_what_follows_is_taken_as_well_so_that_all_of_it_is_asked_for_once(alone
     fetched(scenario)
 
 
+def test_what_follows_is_left_where_the_server_says_that_it_knows_ranges() -> None:
+    async def scenario(fetcher: RangeFetcher, host: Host) -> None:
+        url = host.put("song.mp3", FILE.data, ranges=False, headers={"Accept-Ranges": "bytes"})
+        reading = Reading(fetcher, url, sink=lambda item: Choosy(item, set(ALL), alone=True))
+        await reading.want(3)
+        await reading.ended()
+        assert set(reading.sink.have) == {0, 1, 2, 3}
+
+    fetched(scenario)
+
+
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_wrong_block_is_noticed_also_where_it_only_passes_by(alone: bool) -> None:
     async def scenario(fetcher: RangeFetcher, host: Host) -> None:

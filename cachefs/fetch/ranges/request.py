@@ -119,7 +119,7 @@ class RangeRequest:
         try:
             async with self._client.get(self._url, WANTED | {"Range": f"bytes={start}-{end - 1}"}) as answer:
                 first = self._judged(answer, start, end)
-                if answer.status != 206 and self._download.job.item.metainfo is None:  # else peers may bring the rest
+                if not _knows_ranges(answer) and self._download.job.item.metainfo is None:  # nor may peers bring it
                     stream.extend(manifest.blocks)
                 await self._take(answer, Stretch(manifest, range(first, stream.blocks.stop), self._takes_in_thread))
         except RangeRefused as error:
@@ -237,6 +237,11 @@ class RangeRequest:
         told = f"block {index} is sha256:{error.got.hex()}, the piece list says {error.expected.hex()}"
         size = self._manifest.length
         self._mismatch(answer.url, size, f"{told}; the record is {error.content} of {size} bytes", error.got.hex())
+
+
+def _knows_ranges(answer: Answer) -> bool:
+    """Whether the server gives parts, if not this time: for a range that is all of a file, some answer without one."""
+    return answer.status == 206 or answer.headers.get("accept-ranges", "").strip().lower() == "bytes"
 
 
 def origin_of(url: str) -> str:
