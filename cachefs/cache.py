@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LETTING_GO, _LOOK_AGAIN = 10.0, 0.1  # seconds
-_LOOK_AT_CALLER = 1.0
+LOOK_AT_CALLER = 1.0
+"""Seconds after which a read that waits looks up: whether its caller still lives, and whether all ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,8 +292,9 @@ class Cache:
         self._forsaken.watch(flow)
         await self._ready(flow, since)
         while (until := self._patience(flow, since)) > trio.current_time():
+            self._waits.require_running()  # the end may have begun while this one looked up: nobody would let it go
             anew = max(since, flow.tried_anew_at) + self._settings.deadline / 2
-            with trio.move_on_at(min(until, anew, trio.current_time() + _LOOK_AT_CALLER)) as slice_of_it:
+            with trio.move_on_at(min(until, anew, trio.current_time() + LOOK_AT_CALLER)) as slice_of_it:
                 await flow.wait(missing, self._settings.readahead_blocks, reader)
             if not slice_of_it.cancelled_caught:
                 self._reasons.forget(flow.item.content)

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from cachefs import window
+from cachefs.cache import LOOK_AT_CALLER
 from cachefs.config import Read
 from cachefs.errors import RecordInconsistent, Stopping, StoreFailed, StoreFull, TooManyWaiting, Unavailable
 from cachefs.filesystem import errno_of
@@ -336,6 +337,25 @@ def test_stop_lets_every_reader_go_and_refuses_new_waits_but_not_cached_reads(tm
         assert trio.current_time() == began
         assert [type(outcome) for outcome in bench.outcomes] == [bytes] + [Stopping] * 6 + [bytes]
         assert not bench.cache.waiting()
+
+    run(tmp_path, scenario)
+
+
+def test_stop_lets_also_those_go_who_look_up_in_that_moment(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        async def stop() -> None:
+            await trio.sleep_until(looking_up)
+            await bench.cache.stop()
+
+        reader, looking_up = await bench.open(), trio.current_time() + LOOK_AT_CALLER
+        for number in range(21):  # some of them look up before it, and some behind it
+            if number == 10:
+                bench.nursery.start_soon(stop)
+            await bench.start_read(reader, 0, 10)
+        await trio.sleep_until(looking_up)
+        await bench.settled()
+        assert trio.current_time() == looking_up
+        assert [type(outcome) for outcome in bench.outcomes] == [Stopping] * 21
 
     run(tmp_path, scenario)
 

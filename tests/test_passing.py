@@ -143,6 +143,7 @@ def test_of_a_whole_file_what_is_wanted_is_taken_and_what_there_is_room_for(alon
         await reading.ended()
         assert sink.written[4:] == [16, 17], "what is here isn't written again"
         assert sink.asked[:13] == [index for index in range(15) if index not in {2, 3, 9}] + [18]
+        assert alone or len(sink.asked) == 13
 
     fetched(scenario)
 
